@@ -1,0 +1,28 @@
+// The log: stderr, and a file once log_to_file() was called. stdout carries results only.
+#pragma once
+#include <fmt/core.h>
+
+#include <string>
+#include <string_view>
+
+namespace hgrn {
+
+enum class LogLevel { debug, info, warn, error };
+
+// Rank 0 logs from `info` on, the others from `warn` on, with their rank in front.
+void log_init(int rank, int world_size);
+void log_to_file(const std::string& path);
+void log_message(LogLevel level, std::string_view text);
+void log_flush();
+bool stderr_is_terminal();
+
+template <class... Args>
+void log_info(fmt::format_string<Args...> text, Args&&... args) {
+  log_message(LogLevel::info, fmt::format(text, std::forward<Args>(args)...));
+}
+template <class... Args>
+void log_warn(fmt::format_string<Args...> text, Args&&... args) {
+  log_message(LogLevel::warn, fmt::format(text, std::forward<Args>(args)...));
+}
+
+}  // namespace hgrn

@@ -1,0 +1,64 @@
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11). A number is a function of
+// (key, counter) alone, so dropout masks and initial weights do not depend on threads, ranks,
+// micro-batches or the backend, and a resumed run draws what the undisturbed one would have.
+#pragma once
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define HGRN_HD __host__ __device__
+#else
+#define HGRN_HD
+#endif
+
+namespace hgrn {
+
+struct Philox {
+  uint32_t v[4];
+};
+
+HGRN_HD inline Philox philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo) {
+  uint32_t c0 = uint32_t(counter_lo), c1 = uint32_t(counter_lo >> 32);
+  uint32_t c2 = uint32_t(counter_hi), c3 = uint32_t(counter_hi >> 32);
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
+    const uint32_t n0 = uint32_t(p1 >> 32) ^ c1 ^ k0, n2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c1 = uint32_t(p1), c3 = uint32_t(p0), c0 = n0, c2 = n2;
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// [0, 1), 24 bits.
+HGRN_HD inline float uniform01(uint32_t bits) {
+  return float(bits >> 8) * (1.0f / 16777216.0f);
+}
+
+// splitmix64's finaliser: spreads seeds and hashes over 64 bits.
+HGRN_HD inline uint64_t mix64(uint64_t x) {
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+// Which elements a dropout layer keeps. Element (row, col) of a tensor with `cols` columns is kept
+// where its 24-bit uniform is >= p, and is then multiplied by 1/(1-p). `row0` is the global row of
+// the tensor's first row (sample index in the global batch times T), so that splitting a batch
+// over ranks or micro-batches changes no mask.
+struct Dropout {
+  float p = 0;        // 0: off
+  uint64_t seed = 0;  // train.seed
+  uint64_t step = 0;  // optimizer step that this forward belongs to
+  uint32_t site = 0;  // which dropout layer of the model
+  int64_t row0 = 0;
+
+  HGRN_HD uint64_t key() const { return mix64(seed ^ mix64(step ^ (uint64_t(site) << 48))); }
+  // Four consecutive columns share one Philox call: bits of columns 4*quad .. 4*quad+3.
+  HGRN_HD static Philox bits(uint64_t key, int64_t global_row, int64_t quad) {
+    return philox(key, uint64_t(global_row), uint64_t(quad));
+  }
+  HGRN_HD float scale() const { return 1.0f / (1.0f - p); }
+};
+
+}  // namespace hgrn

@@ -1,0 +1,4 @@
+#pragma once
+namespace hgrn {
+const char* version();  // "0.1.0 (commit)"
+}

@@ -1,0 +1,130 @@
+// What a backend must do. The model is written once against this interface; kernels/cpu/cpu_ops.h
+// and kernels/cuda/cuda_ops.h override it with equal file stems and equal method names. The CPU
+// backend is the specification: tests hold every other one to it.
+//
+// Conventions. Outputs first, then inputs, then scalars. Letters: B batch, T tokens of a row,
+// N = B*T rows, D hidden, F GLU width, V vocabulary, L layers. `x =` means written, `x +=` means
+// added to. Activations have act_dtype(), statistics and states stat_dtype(), gradients of weights
+// and master weights master_dtype(). An empty Tensor is an absent argument. Work may be
+// asynchronous: download() and synchronize() wait for it. All calls come from one thread.
+// Every result is deterministic: the same call on the same machine gives the same bits.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "core/rng.h"
+#include "core/tensor.h"
+#include "ops/seq_kernel.h"
+
+namespace hgrn {
+
+enum class Norm { rms, layer };
+
+// AdamW (Loshchilov & Hutter 2019) with bias correction; t counts applied updates from 1.
+struct AdamStep {
+  double lr, beta1, beta2, eps, weight_decay;
+  int64_t t;
+};
+
+struct MemoryInfo {
+  size_t free = 0, total = 0;  // bytes; 0: unknown
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  // ---- identity
+  virtual std::string describe() const = 0;  // "cpu fp32, 2 threads, OpenBLAS 0.3.21"
+  virtual DType act_dtype() const = 0;
+  virtual DType stat_dtype() const = 0;        // f32; f64 in gradient checks
+  virtual DType master_dtype() const = 0;      // f32; f64 in gradient checks
+  virtual int64_t vocab_multiple() const = 0;  // the vocabulary is padded in memory to this
+  virtual double peak_flops() const = 0;       // dense, of act_dtype(), for MFU; 0: unknown
+  virtual MemoryInfo memory() const = 0;
+
+  // ---- memory
+  // Uninitialised, aligned to Arena::kAlign. Fails with Exit::failed, naming `what` and the size.
+  virtual void* alloc(size_t bytes, std::string_view what) = 0;
+  virtual void free(void* p) = 0;
+  virtual void zero(Tensor t) = 0;
+  virtual void copy(Tensor dst, Tensor src) = 0;          // same dtype and size
+  virtual void cast(Tensor dst, Tensor src) = 0;          // between f32, f64 and bf16
+  virtual void upload(Tensor dst, const void* host) = 0;  // dst.bytes()
+  virtual void download(void* host, Tensor src) = 0;      // src.bytes(); waits
+  virtual void synchronize() = 0;
+
+  // ---- embedding
+  // x (N,D) = dropout(scale * w[token]);  tokens (N) i32, w (V,D)
+  virtual void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) = 0;
+  // dw += scatter of scale * dropout'(dx) by token, in the order of the rows
+  virtual void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale,
+                                  Dropout drop) = 0;
+
+  // ---- linear: y (N,O) = x (N,I) w^T + b;  w (O,I), b (O) or absent
+  virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) = 0;
+  // dx = dy w (absent: skipped); dw += dy^T x; db += column sums of dy
+  virtual void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) = 0;
+
+  // ---- norm over the columns. stats (N,2) = mean (0 for rms), 1/sqrt(variance + eps)
+  // w (D), b (D) or absent, both master_dtype()
+  virtual void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
+                            float eps) = 0;
+  // dx =, dw +=, db +=
+  virtual void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
+                             Tensor stats, Norm kind) = 0;
+  // The residual stream: sum = x + dropout(branch), y = norm(sum). sum may be x.
+  virtual void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
+                                     Tensor w, Tensor b, Norm kind, float eps, Dropout drop) = 0;
+  // dsum += norm'(dy) (dsum arrives with the gradient of the residual stream), dw +=, db +=,
+  // dbranch = dropout'(dsum); dbranch may be absent when drop.p == 0, where it would equal dsum.
+  virtual void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+                                      Tensor sum, Tensor w, Tensor stats, Norm kind,
+                                      Dropout drop) = 0;
+
+  // ---- GLU: h (N,F) = act(g) * u with gu (N,2F) = [g|u]
+  virtual void glu_forward(Tensor h, Tensor gu, Act act) = 0;
+  virtual void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) = 0;  // dgu =
+
+  // ---- cross-entropy with its gradient, in place
+  // nll (N) stat_dtype() = -log softmax(logits[:, :V])[target], 0 where target < 0.
+  // logits (N,Vp), Vp >= V = vocab: with backward, overwritten by grad_scale * (softmax - onehot),
+  // 0 in rows with target < 0 and in columns >= V; without, left alone.
+  virtual void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab,
+                             bool backward, double grad_scale) = 0;
+
+  // ---- lower bounds: beta (L,D) = cumsum over layers of softmax over layers of gamma (L,D), less
+  // its first row (paper Eq. 3); dgamma +=
+  virtual void lower_bound_forward(Tensor beta, Tensor gamma) = 0;
+  virtual void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) = 0;
+
+  // ---- update
+  virtual void sum(Tensor out, Tensor x) = 0;         // out (1) f64 += sum of x (f32 or f64)
+  virtual void square_sum(Tensor out, Tensor x) = 0;  // out (1) f64 += sum of squares
+  // control (3) f64 = {norm, clip factor, ok}: norm = sqrt(square_sum), factor = min(1,
+  // max_norm/norm) (1 if max_norm is 0), ok = 1 if norm and nll_sum are finite, else 0.
+  virtual void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) = 0;
+  // One AdamW update of flat buffers with gradients grad * control.factor; nothing at all is
+  // written where control.ok is 0. compute = cast(master) unless it is absent or master itself.
+  virtual void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad,
+                     const AdamStep& step, Tensor control) = 0;
+
+  // ---- sequence kernels
+  virtual SeqKernel& seq(std::string_view name) = 0;  // "hgru2"; Exit::usage for an unknown one
+};
+
+enum class Device { automatic, cpu, cuda };
+
+// The only place that chooses a backend. precision: "fp32" or "bf16" (on the CPU bf16 is computed
+// in fp32, and the log says so).
+std::unique_ptr<Ops> open_ops(Device device, std::string_view precision);
+
+// Factories that the kernels libraries define; src/ never includes kernels/.
+std::unique_ptr<Ops> make_cpu_ops(DType dtype);  // f32, or f64 for gradient checks
+std::unique_ptr<Ops> make_cuda_ops(DType act_dtype, int local_rank);
+bool cuda_available();  // a usable GPU is visible; false in a build without CUDA
+std::string cuda_versions();
+
+}  // namespace hgrn
