@@ -60,12 +60,10 @@ class Mixer {
   virtual void begin_backward() {}
   virtual void end_backward(const Weights&) {}
 
-  // out (N,D) = mixer(u); u (N,D)
+  // out (N,D) = mixer(u); u (N,D). Recomputation calls it again with the same slot.
   virtual void forward(Tensor out, Tensor u, const Weights&, const MixerCall&) = 0;
   // du = ; weights' gradients +=
   virtual void backward(Tensor du, Tensor dout, Tensor u, const Weights&, const MixerCall&) = 0;
-  // Repeats the part of forward that fills the activation set of `slot` (recomputation).
-  virtual void recompute(Tensor u, const Weights&, const MixerCall&) = 0;
 
   virtual double flops_per_token() const = 0;  // forward, one layer, recurrence only
 };

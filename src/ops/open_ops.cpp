@@ -1,0 +1,28 @@
+#include "core/log.h"
+#include "ops/ops.h"
+
+namespace hgrn {
+
+#ifndef HGRN_WITH_CUDA
+bool cuda_available() {
+  return false;
+}
+std::string cuda_versions() {
+  return "none (built without CUDA)";
+}
+std::unique_ptr<Ops> make_cuda_ops(DType, int) {
+  fail(Exit::usage,
+       "--device cuda: this hgrn was built without CUDA; build with -DHGRN_CUDA=ON where nvcc is, "
+       "or use --device cpu");
+}
+#endif
+
+std::unique_ptr<Ops> open_ops(Device device, std::string_view precision) {
+  const bool bf16 = precision == "bf16";
+  if (device == Device::automatic) device = cuda_available() ? Device::cuda : Device::cpu;
+  if (device == Device::cuda) return make_cuda_ops(bf16 ? DType::bf16 : DType::f32, 0);
+  if (bf16) log_info("the CPU computes train.precision bf16 in fp32");
+  return make_cpu_ops(DType::f32);
+}
+
+}  // namespace hgrn
