@@ -36,8 +36,8 @@ struct Param {
   double init_scale = 0;
   Decay decay = Decay::yes;
   ReadAs read_as = ReadAs::compute;
-  Shape stored;         // in memory: first axis possibly padded (vocabulary); zeros there
-  int64_t offset = -1;  // elements from the start of the flat buffers, after finalize()
+  Shape stored{};       // in memory: first axis possibly padded (vocabulary), zeros there
+  int64_t offset = -1;  // elements from the start of a flat buffer, after finalize()
 };
 
 class ParamTable {

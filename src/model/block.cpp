@@ -1,0 +1,128 @@
+#include "model/block.h"
+
+#include <cmath>
+
+namespace hgrn {
+
+Block::Block(Ops& ops, const ModelConfig& config, Mixer& mixer, int layer)
+    : ops_(ops), config_(config), mixer_(mixer), layer_(layer) {}
+
+void Block::add_params(ParamTable& table, const MixerConfig& shared) {
+  const int64_t D = config_.hidden_size, F = config_.intermediate_size;
+  const std::string prefix = fmt::format("model.layers.{}.", layer_);
+  const bool fairseq = config_.initializer == InitKind::fairseq;
+
+  auto vector = [&](const std::string& name, int64_t size, Init init, double scale,
+                    ReadAs read_as) {
+    return table.add({.name = prefix + name,
+                      .shape = {size},
+                      .init = init,
+                      .init_scale = scale,
+                      .decay = shared.decay_of(/*matrix=*/false),
+                      .read_as = read_as});
+  };
+  auto norm = [&](const std::string& name, ParamId& weight, ParamId& bias) {
+    weight = vector(name + ".weight", D, Init::ones, 0, ReadAs::master);
+    if (config_.norm == Norm::layer)
+      bias = vector(name + ".bias", D, Init::zeros, 0, ReadAs::master);
+  };
+  // fairseq's linear layers start as torch's default: uniform within 1/sqrt(fan_in).
+  auto linear = [&](const std::string& name, int64_t out, int64_t in) {
+    return table.add({.name = prefix + "mlp." + name + ".weight",
+                      .shape = {out, in},
+                      .init = shared.linear_init,
+                      .init_scale = fairseq ? 1 / std::sqrt(double(in)) : shared.linear_init_scale,
+                      .decay = Decay::yes});
+  };
+  auto bias = [&](const std::string& name, int64_t out, int64_t in) {
+    return vector("mlp." + name + ".bias", out, shared.bias_init, 1 / std::sqrt(double(in)),
+                  ReadAs::compute);
+  };
+
+  norm("attn_norm", norm1_, norm1_bias_);
+  mixer_.add_layer_params(table, prefix, layer_);
+  norm("mlp_norm", norm2_, norm2_bias_);
+  const ParamId gate = linear("gate_proj", F, D), up = linear("up_proj", F, D);
+  gate_up_ = table.pack({gate, up});
+  if (config_.bias) {
+    const ParamId gate_bias = bias("gate_proj", F, D), up_bias = bias("up_proj", F, D);
+    gate_up_bias_ = table.pack({gate_bias, up_bias});
+  }
+  down_ = linear("down_proj", D, F);
+  if (config_.bias) down_bias_ = bias("down_proj", D, F);
+}
+
+Block::Acts Block::take_acts(Arena& arena, const Ops& ops, const ModelConfig& c, int64_t N,
+                             bool with_resid1) {
+  const int64_t D = c.hidden_size, F = c.intermediate_size;
+  const DType act = ops.act_dtype(), stat = ops.stat_dtype();
+  Acts a;
+  if (with_resid1) a.resid1 = arena.take("residual stream", {N, D}, act);
+  a.norm1 = arena.take("normed inputs", {N, D}, act);
+  a.stats1 = arena.take("norm statistics", {N, 2}, stat);
+  a.resid2 = arena.take("residual stream", {N, D}, act);
+  a.norm2 = arena.take("normed inputs", {N, D}, act);
+  a.stats2 = arena.take("norm statistics", {N, 2}, stat);
+  a.gate_up = arena.take("GLU gate,up", {N, 2 * F}, act);
+  a.hidden = arena.take("GLU hidden", {N, F}, act);
+  return a;
+}
+
+Block::Scratch Block::take_scratch(Arena& arena, const Ops& ops, const ModelConfig& c, int64_t N) {
+  const int64_t D = c.hidden_size;
+  const DType act = ops.act_dtype();
+  Scratch s;
+  s.dresid = arena.take("residual gradient", {N, D}, act);
+  s.dbranch = c.dropout > 0 ? arena.take("branch gradient", {N, D}, act) : s.dresid;
+  s.dnorm = arena.take("norm gradient", {N, D}, act);
+  return s;
+}
+
+void Block::take_glu_scratch(Arena& arena, Scratch& s, const Ops& ops, const ModelConfig& c,
+                             int64_t N) {
+  const int64_t F = c.intermediate_size;
+  s.dhidden = arena.take("GLU gradients", {N, F}, ops.act_dtype());
+  s.dgate_up = arena.take("GLU gradients", {N, 2 * F}, ops.act_dtype());
+}
+
+void Block::forward(Tensor branch_out, Tensor resid, Tensor branch, const Acts& a, const Weights& w,
+                    const MixerCall& call, const Dropout& drop, bool stop_before_down) {
+  const float eps = float(config_.norm_eps);
+  if (branch)
+    ops_.residual_norm_forward(a.resid1, a.norm1, a.stats1, resid, branch, w.w(norm1_),
+                               w.w(norm1_bias_), config_.norm, eps,
+                               at_site(drop, 2 * layer_));  // the GLU branch of the block before
+  else
+    ops_.norm_forward(a.norm1, a.stats1, a.resid1, w.w(norm1_), w.w(norm1_bias_), config_.norm,
+                      eps);
+  mixer_.forward(branch_out, a.norm1, w, call);
+
+  ops_.residual_norm_forward(a.resid2, a.norm2, a.stats2, a.resid1, branch_out, w.w(norm2_),
+                             w.w(norm2_bias_), config_.norm, eps, at_site(drop, mixer_site()));
+  ops_.linear_forward(a.gate_up, a.norm2, w.w(gate_up_), w.w(gate_up_bias_));
+  ops_.glu_forward(a.hidden, a.gate_up, config_.hidden_act);
+  if (!stop_before_down) ops_.linear_forward(branch_out, a.hidden, w.w(down_), w.w(down_bias_));
+}
+
+void Block::backward(const Acts& a, const Scratch& s, const Weights& w, const MixerCall& call,
+                     const Dropout& drop) {
+  const Tensor dropped = drop.p > 0 ? s.dbranch : Tensor();  // absent: equals dresid
+
+  ops_.linear_backward(s.dhidden, w.dw(down_), w.dw(down_bias_), s.dbranch, a.hidden, w.w(down_));
+  ops_.glu_backward(s.dgate_up, s.dhidden, a.gate_up, config_.hidden_act);
+  ops_.linear_backward(s.dnorm, w.dw(gate_up_), w.dw(gate_up_bias_), s.dgate_up, a.norm2,
+                       w.w(gate_up_));
+  ops_.residual_norm_backward(s.dresid, dropped, w.dw(norm2_), w.dw(norm2_bias_), s.dnorm, a.resid2,
+                              w.w(norm2_), a.stats2, config_.norm, at_site(drop, mixer_site()));
+
+  mixer_.backward(s.dnorm, s.dbranch, a.norm1, w, call);
+  // What was added to form resid1: the GLU branch of the block before, or for the first block the
+  // embedding, whose own dropout embedding_backward applies to dresid.
+  const Tensor dprevious = layer_ > 0 ? dropped : Tensor();
+  Dropout before = at_site(drop, 2 * layer_);
+  if (layer_ == 0) before.p = 0;
+  ops_.residual_norm_backward(s.dresid, dprevious, w.dw(norm1_), w.dw(norm1_bias_), s.dnorm,
+                              a.resid1, w.w(norm1_), a.stats1, config_.norm, before);
+}
+
+}  // namespace hgrn

@@ -1,0 +1,97 @@
+// The whole model: embedding -> L x block -> norm -> cross-entropy, and backward through the same.
+// Written once against Ops; docs/tour.md follows one batch through it.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "core/arena.h"
+#include "mixers/mixer.h"
+#include "model/block.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace hgrn {
+
+// B rows of T tokens in host memory. targets < 0 are not scored; reset may be null.
+struct TokenRows {
+  int64_t B = 0, T = 0;
+  const int32_t* inputs = nullptr;   // (B,T)
+  const int32_t* targets = nullptr;  // (B,T)
+  const uint8_t* reset = nullptr;    // (B,T) 1: state is zero before this token
+};
+
+// What memory the model is laid out for.
+struct LmShape {
+  int64_t B = 1, T = 1;  // the largest batch; evaluation may use smaller ones
+  bool train = false;    // keep activations for backward
+  Recompute recompute = Recompute::none;
+  bool state = false;  // keep recurrent states between calls
+};
+
+class LanguageModel {
+ public:
+  // decay_all: optim.decay = all. The table is complete after this.
+  LanguageModel(Ops& ops, const ModelConfig& config, bool decay_all = false);
+
+  const ParamTable& params() const { return table_; }
+  const ModelConfig& config() const { return config_; }
+  Ops& ops() { return ops_; }
+
+  // Lays out everything but weights in the arena (unbound: only counted).
+  void layout(Arena& arena, const LmShape& shape);
+  // Allocates the arena of layout(); frees the one before.
+  void prepare(const LmShape& shape);
+  ~LanguageModel();
+
+  void use(const Weights& weights) { weights_ = weights; }
+
+  // Forward and backward of one micro-batch (exactly shape.B x shape.T). Gradients of
+  // grad_scale * sum of nll are added to weights.grad; nll_sum (1) f64 += sum of nll.
+  void forward_backward(const TokenRows& rows, double grad_scale, const Dropout& drop,
+                        Tensor nll_sum);
+  // Forward alone, B*T at most the shape's, without dropout. Returns nll (B*T) stat_dtype(), valid
+  // until the next call. With state: it is read and updated.
+  Tensor forward(const TokenRows& rows);
+  // Forward alone; returns the logits after the last token of each row, (B,Vp) act_dtype().
+  Tensor forward_last_logits(const TokenRows& rows);
+  // Logits of all rows after forward() or forward_backward(): rows [first, first+count), for tests.
+  Tensor logits(int64_t first, int64_t count);
+
+  void zero_state();
+  // The recurrent state, (L,B,...) stat_dtype(); absent unless shape.state.
+  Tensor state() const { return state_; }
+
+  double flops_per_token() const;  // forward + backward, recurrence included
+
+ private:
+  void upload(const TokenRows& rows);
+  void run_forward(const TokenRows& rows, const Dropout& drop, bool train);
+  void run_backward(const TokenRows& rows, const Dropout& drop);
+  MixerCall call(int layer, const TokenRows& rows, bool train) const;
+  int slot(int layer) const { return per_layer_ ? layer : 0; }
+  Block::Acts acts(int layer, int64_t N) const;
+  int64_t logit_rows(int64_t N) const;
+
+  Ops& ops_;
+  const ModelConfig config_;
+  MixerConfig mixer_config_;
+  std::unique_ptr<Mixer> mixer_;
+  std::vector<Block> blocks_;
+  ParamTable table_;
+  ParamId embedding_ = kNoParam, head_ = kNoParam, norm_ = kNoParam, norm_bias_ = kNoParam;
+  Weights weights_;
+
+  LmShape shape_;
+  bool per_layer_ = false;  // one activation set a layer
+  void* memory_ = nullptr;
+  Tensor tokens_ /*(N) i32*/, targets_ /*(N) i32*/, reset_ /*(N) u8*/;
+  std::vector<Block::Acts> acts_;
+  std::vector<Tensor> resid1_ /*L x (N,D)*/;  // the layers' inputs, which recomputation starts from
+  Block::Scratch scratch_;
+  Tensor branch_ /*(N,D)*/;
+  Tensor resid_ /*(N,D)*/, normed_ /*(N,D)*/, stats_ /*(N,2)*/;  // around the final norm
+  Tensor nll_ /*(N)*/, logits_ /*(logit_rows,Vp)*/, last_ /*(B,D)*/;
+  Tensor state_ /*(L,B,...)*/;
+};
+
+}  // namespace hgrn

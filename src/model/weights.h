@@ -1,0 +1,30 @@
+// The memory of a model's weights: fp32 master copy, the copy that operations read (the same
+// buffer where activations are fp32), and gradients.
+#pragma once
+#include <vector>
+
+#include "core/arena.h"
+#include "core/params.h"
+#include "ops/ops.h"
+
+namespace hgrn {
+
+class WeightStore {
+ public:
+  // Takes the buffers from the arena (unbound: only counted).
+  void take(Arena& arena, const Ops& ops, const ParamTable& table, bool with_grad);
+
+  const Weights& weights() const { return weights_; }
+  // Flat host values, table.total() of them; the compute copy follows.
+  void set(Ops& ops, const std::vector<float>& master);
+  std::vector<float> get(Ops& ops) const;
+
+ private:
+  Weights weights_;
+};
+
+// The weights at the start of a run: each from its name and the seed alone, so that layout, ranks
+// and device do not matter. Padded vocabulary rows are zero.
+std::vector<float> initial_weights(const ParamTable& table, uint64_t seed);
+
+}  // namespace hgrn
