@@ -150,7 +150,12 @@ void LanguageModel::zero_state() {
 }
 
 MixerCall LanguageModel::call(int layer, const TokenRows& rows, bool train) const {
-  MixerCall c{.layer = layer, .slot = slot(layer), .B = rows.B, .T = rows.T, .save = train};
+  MixerCall c;
+  c.layer = layer;
+  c.slot = slot(layer);
+  c.B = rows.B;
+  c.T = rows.T;
+  c.save = train;
   if (rows.reset) c.reset = reset_.slice(0, rows.B * rows.T);
   if (state_) {
     const Shape one = mixer_->state_shape(rows.B);
