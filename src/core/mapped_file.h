@@ -27,6 +27,7 @@ class MappedFile {
   std::string path_;
   const char* data_ = nullptr;
   int64_t size_ = 0;
+  uint64_t device_ = 0, inode_ = 0;  // tell a shortened file from a replaced one
 };
 
 }  // namespace hgrn
