@@ -1,0 +1,81 @@
+// The training loop. docs/tour.md follows one step through train_step().
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/lm.h"
+#include "text/tokenizer.h"
+#include "train/checkpoint.h"
+#include "train/data_loader.h"
+#include "train/metrics.h"
+#include "train/optimizer.h"
+#include "train/signals.h"
+
+namespace hgrn {
+
+struct TrainArgs {
+  std::string config;                  // file
+  std::vector<std::string> overrides;  // "section.key=value"
+  std::string out;                     // run folder; empty: runs/<config's name>
+  Device device = Device::automatic;
+  std::string resume = "auto";  // auto, never, or a checkpoint or run folder
+  std::string init_from;        // weights only; a checkpoint in `out` beats it
+  int64_t stop_after = -1;      // stop after this step; the schedule spans train.steps
+};
+
+class Trainer {
+ public:
+  explicit Trainer(const TrainArgs& args);
+  ~Trainer();
+
+  // Trains to the end. Exit::ok, or Exit::stopped after a signal. Exit::nonfinite is thrown.
+  Exit run();
+
+ private:
+  void prepare_folder();
+  void open_tokenizer_and_eos();
+  void allocate();
+  void start();  // from a checkpoint, given weights, or the seed
+  void load_state(const std::string& dir);
+  void open_loader();
+
+  void train_step();
+  void on_nonfinite(double loss, const StepVerdict& verdict);
+  void rollback();
+  void log_step(double loss, const StepVerdict& verdict, double lr);
+  void evaluate();
+  void save(bool wait);
+
+  const TrainArgs args_;
+  Config config_;
+  std::string config_json_, out_;
+  std::unique_ptr<FileLock> lock_;
+  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  int64_t eos_ = -1;
+  std::unique_ptr<LanguageModel> model_;
+  WeightStore weights_;
+  std::unique_ptr<Optimizer> optimizer_;
+  Tensor nll_sum_ /*(1) f64*/;
+  void* state_memory_ = nullptr;
+  std::unique_ptr<CheckpointStore> store_;
+  std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<DataLoader> loader_;
+  std::unique_ptr<ValidLoader> valid_;
+  StopSignals signals_;
+
+  int64_t step_ = 0;         // steps done
+  int64_t updates_ = 0;      // updates applied: steps less the skipped ones
+  int64_t tokens_ = 0;       // tokens seen
+  int64_t next_sample_ = 0;  // data position
+  int64_t saved_step_ = -1;
+  int64_t rollbacks_without_progress_ = 0;
+  double window_seconds_ = 0;  // since the last log line, evaluation and saving left out
+  int64_t window_steps_ = 0;
+};
+
+}  // namespace hgrn
