@@ -5,7 +5,6 @@
 #include <ctime>
 #include <filesystem>
 
-#include "core/file.h"
 #include "core/log.h"
 #include "model/hf_config.h"
 #include "train/schedule.h"
@@ -16,8 +15,8 @@ namespace {
 constexpr int kMaxRollbacks = 3;  // in a row without a checkpoint in between
 
 double now_s() {
-  using namespace std::chrono;
-  return duration<double>(steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 std::string default_out(const std::string& config_path) {

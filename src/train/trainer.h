@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/file.h"
 #include "model/config.h"
 #include "model/lm.h"
 #include "text/tokenizer.h"

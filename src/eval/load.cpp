@@ -1,0 +1,80 @@
+#include "eval/load.h"
+
+#include <nlohmann/json.hpp>
+
+#include "core/file.h"
+#include "core/log.h"
+#include "model/hf_config.h"
+#include "train/checkpoint.h"
+
+namespace hgrn {
+namespace {
+
+std::string checkpoint_in(const std::string& dir) {
+  check(is_folder(dir), Exit::data, "{}: no such folder; give a checkpoint or run folder", dir);
+  if (!exists(dir + "/checkpoints")) return dir;
+  std::vector<std::string> complaints;
+  const auto found = CheckpointStore(dir, 0).newest_valid(&complaints);
+  for (const std::string& c : complaints) log_warn("{}", c);
+  check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint yet", dir);
+  return found->dir;
+}
+
+// The tokenizer that a checkpoint carries: files copied beside the weights, else the run config's
+// name for one without files ("byte").
+std::string recorded_tokenizer(const std::string& dir, const TrainerState& state) {
+  if (exists(dir + "/tokenizer.json")) return dir + "/tokenizer.json";
+  if (exists(dir + "/vocab.json") || exists(dir + "/encoder.json")) return dir;
+  const auto j = nlohmann::json::parse(state.config_json, nullptr, /*allow_exceptions=*/false);
+  return j.is_object() ? j.value(nlohmann::json::json_pointer("/data/tokenizer"), "") : "";
+}
+
+}  // namespace
+
+LoadedModel::~LoadedModel() {
+  model.reset();
+  if (ops && weight_memory) ops->free(weight_memory);
+}
+
+LoadedModel load_model(const std::string& dir, Device device, const std::string& tokenizer) {
+  LoadedModel l;
+  l.dir = checkpoint_in(dir);
+  const ModelConfig config = read_hf_config(l.dir);
+  TrainerState state;
+  std::string precision = "bf16";
+  if (exists(l.dir + "/trainer.json")) {
+    state = trainer_state_from_json(read_file(l.dir + "/trainer.json", 1 << 26),
+                                    l.dir + "/trainer.json");
+    l.step = state.step;
+    const auto j = nlohmann::json::parse(state.config_json, nullptr, false);
+    if (j.is_object()) {
+      l.seq_len = j.value(nlohmann::json::json_pointer("/data/seq_len"), l.seq_len);
+      precision = j.value(nlohmann::json::json_pointer("/train/precision"), precision);
+    }
+  }
+  l.eos = config.eos_token_id;
+  const std::string spec = tokenizer.empty() ? recorded_tokenizer(l.dir, state) : tokenizer;
+  if (!spec.empty()) {
+    l.tokenizer = open_tokenizer(spec);
+    check(l.tokenizer->vocab_size() <= config.vocab_size, Exit::usage,
+          "--tokenizer {}: its vocabulary of {} is larger than the model's {}; give the tokenizer "
+          "that the model was trained with",
+          spec, l.tokenizer->vocab_size(), config.vocab_size);
+    if (l.eos < 0) l.eos = l.tokenizer->eos();
+  }
+
+  l.ops = open_ops(device, precision);
+  l.model = std::make_unique<LanguageModel>(*l.ops, config);
+  Arena arena("weights");
+  l.weights.take(arena, *l.ops, l.model->params(), /*with_grad=*/false);
+  l.weight_memory = l.ops->alloc(arena.peak(), arena.name());
+  arena.bind(l.weight_memory);
+  l.weights.take(arena, *l.ops, l.model->params(), /*with_grad=*/false);
+  std::vector<float> master(size_t(l.model->params().total()), 0.0f);
+  load_weights(l.dir, l.model->params(), master.data());
+  l.weights.set(*l.ops, master);
+  l.model->use(l.weights.weights());
+  return l;
+}
+
+}  // namespace hgrn
