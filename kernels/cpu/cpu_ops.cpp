@@ -1,0 +1,65 @@
+#include "cpu/cpu_ops.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+
+#include "cpu/hgru2.h"
+
+namespace hgrn {
+
+CpuOps::CpuOps(DType dtype) : dtype_(dtype) {
+  check(dtype == DType::f32 || dtype == DType::f64,
+        "the CPU backend computes in f32 or f64, not in {}", name_of(dtype));
+  cpu::set_blas_threads(cpu::max_threads());
+  seq_["hgru2_plain"] = cpu::make_hgru2_plain(dtype);
+  seq_["hgru2"] = cpu::make_hgru2_plain(dtype);
+}
+
+std::string CpuOps::describe() const {
+  const int threads = cpu::max_threads();
+  return fmt::format("cpu {}, {} thread{}, {}", dtype_ == DType::f32 ? "fp32" : "fp64", threads,
+                     threads == 1 ? "" : "s", cpu::blas_name());
+}
+
+MemoryInfo CpuOps::memory() const {
+  MemoryInfo info;
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  for (size_t kib; file >> key >> kib; std::getline(file, unit)) {
+    if (key == "MemTotal:") info.total = kib * 1024;
+    if (key == "MemAvailable:") info.free = kib * 1024;
+  }
+  return info;
+}
+
+void* CpuOps::alloc(size_t bytes, std::string_view what) {
+  constexpr size_t kAlign = 256;
+  const size_t padded = bytes > SIZE_MAX - kAlign ? 0 : (bytes + kAlign - 1) / kAlign * kAlign;
+  void* p = bytes && !padded ? nullptr : std::aligned_alloc(kAlign, padded ? padded : kAlign);
+  check(p != nullptr,
+        "cannot allocate {} bytes for {}; lower train.micro_batch or the sequence length", bytes,
+        what);
+  return p;
+}
+
+void CpuOps::free(void* p) {
+  std::free(p);
+}
+
+SeqKernel& CpuOps::seq(std::string_view name) {
+  const auto found = seq_.find(name);
+  if (found == seq_.end()) {
+    std::string known;
+    for (const auto& [key, kernel] : seq_) known += (known.empty() ? "" : ", ") + key;
+    fail(Exit::usage, "no sequence kernel is called {}; the CPU backend has {}", name, known);
+  }
+  return *found->second;
+}
+
+std::unique_ptr<Ops> make_cpu_ops(DType dtype) {
+  return std::make_unique<CpuOps>(dtype);
+}
+
+}  // namespace hgrn

@@ -1,0 +1,86 @@
+// The CPU backend, and the specification that every other backend is tested against: plain loops
+// templated on float and double, OpenMP over rows, OpenBLAS for the matrix products. Weights that
+// are computed with and master weights are one buffer here.
+// Twin: kernels/cuda/cuda_ops.h   Tests: tests/ops/
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+
+#include "cpu/parallel.h"
+#include "ops/ops.h"
+
+namespace hgrn {
+
+class CpuOps final : public Ops {
+ public:
+  explicit CpuOps(DType dtype);  // f32 or f64
+
+  // cpu_ops.cpp
+  std::string describe() const override;
+  DType act_dtype() const override { return dtype_; }
+  DType stat_dtype() const override { return dtype_; }
+  DType master_dtype() const override { return dtype_; }
+  int64_t vocab_multiple() const override { return 16; }  // rows of logits start on a cache line
+  double peak_flops() const override { return 0; }
+  MemoryInfo memory() const override;
+  void* alloc(size_t bytes, std::string_view what) override;
+  void free(void* p) override;
+  void synchronize() override {}
+  SeqKernel& seq(std::string_view name) override;
+
+  // elementwise.cpp
+  void zero(Tensor t) override;
+  void copy(Tensor dst, Tensor src) override;
+  void cast(Tensor dst, Tensor src) override;
+  void upload(Tensor dst, const void* host) override;
+  void download(void* host, Tensor src) override;
+  void lower_bound_forward(Tensor beta, Tensor gamma) override;
+  void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) override;
+  void sum(Tensor out, Tensor x) override;
+  void square_sum(Tensor out, Tensor x) override;
+
+  // embedding.cpp
+  void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
+  void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+
+  // gemm.cpp
+  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) override;
+  void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) override;
+
+  // norm.cpp
+  void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
+                    float eps) override;
+  void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor stats,
+                     Norm kind) override;
+  void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
+                             Tensor b, Norm kind, float eps, Dropout drop) override;
+  void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+                              Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) override;
+
+  // glu.cpp
+  void glu_forward(Tensor h, Tensor gu, Act act) override;
+  void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;
+
+  // cross_entropy.cpp
+  void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
+                     double grad_scale) override;
+
+  // adamw.cpp
+  void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) override;
+  void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad, const AdamStep& step,
+             Tensor control) override;
+
+ private:
+  DType dtype_;
+  cpu::Scratch scratch_;
+  std::map<std::string, std::unique_ptr<SeqKernel>, std::less<>> seq_;
+};
+
+namespace cpu {
+// BLAS of the build: its version and core name; and its thread count (gemm.cpp).
+std::string blas_name();
+void set_blas_threads(int threads);
+}  // namespace cpu
+
+}  // namespace hgrn
