@@ -15,8 +15,7 @@ namespace {
 constexpr int kMaxRollbacks = 3;  // in a row without a checkpoint in between
 
 double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 std::string default_out(const std::string& config_path) {
