@@ -68,7 +68,10 @@ struct TokenizeReport {
 // are removed, since a glob over the prefix would read them as part of this set.
 TokenizeReport tokenize(const TokenizeOptions& options);
 
-// `text` without whitespace (Unicode White_Space, in UTF-8, and ASCII 0x1c-0x1f) at both ends.
+// `text` without whitespace (Unicode White_Space in UTF-8, and ASCII 0x1c-0x1f) at both ends, at
+// its start, at its end.
 std::string_view strip(std::string_view text);
+std::string_view strip_left(std::string_view text);
+std::string_view strip_right(std::string_view text);
 
 }  // namespace hgrn

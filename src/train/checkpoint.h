@@ -1,6 +1,6 @@
 // Checkpoints: complete or not there. A folder is built under a name that is never resumed from,
 // its manifest is written last, everything is fsynced, and one rename makes it a checkpoint.
-// Grammar of the files: docs/formats.md. What is promised and how it is tested:
+// Grammar of the files: docs/checkpoints.md. What is promised and how it is tested:
 // docs/reliability.md. The same state gives the same bytes.
 #pragma once
 #include <cstdint>
@@ -57,7 +57,8 @@ class CheckpointStore {
   CheckpointStore(const std::string& run_dir, int keep, SaveRank rank = {});
   ~CheckpointStore();  // waits; an error not yet seen goes to the log
 
-  // Returns the folder. All ranks call it in the same order. An older folder of the same step is
+  // Returns the folder (on ranks > 0: where rank 0 will complete it). All ranks call it in the same
+  // order. An older folder of the same step is
   // replaced once the new one is complete; then those beyond the newest `keep` are removed.
   std::string save(const Snapshot& snapshot);
   // The same on a background thread, one at a time: waits for the one before. Its error is thrown
@@ -77,6 +78,8 @@ class CheckpointStore {
 
  private:
   std::string write(const Snapshot& snapshot, int64_t sequence);
+  void build(const Snapshot& snapshot, const std::string& tmp) const;
+  void contribute(const Snapshot& snapshot, const std::string& tmp) const;
   std::string folder_;
   int keep_;
   SaveRank rank_;
@@ -88,8 +91,8 @@ class CheckpointStore {
 std::string checkpoint_name(int64_t step);  // "step-00001000"
 
 // Manifest, sizes, checksums, and the parts that a checkpoint must have. Throws Exit::data naming
-// the file. Reads every byte.
-void verify_checkpoint(const std::string& dir);
+// the file. Reads every byte. Returns the step.
+int64_t verify_checkpoint(const std::string& dir);
 
 // Into flat host buffers: master (total), m and v (range); padding becomes zero. Null ones are left
 // out. Any number of optimizer files serves any range. Sizes are checked against the manifest, the

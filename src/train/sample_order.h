@@ -27,10 +27,11 @@ class Permutation {
   uint64_t round_key_[6];
 };
 
-// Deals samples to sources in proportion to their weights: at every prefix of the stream each
-// source's count differs from its share by less than one sample (Tijdeman, "The chairman assignment
-// problem", 1980). Weights become integers over a common denominator of at most kMaxPeriod, exactly
-// where they are such a ratio (0.7 : 0.2 : 0.1), else rounded; the deal repeats with that period.
+// Deals samples to sources in proportion to their weights. Weights become integers over a common
+// denominator of at most kMaxPeriod: exactly where they are such a ratio (0.7 : 0.2 : 0.1), else
+// rounded to the nearest share of kMaxPeriod. At every prefix of the stream each source's count
+// differs from that share by less than one sample (Tijdeman, "The chairman assignment problem",
+// 1980), and after each period by none.
 class Mixture {
  public:
   static constexpr int64_t kMaxPeriod = int64_t(1) << 20;
