@@ -1,0 +1,225 @@
+// The whole model: gradients against central differences in double, recomputation, dropout,
+// states, micro-batches, initial weights, parameter counts.
+#include "model/lm.h"
+
+#include "catch.h"
+#include "model/tiny_model.h"
+
+using namespace hgrn;
+using namespace hgrn::test;
+
+namespace {
+
+std::vector<double> random_weights(const ParamTable& table) {
+  // Nothing at its neutral value: norms near 1, everything else spread.
+  std::vector<double> w(size_t(table.total()), 0.0);
+  for (const Param& p : table.params())
+    for (int64_t i = 0; i < p.shape.numel(); ++i) {
+      const double u = double(philox(p.offset + 1, 3, uint64_t(i)).v[0]) / 4294967296.0 * 2 - 1;
+      w[size_t(p.offset + i)] = p.init == Init::ones ? 1 + 0.3 * u : 0.5 * u;
+    }
+  return w;
+}
+
+// Largest |analytic - numeric| over the gradient's largest entry, over a sample of every tensor.
+double grad_error(const ModelConfig& config, const Dropout& drop, bool reset,
+                  Recompute recompute = Recompute::none) {
+  const RandomRows data(2, 7, config.vocab_size, 5, reset);
+  TinyModel t(make_cpu_ops(DType::f64), config,
+              {.B = 2, .T = 7, .train = true, .recompute = recompute});
+  std::vector<double> w = random_weights(t.model->params());
+  t.set_f64(w);
+  t.loss_and_grad(data.rows(), drop);
+  const std::vector<double> grads = t.grads();
+  double worst = 0;
+  for (const Param& p : t.model->params().params()) {
+    double largest = 1e-3, error = 0;
+    const int64_t count = p.shape.numel(), step = std::max<int64_t>(1, count / 7);
+    for (int64_t i = 0; i < count; i += step) {
+      const size_t at = size_t(p.offset + i);
+      const double h = 1e-5, kept = w[at];
+      auto loss_at = [&](double value) {
+        w[at] = value;
+        t.set_f64(w);
+        return t.loss_and_grad(data.rows(), drop);
+      };
+      // Fourth-order central difference: truncation h^4, rounding 1e-16/h.
+      const double numeric = (8 * (loss_at(kept + h) - loss_at(kept - h)) -
+                              (loss_at(kept + 2 * h) - loss_at(kept - 2 * h))) /
+                             (12 * h);
+      w[at] = kept;
+      largest = std::max(largest, std::fabs(numeric));
+      error = std::max(error, std::fabs(numeric - grads[at]));
+    }
+    worst = std::max(worst, error / largest);
+  }
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("lm: gradients against central differences", "[model]") {
+  const Dropout off{};
+  for (bool wikitext : {false, true}) {
+    INFO("wikitext " << wikitext);
+    ModelConfig c = small_config(wikitext);
+    CHECK(grad_error(c, off, false) < 1e-7);
+    CHECK(grad_error(c, off, true) < 1e-7);
+    c.tie_word_embeddings = false;
+    c.use_lower_bound = false;
+    CHECK(grad_error(c, off, false) < 1e-7);
+  }
+}
+
+TEST_CASE("lm: gradients under dropout, also with recomputation", "[model]") {
+  ModelConfig c = small_config(true);
+  c.dropout = 0.3;
+  Dropout drop;
+  drop.p = 0.3f;
+  drop.seed = 11;
+  drop.step = 4;
+  CHECK(grad_error(c, drop, false) < 1e-7);
+  CHECK(grad_error(c, drop, true, Recompute::block) < 1e-7);
+}
+
+TEST_CASE("lm: recomputation changes no bit", "[model]") {
+  const ModelConfig c = small_config(false);
+  const RandomRows data(3, 17, c.vocab_size, 9);
+  std::vector<double> grads[2];
+  double loss[2];
+  for (int i = 0; i < 2; ++i) {
+    TinyModel t(
+        make_cpu_ops(DType::f32), c,
+        {.B = 3, .T = 17, .train = true, .recompute = i ? Recompute::block : Recompute::none});
+    t.set(initial_weights(t.model->params(), 1));
+    loss[i] = t.loss_and_grad(data.rows());
+    grads[i] = t.grads();
+  }
+  CHECK(loss[0] == loss[1]);
+  CHECK(grads[0] == grads[1]);
+}
+
+TEST_CASE("lm: micro-batches change nothing but rounding, dropout masks included", "[model]") {
+  ModelConfig c = small_config(true);
+  c.dropout = 0.2;
+  const int64_t B = 4, T = 9;
+  const RandomRows data(B, T, c.vocab_size, 21);
+  std::vector<double> grads[2];
+  double loss[2];
+  for (int i = 0; i < 2; ++i) {
+    const int64_t micro = i ? 1 : B;
+    TinyModel t(make_cpu_ops(DType::f64), c, {.B = micro, .T = T, .train = true});
+    t.set(initial_weights(t.model->params(), 1));
+    for (int64_t b = 0; b < B; b += micro) {
+      Dropout drop;
+      drop.p = 0.2f;
+      drop.row0 = b * T;
+      t.model->forward_backward(
+          {micro, T, &data.inputs[size_t(b * T)], &data.targets[size_t(b * T)], nullptr},
+          1.0 / double(B * T), drop, t.nll_sum);
+    }
+    grads[i] = t.grads();
+    loss[i] = t.take_loss(data.rows());
+  }
+  CHECK(std::fabs(loss[0] - loss[1]) < 1e-12);
+  CHECK(vector_error(grads[0].data(), grads[1].data(), int64_t(grads[0].size())) < 1e-12);
+}
+
+TEST_CASE("lm: a row in pieces with its state carried equals one pass", "[model]") {
+  for (bool wikitext : {false, true}) {
+    const ModelConfig c = small_config(wikitext);
+    const int64_t B = 2, T = 23;
+    const RandomRows data(B, T, c.vocab_size, 3);
+    TinyModel whole(make_cpu_ops(DType::f32), c, {.B = B, .T = T});
+    whole.set(initial_weights(whole.model->params(), 2));
+    const std::vector<float> want = whole.nll(data.rows());
+
+    TinyModel pieces(make_cpu_ops(DType::f32), c, {.B = B, .T = 10, .state = true});
+    pieces.set(initial_weights(pieces.model->params(), 2));
+    std::vector<float> got(want.size());
+    int64_t at = 0;
+    for (int64_t n : {10, 1, 1, 8, 3}) {  // single tokens go through the decoding step
+      std::vector<int32_t> in, out;
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t i = at; i < at + n; ++i) {
+          in.push_back(data.inputs[size_t(b * T + i)]);
+          out.push_back(data.targets[size_t(b * T + i)]);
+        }
+      const std::vector<float> part = pieces.nll({B, n, in.data(), out.data(), nullptr});
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t i = 0; i < n; ++i) got[size_t(b * T + at + i)] = part[size_t(b * n + i)];
+      at += n;
+    }
+    REQUIRE(at == T);
+    CHECK(vector_error(got.data(), want.data(), B * T) < 1e-5);
+  }
+}
+
+TEST_CASE("lm: the last row's logits are those of the whole pass", "[model]") {
+  const ModelConfig c = small_config(false);
+  const RandomRows data(2, 6, c.vocab_size, 13);
+  TinyModel t(make_cpu_ops(DType::f32), c, {.B = 2, .T = 6});
+  t.set(initial_weights(t.model->params(), 2));
+  std::vector<float> last(size_t(2 * c.vocab_size)), whole(size_t(12 * c.vocab_size));
+  t.ops->download(last.data(), t.model->forward_last_logits(data.rows()));
+  t.ops->download(whole.data(), t.model->logits(0, 12));
+  for (int64_t b = 0; b < 2; ++b)
+    CHECK(vector_error(&last[size_t(b * c.vocab_size)], &whole[size_t((b * 6 + 5) * c.vocab_size)],
+                       c.vocab_size) < 1e-6);
+}
+
+TEST_CASE("lm: initial weights have the stated spread and depend on name and seed alone",
+          "[model]") {
+  ModelConfig c = small_config(false);
+  c.hidden_size = 64;
+  c.vocab_size = 500;
+  const auto ops = make_cpu_ops(DType::f32);
+  const LanguageModel model(*ops, c);
+  const std::vector<float> a = initial_weights(model.params(), 1);
+  const std::vector<float> b = initial_weights(model.params(), 1);
+  const std::vector<float> other = initial_weights(model.params(), 2);
+  CHECK(a == b);
+  CHECK(a != other);
+  auto spread = [](const std::vector<float>& w, const Param& p) {
+    double mean = 0, square = 0;
+    for (int64_t i = 0; i < p.shape.numel(); ++i) {
+      mean += w[size_t(p.offset + i)];
+      square += double(w[size_t(p.offset + i)]) * double(w[size_t(p.offset + i)]);
+    }
+    const double n = double(p.shape.numel());
+    return std::pair(mean / n, std::sqrt(square / n));
+  };
+  const Param& embedding = model.params().params()[0];
+  CHECK(embedding.name == "model.embeddings.weight");
+  CHECK(std::fabs(spread(a, embedding).first) < 5e-4);
+  CHECK(spread(a, embedding).second == Approx(0.02).epsilon(0.02));
+
+  ModelConfig fairseq = small_config(true);
+  fairseq.hidden_size = 64;
+  fairseq.vocab_size = 500;
+  const LanguageModel wiki(*ops, fairseq);
+  const std::vector<float> w = initial_weights(wiki.params(), 1);
+  CHECK(spread(w, wiki.params().params()[0]).second == Approx(1.0 / 8).epsilon(0.02));
+  const ParamId down = wiki.params().find("model.layers.0.mlp.down_proj.weight");
+  const Param& p = wiki.params().params()[size_t(down)];
+  const double bound = 1 / std::sqrt(double(fairseq.intermediate_size));
+  CHECK(spread(w, p).second == Approx(bound / std::sqrt(3.0)).epsilon(0.05));
+  const ParamId gamma = wiki.params().find("model.lower_bounds");
+  CHECK(w[size_t(wiki.params().params()[size_t(gamma)].offset)] == 1.0f);
+}
+
+TEST_CASE("lm: a NaN weight is seen before anything is updated", "[model]") {
+  const ModelConfig c = small_config(false);
+  const RandomRows data(2, 5, c.vocab_size, 1);
+  TinyModel t(make_cpu_ops(DType::f32), c, {.B = 2, .T = 5, .train = true});
+  std::vector<float> w = initial_weights(t.model->params(), 1);
+  const ParamId id = t.model->params().find("model.layers.1.mlp.down_proj.weight");
+  w[size_t(t.model->params().params()[size_t(id)].offset)] = NAN;
+  t.set(w);
+  const std::vector<float> before = t.store.get(*t.ops);
+  t.loss_and_grad(data.rows());
+  const StepVerdict v = t.optimizer->step(t.store.weights(), t.nll_sum, 1e-3, 1);
+  CHECK_FALSE(v.ok);
+  const std::vector<float> after = t.store.get(*t.ops);
+  CHECK(std::memcmp(before.data(), after.data(), before.size() * sizeof(float)) == 0);
+}
