@@ -54,7 +54,8 @@ class ChunkedRecurrence(torch.autograd.Function):
         mid = Gs - Gs[:, S // 2 - 1:S // 2]
         w = torch.exp(mid)
         w_inverse = torch.exp(mid.neg_())
-        A = torch.bmm(qc.view(-1, S, n) * w, (kc.view(-1, S, n) * w_inverse).transpose(1, 2)).tril_()
+        qs, ks = qc.view(-1, S, n) * w, kc.view(-1, S, n) * w_inverse
+        A = torch.bmm(qs, ks.transpose(1, 2)).tril_()
         G = Gs.view(M, NS, S, n)
         if NS > 1:  # shift each sub-block by what precedes it in the chunk
             ends = torch.cumsum(G[:, :, -1], dim=1)
@@ -347,30 +348,34 @@ def measure(args: argparse.Namespace) -> None:
     else:
         stream = np.random.RandomState(0).randint(0, step.c.vocab_size, 4 * size + 1)
 
-    def median_seconds(C: int, steps: int, warm_up: int) -> tuple[float, float]:
-        times = []
-        for s in range(warm_up + steps):
-            tokens, targets = step.batch(stream, s)
-            start = time.perf_counter()
-            loss = step.run(tokens, targets, C)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[warm_up:]), loss
+    def seconds(C: int, s: int) -> tuple[float, float]:
+        tokens, targets = step.batch(stream, s)
+        start = time.perf_counter()
+        loss = step.run(tokens, targets, C)
+        return time.perf_counter() - start, loss
 
     parameters = sum(p.numel() for p in step.model.parameters())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
           f"{type(step.optimizer).__name__} fused={step.optimizer.defaults.get('fused')}, "
           f"MKL {torch.backends.mkl.is_available()}; {parameters:,} parameters, {B} x {step.T}")
-    if args.chunk == "auto":
-        tried = {C: median_seconds(C, 3, 1)[0] for C in (16, 32, 64)}
-        C = min(tried, key=tried.get)
-        print("chunk: " + ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in tried.items()))
+    seconds(16, 0)
+    if args.chunk == "auto":  # in turn, so that a busy moment does not fall on one of them
+        tried: dict[int, list[float]] = {16: [], 32: [], 64: []}
+        for s in range(5):
+            for C, times in tried.items():
+                times.append(seconds(C, s)[0])
+        C = min(tried, key=lambda c: statistics.median(tried[c]))
+        print("chunk: " + ", ".join(f"{c} {statistics.median(t) * 1e3:.0f} ms"
+                                    for c, t in tried.items()))
     else:
         C = int(args.chunk)
-    seconds, loss = median_seconds(C, args.steps, 2)
+        seconds(C, 1)
+    results = [seconds(C, s) for s in range(args.steps)]
+    median = statistics.median(t for t, _ in results)
     flops = 6 * parameters * size
-    print(f"chunk {C}: median of {args.steps} steps {seconds * 1e3:.1f} ms, "
-          f"{size / seconds:,.0f} tokens/s, {flops / seconds / 1e9:.0f} GFLOP/s (6 x parameters), "
-          f"loss {loss:.4f}")
+    print(f"chunk {C}: median of {args.steps} steps {median * 1e3:.1f} ms (fastest "
+          f"{min(results)[0] * 1e3:.1f}), {size / median:,.0f} tokens/s, "
+          f"{flops / median / 1e9:.0f} GFLOP/s (6 x parameters), loss {results[-1][1]:.4f}")
 
 
 def profile(args: argparse.Namespace) -> None:
