@@ -6,7 +6,7 @@ using namespace hgrn::test;
 
 namespace {
 
-constexpr int64_t kN = 37, kD = 30;  // more rows than partial sums; not a multiple of 4
+constexpr int64_t kN = 37, kD = 10;  // more rows than partial sums; not a multiple of 4
 constexpr float kEps = 1e-5f;
 
 struct Inputs {
