@@ -14,7 +14,7 @@ CpuOps::CpuOps(DType dtype) : dtype_(dtype) {
         "the CPU backend computes in f32 or f64, not in {}", name_of(dtype));
   cpu::set_blas_threads(cpu::max_threads());
   seq_["hgru2_plain"] = cpu::make_hgru2_plain(dtype);
-  seq_["hgru2"] = cpu::make_hgru2_plain(dtype);
+  seq_["hgru2"] = dtype == DType::f32 ? cpu::make_hgru2_chunked() : cpu::make_hgru2_plain(dtype);
 }
 
 std::string CpuOps::describe() const {

@@ -121,13 +121,7 @@ class PlainHgru2 final : public SeqKernel {
       backward_head(s, o, out, dy, dhT, in, saved[0], task, work + each * size_t(thread_index()),
                     dbound);
     });
-    if (!dbound) return;
-    T* total = out.dbound.ptr<T>();
-    for (int64_t d = 0; d < s.D; ++d) {
-      double sum = 0;
-      for (int64_t b = 0; b < s.B; ++b) sum += dbound[b * s.D + d];
-      total[d] += T(sum);
-    }
+    if (dbound) add_bound_gradient(out.dbound.ptr<T>(), dbound, s.B, s.D);
   }
 
   void step(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor h,

@@ -55,18 +55,12 @@ void act_backward_row(Act act, T* dx, const T* dout, const T* x, T scale, int64_
 // bound may be null: 0.
 template <class T>
 void gate_row(T* f, T* k, const T* xf, const T* bound, int64_t n) {
-  if (bound) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      f[i] = bound[i] + (T(1) - bound[i]) * sigmoid_of(xf[i]);
-      k[i] = (T(1) - bound[i]) * sigmoid_of(-xf[i]);
-    }
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      f[i] = sigmoid_of(xf[i]);
-      k[i] = sigmoid_of(-xf[i]);
-    }
+  for (int64_t i = 0; i < n; ++i) {
+    const SigmoidPair<T> s = sigmoid_pair(xf[i]);
+    const T low = bound ? bound[i] : T(0);
+    f[i] = low + (T(1) - low) * s.plus;
+    k[i] = (T(1) - low) * s.minus;
   }
 }
 
@@ -76,10 +70,21 @@ void gate_backward_row(T* dxf, double* dbound, const T* df, const T* dk, const T
                        const T* bound, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
+    const SigmoidPair<T> s = sigmoid_pair(xf[i]);
     const T low = bound ? bound[i] : T(0);
-    const T rest = sigmoid_of(-xf[i]) * (df[i] - dk[i]);
-    dxf[i] = (T(1) - low) * sigmoid_of(xf[i]) * rest;
+    const T rest = s.minus * (df[i] - dk[i]);
+    dxf[i] = (T(1) - low) * s.plus * rest;
     if (dbound) dbound[i] += double(rest);
+  }
+}
+
+// out (D) += the rows of partial (B,D), in order.
+template <class T>
+void add_bound_gradient(T* out, const double* partial, int64_t B, int64_t D) {
+  for (int64_t d = 0; d < D; ++d) {
+    double sum = 0;
+    for (int64_t b = 0; b < B; ++b) sum += partial[b * D + d];
+    out[d] += T(sum);
   }
 }
 

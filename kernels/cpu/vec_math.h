@@ -41,6 +41,17 @@ inline T sigmoid_of(T x) {
   return T(1) / (T(1) + exp_of(-x));
 }
 
+// sigmoid(x) and sigmoid(-x) from one exponential that cannot overflow, neither by subtraction.
+template <class T>
+struct SigmoidPair {
+  T plus, minus;
+};
+template <class T>
+inline SigmoidPair<T> sigmoid_pair(T x) {
+  const T e = exp_of(x < T(0) ? x : -x), near_one = T(1) / (T(1) + e), near_zero = e * near_one;
+  return {x < T(0) ? near_zero : near_one, x < T(0) ? near_one : near_zero};
+}
+
 template <Act A, class T>
 inline T act_of(T x) {
   if constexpr (A == Act::identity) return x;

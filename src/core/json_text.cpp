@@ -15,8 +15,10 @@ nlohmann::ordered_json parse_json(std::string_view text, const std::string& wher
   using Json = nlohmann::ordered_json;
   std::vector<std::set<std::string>> keys;  // of the objects that are open now
   const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
-    check(depth <= kMaxDepth, Exit::data, "{}: JSON nested deeper than {} levels", where,
-          int(kMaxDepth));
+    // `depth` counts the arrays and objects around the event.
+    check(depth < kMaxDepth || (event != Json::parse_event_t::object_start &&
+                                event != Json::parse_event_t::array_start),
+          Exit::data, "{}: JSON nested deeper than {} levels", where, int(kMaxDepth));
     if (event == Json::parse_event_t::object_start) {
       keys.emplace_back();
     } else if (event == Json::parse_event_t::object_end) {

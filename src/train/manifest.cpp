@@ -91,6 +91,9 @@ Manifest manifest_from_json(const std::string& text, const std::string& where) {
           "{}: \"size\" is not a count or \"xxh3\" not a string", what);
     manifest.files[name] = {size.get<uint64_t>(), parse_hash(hash.get<std::string>(), what)};
   }
+  // The checksums protect the other files, this the manifest: no changed byte passes.
+  check(manifest_to_json(manifest) == text, Exit::data,
+        "{}: the text is not what this program writes; it was damaged or edited", where);
   return manifest;
 }
 

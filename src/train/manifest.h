@@ -1,5 +1,6 @@
 // MANIFEST.json: {"version": 1, "step": S, "files": {NAME: {"size": BYTES, "xxh3": HEX16}}}.
-// Written last, so a folder that has one was complete; it names every file of the checkpoint.
+// Canonical text: the reader accepts only the bytes that the writer would give. Written last, so a
+// folder that has one was complete; it names every file of the checkpoint.
 #pragma once
 #include <cstdint>
 #include <map>

@@ -1,0 +1,104 @@
+// Twin of kernels/*/gemm.*
+#include "ops/op_test.h"
+
+using namespace hgrn;
+using namespace hgrn::test;
+
+namespace {
+
+constexpr int64_t kN = 37, kI = 11, kO = 19;
+
+struct Inputs {
+  Values x = as_float(normals(kN * kI, 1)), w = as_float(normals(kO * kI, 2)),
+         b = as_float(normals(kO, 3)), dy = as_float(normals(kN * kO, 4));
+};
+
+Values forward(Bench& bench, const Inputs& in, bool bias = true) {
+  Tensor y = bench.empty({kN, kO}, bench->act_dtype());
+  bench->linear_forward(y, bench.real({kN, kI}, in.x), bench.real({kO, kI}, in.w),
+                        bias ? bench.real({kO}, in.b) : Tensor());
+  return bench.read(y);
+}
+
+struct Grads {
+  Values dx, dw, db;
+};
+
+Grads backward(Bench& bench, const Inputs& in) {
+  Tensor dx = bench.empty({kN, kI}, bench->act_dtype());
+  Tensor dw = bench.zeros({kO, kI}, bench->master_dtype());
+  Tensor db = bench.zeros({kO}, bench->master_dtype());
+  bench->linear_backward(dx, dw, db, bench.real({kN, kO}, in.dy), bench.real({kN, kI}, in.x),
+                         bench.real({kO, kI}, in.w));
+  return {bench.read(dx), bench.read(dw), bench.read(db)};
+}
+
+}  // namespace
+
+TEST_CASE("linear: y = x w^T + b, by hand", "[ops]") {
+  Bench bench(reference_ops());
+  const Inputs in;
+  for (bool bias : {false, true}) {
+    Values expected(kN * kO);
+    for (size_t r = 0; r < kN; ++r)
+      for (size_t o = 0; o < kO; ++o) {
+        double s = bias ? in.b[o] : 0;
+        for (size_t i = 0; i < kI; ++i) s += in.x[r * kI + i] * in.w[o * kI + i];
+        expected[r * kO + o] = s;
+      }
+    CHECK(relative_error(forward(bench, in, bias), expected) < 1e-14);
+  }
+}
+
+TEST_CASE("linear: gradients against central differences", "[ops]") {
+  Bench bench(reference_ops());
+  const Inputs in;
+  const Grads g = backward(bench, in);
+  const auto check_input = [&](Values Inputs::*member, const Values& grad) {
+    const auto loss = [&](const Values& at) {
+      Inputs moved = in;
+      moved.*member = at;
+      return dot(forward(bench, moved), in.dy);
+    };
+    CHECK(relative_error(grad, numeric_gradient(loss, in.*member, 0.5)) < kGradientTolerance);
+  };
+  check_input(&Inputs::x, g.dx);
+  check_input(&Inputs::w, g.dw);
+  check_input(&Inputs::b, g.db);
+}
+
+TEST_CASE("linear: dw and db are added to, dx is optional", "[ops]") {
+  Bench bench(reference_ops());
+  const Inputs in;
+  const Grads g = backward(bench, in);
+  Tensor dw = bench.real({kO, kI}, in.w), db = bench.real({kO}, in.b);
+  bench->linear_backward({}, dw, db, bench.real({kN, kO}, in.dy), bench.real({kN, kI}, in.x),
+                         bench.real({kO, kI}, in.w));
+  Values dw_expected = g.dw, db_expected = g.db;
+  for (size_t i = 0; i < dw_expected.size(); ++i) dw_expected[i] += in.w[i];
+  for (size_t i = 0; i < db_expected.size(); ++i) db_expected[i] += in.b[i];
+  CHECK(relative_error(bench.read(dw), dw_expected) < 1e-14);
+  CHECK(relative_error(bench.read(db), db_expected) < 1e-14);
+}
+
+TEST_CASE("linear: every backend against double", "[ops]") {
+  const Inputs in;
+  Bench ref(reference_ops());
+  const Grads expected = backward(ref, in);
+  for (const Backend& backend : backends()) {
+    INFO(backend.name);
+    Bench b(backend.open());
+    const Grads g = backward(b, in);
+    CHECK(relative_error(forward(b, in), forward(ref, in)) < backend.reduced);
+    CHECK(relative_error(g.dx, expected.dx) < backend.reduced);
+    CHECK(relative_error(g.dw, expected.dw) < backend.reduced);
+    CHECK(relative_error(g.db, expected.db) < backend.reduced);
+  }
+}
+
+TEST_CASE("linear: shapes that do not fit are refused", "[ops]") {
+  Bench b(reference_ops());
+  CHECK_THROWS_AS(b->linear_forward(b.zeros({2, 3}, DType::f64), b.zeros({2, 4}, DType::f64),
+                                    b.zeros({3, 5}, DType::f64), {}),
+                  Error);
+}
