@@ -115,7 +115,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 void MappedFile::copy(void* to, int64_t offset, int64_t bytes) const {
   check(offset >= 0 && bytes >= 0 && offset <= size_ - bytes, Exit::data,
-        "{}: bytes [{}, {}) were asked for, but it has {}", path_, offset, offset + bytes, size_);
+        "{}: {} bytes from offset {} were asked for, but it has {}", path_, bytes, offset, size_);
   if (bytes == 0) return;
   const bool copied = guarded_copy(to, data_ + offset, size_t(bytes));
   // Behind a new end inside its last page a shortened file reads as zeros, without a fault: only

@@ -77,6 +77,8 @@ TEST_CASE("shards in llm.c's format load, any range of them", "[text]") {
   std::vector<int32_t> out(8);
   CHECK(error_of([&] { shard.read(4999, 2, out.data()); }).code() == Exit::failed);
   CHECK(error_of([&] { shard.read(-1, 1, out.data()); }).code() == Exit::failed);
+  CHECK(error_of([&] { shard.read(INT64_MAX, 1, out.data()); }).code() == Exit::failed);
+  CHECK(error_of([&] { shard.read(1, INT64_MAX, out.data()); }).code() == Exit::failed);
 }
 
 TEST_CASE("a shard may be empty", "[text]") {
