@@ -46,9 +46,7 @@ void install_guard() {
   std::call_once(once, [] {
     struct sigaction action = {};
     action.sa_sigaction = on_sigbus;
-    // SA_NODEFER: SIGBUS is not blocked in the handler, so that leaving it by a jump needs no
-    // signal mask to be restored, which would cost a system call a copy.
-    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
     sigaction(SIGBUS, &action, &g_previous);
   });
@@ -60,7 +58,7 @@ __attribute__((noinline)) bool guarded_copy(void* to, const char* from, size_t b
   guard.begin = from;
   guard.end = from + bytes;
   t_guard = &guard;
-  if (sigsetjmp(guard.back, 0) != 0) {
+  if (sigsetjmp(guard.back, 1) != 0) {  // 1: the jump also unblocks what the handler blocked
     t_guard = nullptr;
     return false;
   }
@@ -117,7 +115,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 void MappedFile::copy(void* to, int64_t offset, int64_t bytes) const {
   check(offset >= 0 && bytes >= 0 && offset <= size_ - bytes, Exit::data,
-        "{}: bytes [{}, {}) were asked for, but it has {}", path_, offset, offset + bytes, size_);
+        "{}: {} bytes from offset {} were asked for, but it has {}", path_, bytes, offset, size_);
   if (bytes == 0) return;
   const bool copied = guarded_copy(to, data_ + offset, size_t(bytes));
   // Behind a new end inside its last page a shortened file reads as zeros, without a fault: only

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <deque>
 #include <future>
+#include <utility>
 
 #include "core/check.h"
 #include "text/tokenize.h"

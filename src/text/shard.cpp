@@ -51,7 +51,7 @@ Shard::Shard(const std::string& path) : file_(path) {
 
 void Shard::read(int64_t first, int64_t count, int32_t* out, int64_t vocab_size) const {
   check(first >= 0 && count >= 0 && first <= count_ - count,
-        "{}: tokens [{}, {}) were asked for, but it has {}", path(), first, first + count, count_);
+        "{}: {} tokens from token {} were asked for, but it has {}", path(), count, first, count_);
   const int64_t offset = kHeaderBytes + first * token_bytes(wide_);
   uint32_t largest = 0;
   if (wide_) {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "catch.h"
+#include "fuzz/shard_target.h"
 #include "text/shard_files.h"
 #include "text/shard_format.h"
 
@@ -76,6 +77,8 @@ TEST_CASE("shards in llm.c's format load, any range of them", "[text]") {
   std::vector<int32_t> out(8);
   CHECK(error_of([&] { shard.read(4999, 2, out.data()); }).code() == Exit::failed);
   CHECK(error_of([&] { shard.read(-1, 1, out.data()); }).code() == Exit::failed);
+  CHECK(error_of([&] { shard.read(INT64_MAX, 1, out.data()); }).code() == Exit::failed);
+  CHECK(error_of([&] { shard.read(1, INT64_MAX, out.data()); }).code() == Exit::failed);
 }
 
 TEST_CASE("a shard may be empty", "[text]") {
@@ -235,6 +238,17 @@ TEST_CASE("a token outside the vocabulary is refused with its place", "[text]") 
   const Shard wide(folder / "w.bin");
   CHECK(error_of([&] { wide.read(0, 2, out.data()); }).code() == Exit::data);
   CHECK(has(error_of([&] { wide.read(0, 2, out.data(), 100'000); }), "2147483648"));
+}
+
+TEST_CASE("the shard fuzzer's corpus keeps the reader's promises", "[text]") {
+  int replayed = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(HGRN_SOURCE_DIR "/tests/fuzz/corpus/shard")) {
+    const std::string bytes = read_bytes(entry.path().string());
+    fuzz::shard(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());  // aborts if not
+    ++replayed;
+  }
+  CHECK(replayed >= 11);
 }
 
 TEST_CASE("a shard that shrinks while it is mapped is an error, not a signal", "[text]") {

@@ -1,7 +1,9 @@
 #include "train/sample_order.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <numbers>
 #include <set>
 
 #include "catch.h"
@@ -77,7 +79,7 @@ TEST_CASE("a mixture is within one sample of its shares at every prefix", "[trai
       {3, 1},
       {1, 1, 1, 1, 1, 1, 1},
       {5, 1e-3, 2},
-      {M_PI, M_E},
+      {std::numbers::pi, std::numbers::e},
       {1, 1000},
       {0.5, 0.3, 0.1, 0.1},
       {1e300, 2e300},

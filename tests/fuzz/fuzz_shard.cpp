@@ -1,0 +1,6 @@
+#include "shard_target.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  hgrn::fuzz::shard(data, size);
+  return 0;
+}
