@@ -3,6 +3,7 @@
 //   w -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)
 // Scalars are formed in double and rounded once to the element type.
 // Twin: kernels/cuda/adamw.cu   Test: tests/ops/test_adamw.cpp
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/cpu_ops.h"
@@ -46,7 +47,7 @@ void CpuOps::clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, dou
   const double norm = std::sqrt(*square_sum.ptr<double>());
   const bool ok = std::isfinite(norm) && (!nll_sum || std::isfinite(*nll_sum.ptr<double>()));
   out[0] = norm;
-  out[1] = max_norm > 0 && norm > max_norm ? max_norm / norm : 1;
+  out[1] = max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1;
   out[2] = ok ? 1 : 0;
 }
 

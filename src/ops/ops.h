@@ -104,7 +104,8 @@ class Ops {
   virtual void sum(Tensor out, Tensor x) = 0;         // out (1) f64 += sum of x (f32 or f64)
   virtual void square_sum(Tensor out, Tensor x) = 0;  // out (1) f64 += sum of squares
   // control (3) f64 = {norm, clip factor, ok}: norm = sqrt(square_sum), factor = min(1,
-  // max_norm/norm) (1 if max_norm is 0), ok = 1 if norm and nll_sum are finite, else 0.
+  // max_norm / (norm + 1e-6)) as PyTorch clips (1 if max_norm is 0), ok = 1 if norm and nll_sum
+  // are finite, else 0.
   virtual void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) = 0;
   // One AdamW update of flat buffers with gradients grad * control.factor; nothing at all is
   // written where control.ok is 0. compute = cast(master) unless it is absent or master itself.

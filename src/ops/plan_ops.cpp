@@ -7,15 +7,15 @@ namespace {
   fail(Exit::failed, "a planning backend was asked to compute");
 }
 
-// HGRU2 keeps the state at the start of each chunk, in the precision of the activations on tensor
-// cores and of the statistics elsewhere.
+constexpr int64_t kChunk = 64;  // both backends keep the state at the start of each 64 tokens
+
 class PlanSeq final : public SeqKernel {
  public:
-  PlanSeq(DType act, bool cpu) : act_(act), chunk_(cpu ? 32 : 64) {}
+  explicit PlanSeq(DType act) : act_(act) {}
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
   Shape state_shape(const SeqShape& s) const override { return {s.B, s.H(), s.n, s.n}; }
   std::vector<SavedSpec> saved(const SeqShape& s) const override {
-    return {{"h", {s.B, (s.T + chunk_ - 1) / chunk_, s.H(), s.n, s.n}, act_}};
+    return {{"h", {s.B, (s.T + kChunk - 1) / kChunk, s.H(), s.n, s.n}, act_}};
   }
   void forward(const SeqShape&, const SeqOptions&, Tensor, Tensor, const SeqInputs&,
                std::span<const Tensor>) override {
@@ -31,17 +31,16 @@ class PlanSeq final : public SeqKernel {
 
  private:
   DType act_;
-  int64_t chunk_;
 };
 
 class PlanOps final : public Ops {
  public:
-  PlanOps(DType act, bool cpu) : act_(act), cpu_(cpu), seq_(act, cpu) {}
+  PlanOps(DType act, bool cpu) : act_(act), cpu_(cpu), seq_(act) {}
   std::string describe() const override { return "plan"; }
   DType act_dtype() const override { return act_; }
   DType stat_dtype() const override { return DType::f32; }
   DType master_dtype() const override { return DType::f32; }
-  int64_t vocab_multiple() const override { return cpu_ ? 1 : 128; }
+  int64_t vocab_multiple() const override { return cpu_ ? 16 : 128; }
   double peak_flops() const override { return 0; }
   MemoryInfo memory() const override { return {}; }
   SeqKernel& seq(std::string_view) override { return seq_; }

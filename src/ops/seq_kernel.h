@@ -28,7 +28,7 @@ struct SeqOptions {
 
 struct SeqInputs {
   Tensor x;                       // (N,P) packed projections; P = packed_width(); hgru2: [q|f|i]
-  Tensor bound;                   // (D) lower bound of the gates, fp32; absent = 0
+  Tensor bound;                   // (D) lower bound of the gates, master_dtype(); absent = 0
   std::span<const Tensor> extra;  // the kernel's own weights, if it has any
   Tensor reset;                   // (N) u8: state is zeroed before this token; absent = never
   Tensor h0;                      // (B, state...) state before the first token; absent = zero

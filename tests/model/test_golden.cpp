@@ -80,8 +80,8 @@ std::vector<double> logits_of(TinyModel& t, int64_t N) {
   return out;
 }
 
-// Tolerances: f64 differs from the reference by the F32 rounding of the stored results (6e-8) and
-// the order of sums; f32 by its own rounding through the depth of the model.
+// Tolerances: f64 differs from the reference by the F32 rounding of the stored results and of the
+// scalars that Ops takes as float (6e-8 each); f32 by its own rounding through the model's depth.
 void check_golden(const std::string& dir, DType dtype, double tol_loss, double tol_grad,
                   Recompute recompute = Recompute::none) {
   const Golden g(dir);
@@ -133,13 +133,13 @@ const std::string kOwn = HGRN_SOURCE_DIR "/tests/golden/";
 TEST_CASE("golden: loss, logits and gradients of both parameterisations", "[model][golden]") {
   for (const char* name : {"llm", "wikitext"}) {
     INFO(name);
-    check_golden(kOwn + name, DType::f64, 1e-9, 2e-7);
+    check_golden(kOwn + name, DType::f64, 1e-7, 3e-7);
     check_golden(kOwn + name, DType::f32, 1e-5, 1e-4);
   }
 }
 
 TEST_CASE("golden: recomputation gives the same gradients", "[model][golden]") {
-  check_golden(kOwn + "llm", DType::f64, 1e-9, 2e-7, Recompute::block);
+  check_golden(kOwn + "llm", DType::f64, 1e-7, 3e-7, Recompute::block);
   check_golden(kOwn + "wikitext", DType::f32, 1e-5, 1e-4, Recompute::block);
 }
 
@@ -159,7 +159,7 @@ TEST_CASE("golden: an fla checkpoint of the shared set", "[model][golden]") {
   }
   check_golden(dir, DType::f32, 1e-5, 1e-4);
   check_adamw(dir, DType::f32, 1e-4);
-  check_golden(dir, DType::f64, 1e-8, 1e-6);
+  check_golden(dir, DType::f64, 1e-7, 1e-6);
 }
 
 TEST_CASE("golden: given states, resets inside rows, final states", "[model][golden]") {
@@ -177,10 +177,10 @@ TEST_CASE("golden: given states, resets inside rows, final states", "[model][gol
   rows.reset = reset.data();
   const std::vector<float> nll = t.nll(rows);
   const std::vector<double> want_nll = g.tensor("nll"), want_logits = g.tensor("logits");
-  CHECK(vector_error(nll.data(), want_nll.data(), g.B * g.T) < 2e-7);
+  CHECK(vector_error(nll.data(), want_nll.data(), g.B * g.T) < 3e-7);
   CHECK(vector_error(logits_of(t, g.B * g.T).data(), want_logits.data(),
-                     int64_t(want_logits.size())) < 2e-7);
+                     int64_t(want_logits.size())) < 3e-7);
   std::vector<double> hT(h0.size());
   t.ops->download(hT.data(), t.model->state());
-  CHECK(vector_error(hT.data(), want_hT.data(), int64_t(hT.size())) < 2e-7);
+  CHECK(vector_error(hT.data(), want_hT.data(), int64_t(hT.size())) < 3e-7);
 }
