@@ -54,16 +54,21 @@ uint16_t* bf16_data(Tensor t) {
   return static_cast<uint16_t*>(t.data);
 }
 
+template <class T, class Term>
+double sum_range(const T* x, int64_t n, Term term) {
+  double s = 0;
+#pragma omp simd reduction(+ : s)
+  for (int64_t i = 0; i < n; ++i) s += term(double(x[i]));
+  return s;
+}
+
 // Blocks are summed alone, then joined in order.
 template <class T, class Term>
 double blocked_sum(const T* x, int64_t n, double* partial, const Term& term) {
   const int64_t blocks = (n + kBlock - 1) / kBlock;
   cpu::parallel_for(blocks, [&](int64_t b) {
-    double s = 0;
-    const int64_t end = std::min(n, (b + 1) * kBlock);
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = b * kBlock; i < end; ++i) s += term(double(x[i]));
-    partial[b] = s;
+    const int64_t begin = b * kBlock;
+    partial[b] = sum_range(x + begin, std::min(n - begin, kBlock), term);
   });
   double total = 0;
   for (int64_t b = 0; b < blocks; ++b) total += partial[b];
