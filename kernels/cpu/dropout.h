@@ -42,12 +42,18 @@ template <class T>
 inline void dropout_factors(T* out, const Dropout& drop, uint64_t key, int64_t row, int64_t begin,
                             int64_t end) {
   const T scale = T(drop.scale());
-  uint32_t words[4][kQuads];
+  const float p = drop.p;
   for (int64_t c = begin; c < end; c += 4 * kQuads) {
+    uint32_t words[4][kQuads];
+    T factor[4 * kQuads];
     philox_quads(words, key, uint64_t(drop.row0 + row), uint64_t(c / 4));
-    const int64_t count = std::min<int64_t>(end - c, 4 * kQuads);
-    for (int64_t i = 0; i < count; ++i)
-      out[c - begin + i] = uniform01(words[i % 4][i / 4]) >= drop.p ? scale : T(0);
+    for (int q = 0; q < kQuads; ++q) {
+      factor[4 * q] = uniform01(words[0][q]) >= p ? scale : T(0);
+      factor[4 * q + 1] = uniform01(words[1][q]) >= p ? scale : T(0);
+      factor[4 * q + 2] = uniform01(words[2][q]) >= p ? scale : T(0);
+      factor[4 * q + 3] = uniform01(words[3][q]) >= p ? scale : T(0);
+    }
+    std::copy_n(factor, std::min<int64_t>(end - c, 4 * kQuads), out + (c - begin));
   }
 }
 

@@ -104,7 +104,7 @@ class PlainHgru2 final : public SeqKernel {
     const size_t each = size_t(s.n * s.n + 4 * s.n);
     T* work = scratch_.get<T>(each * size_t(max_threads()));
     const T* bound = bounds_or_zeros<T>(in.bound, zeros_, s.D);
-    parallel_for(s.B * s.H(), [&](int64_t task) {
+    parallel_for(s.B * s.H(), s.N() * s.D * s.n, [&](int64_t task) {
       forward_head(s, o, y, hT, in, bound, saved, task, work + each * size_t(thread_index()));
     });
   }
@@ -119,7 +119,7 @@ class PlainHgru2 final : public SeqKernel {
     const T* bound = bounds_or_zeros<T>(in.bound, zeros_, s.D);
     double* dbound = dbound_.get<double>(size_t(s.B * s.D));
     std::fill_n(dbound, s.B * s.D, 0.0);
-    parallel_for(s.B * s.H(), [&](int64_t task) {
+    parallel_for(s.B * s.H(), s.N() * s.D * s.n, [&](int64_t task) {
       backward_head(s, o, out, dy, dhT, in, bound, saved[0], task,
                     work + each * size_t(thread_index()), dbound);
     });

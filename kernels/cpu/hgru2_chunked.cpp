@@ -347,7 +347,7 @@ class ChunkedHgru2 final : public SeqKernel {
     const int64_t each = forward_size(padded(s.n));
     float* work = scratch_.get<float>(size_t(each * max_threads()));
     const float* bounds = bounds_or_zeros<float>(in.bound, zeros_, s.D);
-    parallel_for(s.B * s.H(), [&](int64_t task) {
+    parallel_for(s.B * s.H(), s.N() * s.D * s.n, [&](int64_t task) {
       const FlushDenormals flush;
       forward_head(Head(s, o, in, bounds, task), y, hT, saved, work + each * thread_index());
     });
@@ -364,7 +364,7 @@ class ChunkedHgru2 final : public SeqKernel {
     const float* bounds = bounds_or_zeros<float>(in.bound, zeros_, s.D);
     double* dbound = dbound_.get<double>(size_t(s.B * s.D));
     std::fill_n(dbound, s.B * s.D, 0.0);
-    parallel_for(s.B * s.H(), [&](int64_t task) {
+    parallel_for(s.B * s.H(), s.N() * s.D * s.n, [&](int64_t task) {
       const FlushDenormals flush;
       const Head h(s, o, in, bounds, task);
       backward_head(h, out, dy, dhT, saved[0], dbound + h.b * s.D + h.channel(),
