@@ -37,7 +37,7 @@ constexpr int64_t kMinParallel = 16384;
 
 // f(i) for i in [0, n), in contiguous shares; `work` elements are touched in all. f must not throw.
 template <class F>
-void parallel_for(int64_t n, int64_t work, const F& f) {
+void parallel_for(int64_t n, [[maybe_unused]] int64_t work, const F& f) {
 #pragma omp parallel for schedule(static) if (n > 1 && work >= kMinParallel)
   for (int64_t i = 0; i < n; ++i) f(i);
 }
