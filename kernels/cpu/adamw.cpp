@@ -65,7 +65,7 @@ void CpuOps::adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor gra
     const Factors<T> f(step, c[1]);
     T *w = master.ptr<T>(), *mean = m.ptr<T>(), *var = v.ptr<T>();
     const T* g = grad.ptr<T>();
-    cpu::parallel_blocks(n, 16384, [&](int64_t begin, int64_t end) {
+    cpu::parallel_blocks(n, 16384, n, [&](int64_t begin, int64_t end) {
       update(w + begin, mean + begin, var + begin, g + begin, end - begin, f);
     });
   });

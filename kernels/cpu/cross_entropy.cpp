@@ -72,7 +72,7 @@ void CpuOps::cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vo
   cpu::with_real(logits.dtype, [&](auto zero) {
     using T = decltype(zero);
     T *out = nll.ptr<T>(), *z = logits.ptr<T>();
-    cpu::parallel_for(rows, [&](int64_t r) {
+    cpu::parallel_for(rows, logits.numel(), [&](int64_t r) {
       out[r] = score_row(z + r * Vp, vocab, Vp, target[r], backward, grad_scale);
     });
   });

@@ -15,20 +15,20 @@ constexpr int64_t kBlock = 1 << 15;  // elements of a copying or summing task
 
 template <class To, class From>
 void convert(To* dst, const From* src, int64_t n) {
-  cpu::parallel_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
+  cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) dst[i] = To(src[i]);
   });
 }
 
 void to_bf16(uint16_t* dst, const float* src, int64_t n) {
-  cpu::parallel_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
+  cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) dst[i] = float_to_bf16(src[i]);
   });
 }
 
 // Once, not through float: double rounding would differ from the nearest bf16.
 void to_bf16(uint16_t* dst, const double* src, int64_t n) {
-  cpu::parallel_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
+  cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       float f = float(src[i]);  // rounded to odd below, so that the second rounding is exact
       uint32_t bits;
@@ -45,7 +45,7 @@ void to_bf16(uint16_t* dst, const double* src, int64_t n) {
 
 template <class To>
 void from_bf16(To* dst, const uint16_t* src, int64_t n) {
-  cpu::parallel_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
+  cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) dst[i] = To(bf16_to_float(src[i]));
   });
 }
@@ -54,16 +54,21 @@ uint16_t* bf16_data(Tensor t) {
   return static_cast<uint16_t*>(t.data);
 }
 
+template <class T, class Term>
+double sum_range(const T* x, int64_t n, Term term) {
+  double s = 0;
+#pragma omp simd reduction(+ : s)
+  for (int64_t i = 0; i < n; ++i) s += term(double(x[i]));
+  return s;
+}
+
 // Blocks are summed alone, then joined in order.
 template <class T, class Term>
 double blocked_sum(const T* x, int64_t n, double* partial, const Term& term) {
   const int64_t blocks = (n + kBlock - 1) / kBlock;
-  cpu::parallel_for(blocks, [&](int64_t b) {
-    double s = 0;
-    const int64_t end = std::min(n, (b + 1) * kBlock);
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = b * kBlock; i < end; ++i) s += term(double(x[i]));
-    partial[b] = s;
+  cpu::parallel_for(blocks, n, [&](int64_t b) {
+    const int64_t begin = b * kBlock;
+    partial[b] = sum_range(x + begin, std::min(n - begin, kBlock), term);
   });
   double total = 0;
   for (int64_t b = 0; b < blocks; ++b) total += partial[b];
@@ -93,7 +98,8 @@ void layer_softmax(double* s, const T* gamma, int64_t L, int64_t D, int64_t d) {
 
 void CpuOps::zero(Tensor t) {
   char* data = static_cast<char*>(t.data);
-  cpu::parallel_blocks(int64_t(t.bytes()), 4 * kBlock, [&](int64_t begin, int64_t end) {
+  const auto bytes = int64_t(t.bytes());
+  cpu::parallel_blocks(bytes, 4 * kBlock, bytes, [&](int64_t begin, int64_t end) {
     std::memset(data + begin, 0, size_t(end - begin));
   });
 }

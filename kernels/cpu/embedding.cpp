@@ -28,7 +28,7 @@ void forward(Tensor x, const int32_t* token, const T* w, T scale, const Dropout&
   const int64_t rows = x.rows(), D = x.cols();
   T* out = x.ptr<T>();
   const uint64_t key = drop.key();
-  cpu::parallel_blocks(rows, 16, [&](int64_t begin, int64_t end) {
+  cpu::parallel_blocks(rows, 16, rows * D, [&](int64_t begin, int64_t end) {
     std::vector<T> factor(drop.p > 0 ? size_t(D) : 0);
     for (int64_t r = begin; r < end; ++r) {
       const T* from = w + token[r] * D;
@@ -49,7 +49,7 @@ void backward(Tensor dw, const T* dx, const int32_t* token, int64_t rows, T scal
   const int64_t D = dw.cols();
   T* out = dw.ptr<T>();
   const uint64_t key = drop.key();
-  cpu::parallel_blocks(D, kColumns, [&](int64_t begin, int64_t end) {
+  cpu::parallel_blocks(D, kColumns, rows * D, [&](int64_t begin, int64_t end) {
     T factor[kColumns];
     for (int64_t r = 0; r < rows; ++r) {
       const T* from = dx + r * D;

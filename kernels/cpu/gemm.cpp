@@ -29,7 +29,7 @@ void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int64_t M, int64_t N, int64_t 
 
 template <class T>
 void add_bias(T* y, const T* b, int64_t rows, int64_t O) {
-  cpu::parallel_blocks(rows, 16, [&](int64_t begin, int64_t end) {
+  cpu::parallel_blocks(rows, 16, rows * O, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       for (int64_t c = 0; c < O; ++c) y[r * O + c] += b[c];
   });
@@ -39,7 +39,7 @@ template <class T>
 void bias_backward(T* db, const T* dy, int64_t rows, int64_t O, cpu::Scratch& scratch) {
   const int64_t blocks = cpu::row_blocks(rows);
   T* partial = scratch.get<T>(size_t(blocks * O));
-  cpu::parallel_for(blocks, [&](int64_t block) {
+  cpu::parallel_for(blocks, rows * O, [&](int64_t block) {
     T* sum = partial + block * O;
     std::fill(sum, sum + O, T(0));
     for (int64_t r = block * rows / blocks; r < (block + 1) * rows / blocks; ++r)

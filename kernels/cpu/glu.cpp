@@ -34,7 +34,7 @@ void CpuOps::glu_forward(Tensor h, Tensor gu, Act act) {
     T* out = h.ptr<T>();
     const T* in = gu.ptr<T>();
     cpu::with_act(act, [&]<Act A>() {
-      cpu::parallel_for(rows, [&](int64_t r) {
+      cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
         forward_row<T, A>(out + r * F, in + r * 2 * F, in + r * 2 * F + F, F);
       });
     });
@@ -51,7 +51,7 @@ void CpuOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
     T* out = dgu.ptr<T>();
     const T *grad = dh.ptr<T>(), *in = gu.ptr<T>();
     cpu::with_act(act, [&]<Act A>() {
-      cpu::parallel_for(rows, [&](int64_t r) {
+      cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
         const int64_t at = r * 2 * F;
         backward_row<T, A>(out + at, out + at + F, grad + r * F, in + at, in + at + F, F);
       });

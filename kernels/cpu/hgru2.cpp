@@ -103,8 +103,9 @@ class PlainHgru2 final : public SeqKernel {
     check_hgru2("hgru2 forward", DTypeOf<T>::value, s, y, hT, in);
     const size_t each = size_t(s.n * s.n + 4 * s.n);
     T* work = scratch_.get<T>(each * size_t(max_threads()));
-    parallel_for(s.B * s.H(), [&](int64_t task) {
-      forward_head(s, o, y, hT, in, saved, task, work + each * size_t(thread_index()));
+    const T* bound = bounds_or_zeros<T>(in.bound, zeros_, s.D);
+    parallel_for(s.B * s.H(), s.N() * s.D * s.n, [&](int64_t task) {
+      forward_head(s, o, y, hT, in, bound, saved, task, work + each * size_t(thread_index()));
     });
   }
 
@@ -115,13 +116,14 @@ class PlainHgru2 final : public SeqKernel {
           "hgru2 backward: needs the saved states of its forward and a dx like x");
     const size_t each = size_t((kBlock + 1) * s.n * s.n + 4 * kBlock * s.n + 4 * s.n);
     T* work = scratch_.get<T>(each * size_t(max_threads()));
-    double* dbound = out.dbound ? dbound_.get<double>(size_t(s.B * s.D)) : nullptr;
-    if (dbound) std::fill(dbound, dbound + s.B * s.D, 0.0);
-    parallel_for(s.B * s.H(), [&](int64_t task) {
-      backward_head(s, o, out, dy, dhT, in, saved[0], task, work + each * size_t(thread_index()),
-                    dbound);
+    const T* bound = bounds_or_zeros<T>(in.bound, zeros_, s.D);
+    double* dbound = dbound_.get<double>(size_t(s.B * s.D));
+    std::fill_n(dbound, s.B * s.D, 0.0);
+    parallel_for(s.B * s.H(), s.N() * s.D * s.n, [&](int64_t task) {
+      backward_head(s, o, out, dy, dhT, in, bound, saved[0], task,
+                    work + each * size_t(thread_index()), dbound);
     });
-    if (dbound) add_bound_gradient(out.dbound.ptr<T>(), dbound, s.B, s.D);
+    if (out.dbound) add_bound_gradient(out.dbound.ptr<T>(), dbound, s.B, s.D);
   }
 
   void step(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor h,
@@ -140,16 +142,13 @@ class PlainHgru2 final : public SeqKernel {
     act_row(o.input_act, v, token.xi, T(1), s.n);
   }
 
-  static const T* bound_of(const SeqInputs& in, int64_t channel) {
-    return in.bound ? in.bound.template ptr<T>() + channel : nullptr;
-  }
   static const uint8_t* resets_of(const SeqInputs& in) {
     return in.reset ? in.reset.ptr<uint8_t>() : nullptr;
   }
 
   static void forward_head(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor hT,
-                           const SeqInputs& in, std::span<const Tensor> saved, int64_t task,
-                           T* work) {
+                           const SeqInputs& in, const T* bounds, std::span<const Tensor> saved,
+                           int64_t task, T* work) {
     const int64_t n = s.n, nn = n * n, b = task / s.H(), head = task % s.H(), channel = head * n;
     const int64_t blocks = (s.T + kBlock - 1) / kBlock;
     T *h = work, *q = h + nn, *f = q + n, *k = f + n, *v = k + n;
@@ -163,7 +162,7 @@ class PlainHgru2 final : public SeqKernel {
         std::copy_n(h, nn, saved[0].ptr<T>() + ((b * blocks + t / kBlock) * s.H() + head) * nn);
       const Hgru2Token<T> token(s, in.x.ptr<T>(), resets_of(in), row, channel);
       if (token.reset) std::fill_n(h, nn, T(0));
-      gates(s, o, token, bound_of(in, channel), q, f, k, v);
+      gates(s, o, token, bounds + channel, q, f, k, v);
       advance(h, f, k, v, n);
       read_out(y.ptr<T>() + row * s.D + channel, q, h, n);
     }
@@ -171,14 +170,14 @@ class PlainHgru2 final : public SeqKernel {
   }
 
   static void backward_head(const SeqShape& s, const SeqOptions& o, const SeqGrads& out, Tensor dy,
-                            Tensor dhT, const SeqInputs& in, Tensor saved, int64_t task, T* work,
-                            double* dbound) {
+                            Tensor dhT, const SeqInputs& in, const T* bounds, Tensor saved,
+                            int64_t task, T* work, double* dbound) {
     const int64_t n = s.n, nn = n * n, b = task / s.H(), head = task % s.H(), channel = head * n;
     const int64_t blocks = (s.T + kBlock - 1) / kBlock;
     T *states = work, *dh = states + kBlock * nn, *gate = dh + nn;  // gate: q,f,k,v of each token
     const TokenGrads<T> g{gate + 4 * kBlock * n, gate + (4 * kBlock + 1) * n,
                           gate + (4 * kBlock + 2) * n, gate + (4 * kBlock + 3) * n};
-    const T *x = in.x.ptr<T>(), *bound = bound_of(in, channel);
+    const T *x = in.x.ptr<T>(), *bound = bounds + channel;
     if (dhT)
       std::copy_n(dhT.ptr<T>() + task * nn, nn, dh);
     else
@@ -204,15 +203,14 @@ class PlainHgru2 final : public SeqKernel {
         if (token.reset) std::fill_n(dh, nn, T(0));
         T* dx = out.dx.ptr<T>() + row * 3 * s.D + channel;
         act_backward_row(o.output_act, dx, g.dq, token.xq, T(o.query_scale), n);
-        gate_backward_row(dx + s.D, dbound ? dbound + b * s.D + channel : nullptr, g.df, g.dk,
-                          token.xf, bound, n);
+        gate_backward_row(dx + s.D, dbound + b * s.D + channel, g.df, g.dk, token.xf, bound, n);
         act_backward_row(o.input_act, dx + 2 * s.D, g.dv, token.xi, T(1), n);
       }
     }
     if (out.dh0) std::copy_n(dh, nn, out.dh0.ptr<T>() + task * nn);
   }
 
-  Scratch scratch_, dbound_;
+  Scratch scratch_, dbound_, zeros_;
 };
 
 }  // namespace

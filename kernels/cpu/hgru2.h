@@ -35,47 +35,66 @@ struct Hgru2Token {
         reset(resets && resets[row] != 0) {}
 };
 
-template <class T>
-void act_row(Act act, T* out, const T* x, T scale, int64_t n) {
-  with_act(act, [&]<Act A>() {
+// The loops below are functions of their own, with pointers and counts by value: inside lambdas, or
+// with a branch on a null pointer, g++ leaves them scalar.
+template <Act A, class T>
+void act_loop(T* __restrict out, const T* __restrict x, T scale, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) out[i] = scale * act_of<A>(x[i]);
-  });
+  for (int64_t i = 0; i < n; ++i) out[i] = scale * act_of<A>(x[i]);
+}
+template <Act A, class T>
+void act_backward_loop(T* __restrict dx, const T* __restrict dout, const T* __restrict x, T scale,
+                       int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) dx[i] = scale * dout[i] * act_pair<A>(x[i]).slope;
 }
 
+// out = scale * act(x)
+template <class T>
+void act_row(Act act, T* out, const T* x, T scale, int64_t n) {
+  with_act(act, [=]<Act A>() { act_loop<A>(out, x, scale, n); });
+}
 // dx = scale * dout * act'(x)
 template <class T>
 void act_backward_row(Act act, T* dx, const T* dout, const T* x, T scale, int64_t n) {
-  with_act(act, [&]<Act A>() {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) dx[i] = scale * dout[i] * act_pair<A>(x[i]).slope;
-  });
+  with_act(act, [=]<Act A>() { act_backward_loop<A>(dx, dout, x, scale, n); });
 }
 
-// bound may be null: 0.
+// bound: the lower bounds of the row's channels, zeros where the model has none.
 template <class T>
-void gate_row(T* f, T* k, const T* xf, const T* bound, int64_t n) {
+void gate_row(T* __restrict f, T* __restrict k, const T* __restrict xf, const T* __restrict bound,
+              int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const SigmoidPair<T> s = sigmoid_pair(xf[i]);
-    const T low = bound ? bound[i] : T(0);
-    f[i] = low + (T(1) - low) * s.plus;
-    k[i] = (T(1) - low) * s.minus;
+    f[i] = bound[i] + (T(1) - bound[i]) * s.plus;
+    k[i] = (T(1) - bound[i]) * s.minus;
   }
 }
 
-// dxf = (1-bound) s (1-s) (df-dk), dbound += (1-s) (df-dk), s = sigmoid(xf); dbound may be null.
+// dxf = (1-bound) s (1-s) (df-dk), dbound += (1-s) (df-dk), s = sigmoid(xf). df is overwritten.
 template <class T>
-void gate_backward_row(T* dxf, double* dbound, const T* df, const T* dk, const T* xf,
-                       const T* bound, int64_t n) {
+void gate_backward_row(T* __restrict dxf, double* __restrict dbound, T* __restrict df,
+                       const T* __restrict dk, const T* __restrict xf, const T* __restrict bound,
+                       int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const SigmoidPair<T> s = sigmoid_pair(xf[i]);
-    const T low = bound ? bound[i] : T(0);
     const T rest = s.minus * (df[i] - dk[i]);
-    dxf[i] = (T(1) - low) * s.plus * rest;
-    if (dbound) dbound[i] += double(rest);
+    dxf[i] = (T(1) - bound[i]) * s.plus * rest;
+    df[i] = rest;
   }
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) dbound[i] += double(df[i]);
+}
+
+// The bounds of a call, or zeros.
+template <class T>
+const T* bounds_or_zeros(Tensor bound, Scratch& zeros, int64_t D) {
+  if (bound) return bound.ptr<T>();
+  T* none = zeros.get<T>(size_t(D));
+  std::fill_n(none, D, T(0));
+  return none;
 }
 
 // out (D) += the rows of partial (B,D), in order.

@@ -13,6 +13,7 @@
 // Twin: kernels/cuda/hgru2_forward.cu, hgru2_backward.cu   Test: tests/ops/test_hgru2.cpp
 #include <algorithm>
 
+#include "cpu/flush_denormals.h"
 #include "cpu/hgru2.h"
 #include "cpu/tiles.h"
 
@@ -26,25 +27,32 @@ constexpr int64_t kChunks = 4;  // chunks between saved states
 constexpr int64_t kBlock = C * kChunks;
 static_assert(C == kLanes, "the scores of a chunk are rows of one vector");
 
+inline int64_t padded(int64_t n) {
+  return (n + kLanes - 1) / kLanes * kLanes;
+}
+
 // Where the head of a task lies.
 struct Head {
   const SeqShape& s;
   const SeqOptions& o;
   const SeqInputs& in;
+  const float* bounds;
   int64_t b, head, task, np, blocks;  // np: n rounded up to whole vectors
 
-  Head(const SeqShape& shape, const SeqOptions& options, const SeqInputs& inputs, int64_t i)
+  Head(const SeqShape& shape, const SeqOptions& options, const SeqInputs& inputs, const float* low,
+       int64_t i)
       : s(shape),
         o(options),
         in(inputs),
+        bounds(low),
         b(i / shape.H()),
         head(i % shape.H()),
         task(i),
-        np((shape.n + kLanes - 1) / kLanes * kLanes),
+        np(padded(shape.n)),
         blocks((shape.T + kBlock - 1) / kBlock) {}
   int64_t channel() const { return head * s.n; }
   int64_t count(int64_t first) const { return std::min<int64_t>(C, s.T - first); }
-  const float* bound() const { return in.bound ? in.bound.ptr<float>() + channel() : nullptr; }
+  const float* bound() const { return bounds + channel(); }
   Hgru2Token<float> token(int64_t t) const {
     return {s, in.x.ptr<float>(), in.reset ? in.reset.ptr<uint8_t>() : nullptr, b * s.T + t,
             channel()};
@@ -336,10 +344,12 @@ class ChunkedHgru2 final : public SeqKernel {
                std::span<const Tensor> saved) override {
     if (is_small(s)) return plain_->forward(s, o, y, hT, in, saved);
     check_hgru2("hgru2 forward", DType::f32, s, y, hT, in);
-    const int64_t each = forward_size(Head(s, o, in, 0).np);
+    const int64_t each = forward_size(padded(s.n));
     float* work = scratch_.get<float>(size_t(each * max_threads()));
-    parallel_for(s.B * s.H(), [&](int64_t task) {
-      forward_head(Head(s, o, in, task), y, hT, saved, work + each * thread_index());
+    const float* bounds = bounds_or_zeros<float>(in.bound, zeros_, s.D);
+    parallel_for(s.B * s.H(), s.N() * s.D * s.n, [&](int64_t task) {
+      const FlushDenormals flush;
+      forward_head(Head(s, o, in, bounds, task), y, hT, saved, work + each * thread_index());
     });
   }
 
@@ -349,16 +359,18 @@ class ChunkedHgru2 final : public SeqKernel {
     check_hgru2("hgru2 backward", DType::f32, s, dy, dhT, in);
     check(saved.size() == 1 && out.dx.numel() == in.x.numel(),
           "hgru2 backward: needs the saved states of its forward and a dx like x");
-    const int64_t each = BackwardWork::size(Head(s, o, in, 0).np);
+    const int64_t each = BackwardWork::size(padded(s.n));
     float* work = scratch_.get<float>(size_t(each * max_threads()));
-    double* dbound = out.dbound ? dbound_.get<double>(size_t(s.B * s.D)) : nullptr;
-    if (dbound) std::fill(dbound, dbound + s.B * s.D, 0.0);
-    parallel_for(s.B * s.H(), [&](int64_t task) {
-      const Head h(s, o, in, task);
-      backward_head(h, out, dy, dhT, saved[0], dbound ? dbound + h.b * s.D + h.channel() : nullptr,
+    const float* bounds = bounds_or_zeros<float>(in.bound, zeros_, s.D);
+    double* dbound = dbound_.get<double>(size_t(s.B * s.D));
+    std::fill_n(dbound, s.B * s.D, 0.0);
+    parallel_for(s.B * s.H(), s.N() * s.D * s.n, [&](int64_t task) {
+      const FlushDenormals flush;
+      const Head h(s, o, in, bounds, task);
+      backward_head(h, out, dy, dhT, saved[0], dbound + h.b * s.D + h.channel(),
                     work + each * thread_index());
     });
-    if (dbound) add_bound_gradient(out.dbound.ptr<float>(), dbound, s.B, s.D);
+    if (out.dbound) add_bound_gradient(out.dbound.ptr<float>(), dbound, s.B, s.D);
   }
 
   void step(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor h,
@@ -370,7 +382,7 @@ class ChunkedHgru2 final : public SeqKernel {
   static bool is_small(const SeqShape& s) { return s.T == 1 || s.n < kLanes; }
 
   std::unique_ptr<SeqKernel> plain_;
-  Scratch scratch_, dbound_;
+  Scratch scratch_, dbound_, zeros_;
 };
 
 }  // namespace

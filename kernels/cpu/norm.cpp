@@ -77,7 +77,7 @@ void backward(const Backward& a, cpu::Scratch& scratch) {
   T *dx = a.dx.ptr<T>(), *dbranch = a.dbranch ? a.dbranch.ptr<T>() : nullptr;
   const T *dy = a.dy.ptr<T>(), *x = a.x.ptr<T>(), *w = a.w.ptr<T>(), *stats = a.stats.ptr<T>();
   const uint64_t key = a.drop.key();
-  cpu::parallel_for(blocks, [&](int64_t block) {
+  cpu::parallel_for(blocks, rows * D, [&](int64_t block) {
     T* dw = partial + block * 2 * D;
     T* db = a.db ? dw + D : nullptr;
     std::fill(dw, dw + 2 * D, T(0));
@@ -108,7 +108,7 @@ void CpuOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, 
     using T = decltype(zero);
     T *out = y.ptr<T>(), *st = stats.ptr<T>();
     const T *in = x.ptr<T>(), *weight = w.ptr<T>(), *bias = b ? b.ptr<T>() : nullptr;
-    cpu::parallel_for(x.rows(), [&](int64_t r) {
+    cpu::parallel_for(x.rows(), x.numel(), [&](int64_t r) {
       forward_row(out + r * D, st + 2 * r, in + r * D, weight, bias, D, kind == Norm::layer, eps);
     });
   });
@@ -127,7 +127,7 @@ void CpuOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x,
     T *out = y.ptr<T>(), *st = stats.ptr<T>(), *total = sum.ptr<T>();
     const T *in = x.ptr<T>(), *add = branch.ptr<T>(), *weight = w.ptr<T>();
     const T* bias = b ? b.ptr<T>() : nullptr;
-    cpu::parallel_for(x.rows(), [&](int64_t r) {
+    cpu::parallel_for(x.rows(), x.numel(), [&](int64_t r) {
       T *s = total + r * D, *factor = out + r * D;  // y is free until the norm is taken
       const T *xr = in + r * D, *br = add + r * D;
       if (drop.p > 0) {

@@ -32,17 +32,20 @@ inline int thread_index() {
 #endif
 }
 
-// f(i) for i in [0, n), in contiguous shares. f must not throw.
+// Below this many elements one thread is faster than waking the others.
+constexpr int64_t kMinParallel = 16384;
+
+// f(i) for i in [0, n), in contiguous shares; `work` elements are touched in all. f must not throw.
 template <class F>
-void parallel_for(int64_t n, const F& f) {
-#pragma omp parallel for schedule(static) if (n > 1)
+void parallel_for(int64_t n, [[maybe_unused]] int64_t work, const F& f) {
+#pragma omp parallel for schedule(static) if (n > 1 && work >= kMinParallel)
   for (int64_t i = 0; i < n; ++i) f(i);
 }
 
 // f(begin, end) over [0, n) in blocks of `block`.
 template <class F>
-void parallel_blocks(int64_t n, int64_t block, const F& f) {
-  parallel_for((n + block - 1) / block,
+void parallel_blocks(int64_t n, int64_t block, int64_t work, const F& f) {
+  parallel_for((n + block - 1) / block, work,
                [&](int64_t b) { f(b * block, std::min(n, (b + 1) * block)); });
 }
 
@@ -81,7 +84,7 @@ inline int64_t row_blocks(int64_t rows) {
 // out[c] += sum over blocks of partial[block][c], in block order.
 template <class T>
 void combine_blocks(T* out, const T* partial, int64_t blocks, int64_t stride, int64_t cols) {
-  parallel_blocks(cols, 256, [&](int64_t begin, int64_t end) {
+  parallel_blocks(cols, 256, blocks * cols, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       double s = 0;
       for (int64_t b = 0; b < blocks; ++b) s += double(partial[b * stride + c]);

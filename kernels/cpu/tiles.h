@@ -70,7 +70,7 @@ inline void product(float* C, const Left& A, const float* B, int64_t M, int64_t 
   const auto rows = [&]<int vecs>() {
     for (int64_t m = 0; m < M; m += kRows)
       product_tile<start, kRows, vecs>(C + m * N + j, N, {A.data + m * A.row, A.row, A.step}, B + j,
-                                       N, K, scale + m, scale + j);
+                                       N, K, scale ? scale + m : scale, scale ? scale + j : scale);
   };
   for (; j + kVecs * kLanes <= N; j += kVecs * kLanes) rows.template operator()<kVecs>();
   for (; j < N; j += kLanes) rows.template operator()<1>();
