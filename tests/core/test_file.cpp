@@ -138,9 +138,10 @@ TEST_CASE("a read-only folder is an error that names it", "[core]") {
   CHECK(child.thrown.has(tmp.path()));
 }
 
-TEST_CASE("a run folder has one writer", "[core]") {
+namespace {
+
+void one_writer(FileLock::Method method) {
   TempFolder tmp;
-  const auto method = GENERATE(FileLock::Method::flock, FileLock::Method::pid);
   {
     FileLock lock(tmp.path(), method);
     const Child second = run_in_child([&] { FileLock other(tmp.path(), method); });
@@ -154,9 +155,8 @@ TEST_CASE("a run folder has one writer", "[core]") {
   CHECK(entries(tmp.path()) <= 1);
 }
 
-TEST_CASE("the lock of a dead process does not hold", "[core]") {
+void dead_owner(FileLock::Method method) {
   TempFolder tmp;
-  const auto method = GENERATE(FileLock::Method::flock, FileLock::Method::pid);
   const Child dead = run_in_child([&] {
     FileLock lock(tmp.path(), method);
     ::kill(::getpid(), SIGKILL);
@@ -177,6 +177,18 @@ TEST_CASE("the lock of a dead process does not hold", "[core]") {
     CHECK(elsewhere.code == Exit::failed);
     CHECK(elsewhere.has("remove the file"));
   }
+}
+
+}  // namespace
+
+TEST_CASE("a run folder has one writer", "[core]") {
+  one_writer(FileLock::Method::flock);
+  one_writer(FileLock::Method::pid);
+}
+
+TEST_CASE("the lock of a dead process does not hold", "[core]") {
+  dead_owner(FileLock::Method::flock);
+  dead_owner(FileLock::Method::pid);
 }
 
 TEST_CASE("a run folder that cannot be locked is an error", "[core]") {

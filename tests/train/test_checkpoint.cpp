@@ -69,7 +69,8 @@ Snapshot make_snapshot(const ParamTable& t, int64_t step, uint64_t seed) {
 }
 
 bool equal_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 // Whether the folder holds exactly this snapshot.
