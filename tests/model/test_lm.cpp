@@ -15,7 +15,8 @@ std::vector<double> random_weights(const ParamTable& table) {
   std::vector<double> w(size_t(table.total()), 0.0);
   for (const Param& p : table.params())
     for (int64_t i = 0; i < p.shape.numel(); ++i) {
-      const double u = double(philox(uint64_t(p.offset) + 1, 3, uint64_t(i)).v[0]) / 4294967296.0 * 2 - 1;
+      const double u =
+          double(philox(uint64_t(p.offset) + 1, 3, uint64_t(i)).v[0]) / 4294967296.0 * 2 - 1;
       w[size_t(p.offset + i)] = p.init == Init::ones ? 1 + 0.3 * u : 0.5 * u;
     }
   return w;
