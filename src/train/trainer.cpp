@@ -12,7 +12,7 @@
 namespace hgrn {
 namespace {
 
-constexpr int kMaxRollbacks = 3;  // in a row without a checkpoint in between
+constexpr int kMaxRollbacks = 3;  // before the run gets past the step that failed
 
 double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -194,9 +194,9 @@ Exit Trainer::run() {
            loader_->files().size(), step_, t.steps);
   auto due = [&](int64_t every) { return every > 0 && step_ % every == 0; };
   while (step_ < last) {
-    train_step();
-    if (due(t.eval_every)) evaluate();
-    if (due(t.checkpoint_every)) save(/*wait=*/false);
+    const bool advanced = train_step();
+    if (advanced && due(t.eval_every)) evaluate();
+    if (advanced && due(t.checkpoint_every)) save(/*wait=*/false);
     if (signals_.received() != 0) {
       save(/*wait=*/true);
       log_warn("stopped by signal {} after step {}; the same command goes on from there",
@@ -210,8 +210,9 @@ Exit Trainer::run() {
   return Exit::ok;
 }
 
-// data -> forward and backward of each micro-batch -> verdict and update -> log
-void Trainer::train_step() {
+// data -> forward and backward of each micro-batch -> verdict and update -> log.
+// False where it ended in a rollback.
+bool Trainer::train_step() {
   const double started = now_s();
   const TrainConfig& t = config_.train;
   const int64_t step = step_ + 1, tokens = t.global_batch * config_.data.seq_len;
@@ -247,8 +248,10 @@ void Trainer::train_step() {
     on_nonfinite(loss, verdict);
   window_seconds_ += now_s() - started;
   ++window_steps_;
-  if (step_ == step && t.log_every > 0 && (step % t.log_every == 0 || step == t.steps))
-    log_step(loss, verdict, lr);
+  if (step_ != step) return false;
+  if (step_ > failed_step_) rollbacks_ = 0;
+  if (t.log_every > 0 && (step % t.log_every == 0 || step == t.steps)) log_step(loss, verdict, lr);
+  return true;
 }
 
 void Trainer::on_nonfinite(double loss, const StepVerdict& verdict) {
@@ -274,7 +277,8 @@ void Trainer::rollback() {
     log_warn("rollback: no checkpoint yet; only this step is left out");
     return;
   }
-  check(++rollbacks_without_progress_ <= kMaxRollbacks, Exit::nonfinite,
+  failed_step_ = std::max(failed_step_, step_);
+  check(++rollbacks_ <= kMaxRollbacks, Exit::nonfinite,
         "step {}: still not finite after {} rollbacks to {}; lower optim.lr", step_, kMaxRollbacks,
         found->dir);
   const int64_t position = next_sample_;
@@ -358,7 +362,6 @@ void Trainer::save(bool wait) {
       s.extra_files.push_back({std::filesystem::path(file).filename().string(), file});
   store_->save_async(std::move(s));
   saved_step_ = step_;
-  rollbacks_without_progress_ = 0;
   if (wait) store_->wait();
   log_info("checkpoint of step {}: training waited {:.0f} ms{}", step_, 1e3 * (now_s() - started),
            wait ? " (to the end of the save)" : "");

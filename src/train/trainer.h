@@ -44,7 +44,7 @@ class Trainer {
   void load_state(const std::string& dir);
   void open_loader();
 
-  void train_step();
+  bool train_step();
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();
   void log_step(double loss, const StepVerdict& verdict, double lr);
@@ -74,7 +74,7 @@ class Trainer {
   int64_t tokens_ = 0;       // tokens seen
   int64_t next_sample_ = 0;  // data position
   int64_t saved_step_ = -1;
-  int64_t rollbacks_without_progress_ = 0;
+  int64_t rollbacks_ = 0, failed_step_ = -1;  // to get past this step
   double window_seconds_ = 0;  // since the last log line, evaluation and saving left out
   int64_t window_steps_ = 0;
 };

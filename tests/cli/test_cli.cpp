@@ -1,0 +1,175 @@
+// The program from outside: exit codes, one-line errors that name the mend, and a whole round from
+// text to a sample.
+#include <array>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "catch.h"
+#include "train/run_folder.h"
+
+using namespace hgrn;
+using namespace hgrn::test;
+
+namespace {
+
+struct Result {
+  int code;
+  std::string out, err;
+  bool says(const std::string& part) const { return err.find(part) != std::string::npos; }
+};
+
+std::string quoted(const std::string& word) {
+  std::string q = "'";
+  for (char c : word) q += c == '\'' ? "'\\''" : std::string(1, c);
+  return q + "'";
+}
+
+Result hgrn_(const TempFolder& tmp, const std::vector<std::string>& words) {
+  std::string command = quoted(HGRN_BINARY);
+  for (const std::string& w : words) command += " " + quoted(w);
+  const std::string err = tmp / "stderr";
+  std::FILE* pipe = popen((command + " 2>" + quoted(err) + " </dev/null").c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  Result r;
+  std::array<char, 4096> chunk;
+  for (size_t n; (n = fread(chunk.data(), 1, chunk.size(), pipe)) > 0;)
+    r.out.append(chunk.data(), n);
+  const int status = pclose(pipe);
+  r.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  r.err = slurp(err);
+  return r;
+}
+
+int64_t error_lines(const Result& r) {
+  int64_t n = 0;
+  for (size_t at = 0; (at = r.err.find("error: ", at)) != std::string::npos; ++at) ++n;
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("cli: help on every level shows an example", "[cli]") {
+  const TempFolder tmp;
+  CHECK(hgrn_(tmp, {"--help"}).code == 0);
+  CHECK(hgrn_(tmp, {"--version"}).out.rfind("hgrn ", 0) == 0);
+  for (const char* command : {"train", "eval", "generate", "tokenize", "plan", "inspect"}) {
+    const Result r = hgrn_(tmp, {command, "--help"});
+    INFO(command);
+    CHECK(r.code == 0);
+    CHECK(r.out.find("Example:\n  hgrn " + std::string(command)) != std::string::npos);
+  }
+}
+
+TEST_CASE("cli: wrong usage is exit 2 and names the nearest valid word", "[cli]") {
+  const TempFolder tmp;
+  auto usage = [&](const std::vector<std::string>& words, const std::string& part) {
+    const Result r = hgrn_(tmp, words);
+    INFO(r.err);
+    CHECK(r.code == 2);
+    CHECK(error_lines(r) == 1);
+    CHECK(r.says(part));
+    CHECK(r.out.empty());
+  };
+  usage({}, "subcommand");
+  usage({"trian"}, "did you mean train?");
+  usage({"train", "--confg", "x"}, "did you mean --config?");
+  usage({"train", "--config", "x", "--steps", "many"}, "--steps");
+  usage({"train"}, "--config");
+  usage({"eval", "--checkpoint", "x"}, "--data");
+  usage({"eval", "--checkpoint", "x", "--data", "y", "--protocol", "block"}, "protocol");
+  usage({"train", "--config", HGRN_SOURCE_DIR "/configs/quickstart.json", "--set", "optim.lrr=1"},
+        "did you mean lr?");
+  usage({"train", "--config", HGRN_SOURCE_DIR "/configs/quickstart.json", "--set",
+         "model.expand_ratio=100"},
+        "model.hidden_size: 192 is not a multiple of expand_ratio 100");
+  usage({"train", "--config", HGRN_SOURCE_DIR "/configs/quickstart.json", "--set",
+         "train.micro_batch=5"},
+        "the nearest that is: 15");
+}
+
+TEST_CASE("cli: missing and damaged files are exit 3 and named", "[cli]") {
+  const TempFolder tmp;
+  const std::string cut = tmp / "cut.bin";
+  write_shard(cut, std::vector<int32_t>(100, 1));
+  spill(cut, slurp(cut).substr(0, 1100));
+  spill(tmp / "zero.bin", "");
+  auto data = [&](const std::vector<std::string>& words, const std::string& part) {
+    const Result r = hgrn_(tmp, words);
+    INFO(r.err);
+    CHECK(r.code == 3);
+    CHECK(error_lines(r) == 1);
+    CHECK(r.says(part));
+  };
+  data({"train", "--config", "/no/such.json"}, "/no/such.json");
+  data({"inspect", cut}, "cut.bin");
+  data({"inspect", tmp / "zero.bin"}, "zero.bin");
+  data({"inspect", "/no/such"}, "/no/such");
+  data({"generate", "--checkpoint", "/no/such", "--prompt", "x"}, "/no/such");
+  data({"eval", "--checkpoint", tmp.path(), "--data", "x"}, "config.json");
+}
+
+TEST_CASE("cli: text to shards to a model to numbers and a sample", "[cli]") {
+  const TempFolder tmp;
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += "the cat sat on the mat and the dog ran.\n";
+  spill(tmp / "a text.txt", text);
+  Result r =
+      hgrn_(tmp, {"tokenize", "--tokenizer", "byte", "--out", tmp / "t", tmp / "a text.txt"});
+  INFO(r.err);
+  REQUIRE(r.code == 0);
+  CHECK(r.out == (tmp / "t_000000.bin") + "\n");
+
+  spill(tmp / "c.json", R"({
+    "model": {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "expand_ratio": 16,
+              "intermediate_size": 64},  // comments are allowed
+    "data": {"train": ")" + (tmp / "t_*.bin") +
+                            R"(", "tokenizer": "byte", "seq_len": 64},
+    "optim": {"lr": 1e-2, "warmup_steps": 5},
+    "train": {"steps": 80, "global_batch": 4, "micro_batch": 4, "precision": "fp32"}})");
+  r = hgrn_(tmp, {"train", "--config", tmp / "c.json", "--out", tmp / "run", "--device", "cpu"});
+  REQUIRE(r.code == 0);
+  CHECK(r.out.empty());  // stdout carries results, stderr the log
+
+  CHECK(hgrn_(tmp, {"inspect", tmp / "run", "--verify"}).out.find("verified") != std::string::npos);
+  CHECK(hgrn_(tmp, {"inspect", tmp / "run/metrics.jsonl"}).code == 0);
+  CHECK(hgrn_(tmp, {"plan", "--config", tmp / "c.json"}).code == 0);
+
+  double ppl[3];
+  int i = 0;
+  for (const char* protocol : {"blocks", "carry", "lines"}) {
+    // Underscores and dashes are the same in flags.
+    r = hgrn_(tmp, {"eval", "--checkpoint", tmp / "run", "--text", tmp / "a text.txt", "--protocol",
+                    protocol, "--json", tmp / "e.json", "--per_token", tmp / "p.jsonl"});
+    REQUIRE(r.code == 0);
+    const auto j = nlohmann::json::parse(slurp(tmp / "e.json"));
+    CHECK(j["tokens"] == text.size());
+    CHECK(j["bytes"] == text.size());
+    CHECK(j["words"] == 400 * 11);  // ten words and one end a line
+    CHECK(j["step"] == 80);
+    CHECK(j["protocol"] == protocol);
+    ppl[i++] = j["ppl"];
+    double nll = 0;
+    int64_t lines = 0;
+    std::istringstream in(slurp(tmp / "p.jsonl"));
+    for (std::string line; std::getline(in, line); ++lines) {
+      const auto t = nlohmann::json::parse(line);
+      CHECK(t["i"] == lines);
+      nll += t["nll"].get<double>();
+    }
+    CHECK(lines == int64_t(text.size()));
+    CHECK(nll == Approx(j["nll"].get<double>()).epsilon(1e-5));
+  }
+  for (double p : ppl) CHECK(p < 2.5);
+  CHECK(ppl[1] < ppl[0]);  // more context helps
+
+  r = hgrn_(tmp, {"generate", "--checkpoint", tmp / "run", "--prompt", "the ", "--tokens", "12",
+                  "--temperature", "0"});
+  REQUIRE(r.code == 0);
+  CHECK(r.out.rfind("the ", 0) == 0);
+  CHECK(r.says("tokens/s"));
+  const Result again = hgrn_(tmp, {"generate", "--checkpoint", tmp / "run", "--prompt", "the ",
+                                   "--tokens", "30", "--seed", "4"});
+  const Result same = hgrn_(tmp, {"generate", "--checkpoint", tmp / "run", "--prompt", "the ",
+                                  "--tokens", "30", "--seed", "4"});
+  CHECK(again.out == same.out);
+}
