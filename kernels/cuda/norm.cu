@@ -10,7 +10,8 @@
 // Memory-bound, so each row is read once: a group of 1 to 16 warps keeps it in registers, 8 columns
 // a 16-byte access. dw and db stay in registers over all rows of a group; a CTA adds its groups in
 // order into one partial row, and a second kernel adds the partial rows in order: no atomics.
-// Rows that are not a multiple of 8 columns, or longer than 8192, take the plain kernels below.
+// Rows that are not a multiple of 8 columns, or longer than 8192 (fp32 backward: 4096), take the
+// plain kernels.
 // Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp
 #include <algorithm>
 
@@ -23,7 +24,6 @@ namespace hgrn {
 namespace {
 
 constexpr int kMaxWarps = 16;
-constexpr int64_t kMaxWideCols = 8192;
 
 template <class T>
 struct ForwardArgs {
@@ -338,28 +338,30 @@ __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(cons
 }
 
 // ---- launches
-// Warps a row so that a lane holds at most max_packs packs of it: a power of two.
-int warps_for(int D, int max_packs) {
-  int warps = 1;
-  while (D > warps * 32 * kWide * max_packs) warps *= 2;
-  return warps;
-}
+// How a row is laid over warps: `packs` a lane on `warps` warps, with the fewest idle lanes.
+struct RowLayout {
+  int warps, packs;
+};
 
-// f(std::integral_constant<int, packs a lane>)
-template <class F>
-void dispatch_packs(int D, int group_warps, F&& f) {
-  const int per_pack = group_warps * 32 * kWide;
-  switch ((D + per_pack - 1) / per_pack) {
-    case 0:
-    case 1: return f(std::integral_constant<int, 1>{});
-    case 2: return f(std::integral_constant<int, 2>{});
-    case 3: return f(std::integral_constant<int, 3>{});
-    default: return f(std::integral_constant<int, 4>{});
+RowLayout row_layout(int D, int max_packs) {
+  RowLayout best{0, 0};
+  for (int packs = max_packs; packs >= 1; --packs) {
+    const int per_warp = 32 * kWide * packs, warps = (D + per_warp - 1) / per_warp;
+    if (best.warps == 0 || warps * packs < best.warps * best.packs) best = {warps, packs};
   }
+  return best;
 }
 
-bool wide_rows(int64_t D, std::initializer_list<const void*> pointers) {
-  if (D > kMaxWideCols) return false;
+// f(std::integral_constant<int, packs>), packs in 1 .. kMax
+template <int kMax, class F>
+void dispatch_packs(int packs, F&& f) {
+  if constexpr (kMax > 1)
+    if (packs < kMax) return dispatch_packs<kMax - 1>(packs, f);
+  f(std::integral_constant<int, kMax>{});
+}
+
+bool wide_rows(int64_t D, int64_t max_cols, std::initializer_list<const void*> pointers) {
+  if (D > max_cols) return false;
   bool wide = false;
   dispatch_width(D, pointers, [&](auto width) { wide = width() == kWide; });
   return wide;
@@ -367,19 +369,23 @@ bool wide_rows(int64_t D, std::initializer_list<const void*> pointers) {
 
 template <class T>
 void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
-  if (!wide_rows(a.D, {a.sum, a.y, a.x, a.branch, a.w, a.b, a.stats})) {
+  constexpr int kMaxPacks = 4;
+  const int64_t max_cols = 8 * 32 * kWide * kMaxPacks;
+  if (!wide_rows(a.D, max_cols, {a.sum, a.y, a.x, a.branch, a.w, a.b, a.stats})) {
     norm_forward_plain_kernel<T><<<unsigned(a.N), kPlainThreads, 0, stream>>>(a);
     CUDA_CHECK(cudaGetLastError());
     return;
   }
-  a.group_warps = warps_for(a.D, 4);
-  const int groups = 8 / a.group_warps;
+  const RowLayout layout = row_layout(a.D, kMaxPacks);
+  a.group_warps = layout.warps;
+  const int groups = 8 / layout.warps;
   const unsigned blocks = unsigned((a.N + groups - 1) / groups);
-  dispatch_packs(a.D, a.group_warps, [&](auto packs) {
+  const unsigned threads = unsigned(groups * layout.warps * 32);
+  dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
     if (a.sum)
-      norm_forward_kernel<T, packs(), true><<<blocks, 256, 0, stream>>>(a);
+      norm_forward_kernel<T, packs(), true><<<blocks, threads, 0, stream>>>(a);
     else
-      norm_forward_kernel<T, packs(), false><<<blocks, 256, 0, stream>>>(a);
+      norm_forward_kernel<T, packs(), false><<<blocks, threads, 0, stream>>>(a);
     CUDA_CHECK(cudaGetLastError());
   });
 }
@@ -392,9 +398,9 @@ struct Grid {
 template <class Kernel>
 Grid backward_grid(Kernel kernel, int multiprocessors, int64_t N, int D, int group_warps) {
   Grid g;
-  g.threads = 32 * std::max(8, group_warps);
-  const int groups = g.threads / 32 / group_warps;
-  g.shared = groups > 1 ? size_t(D) * sizeof(float) : 0;  // at most 16 KiB (D <= 4096 then)
+  const int groups = std::max(1, 8 / group_warps);
+  g.threads = 32 * group_warps * groups;
+  g.shared = groups > 1 ? size_t(D) * sizeof(float) : 0;  // 8 KiB at most: 4 warps hold 2048
   int resident = 0;
   CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));
   const int64_t needed = (N + groups - 1) / groups;
@@ -467,7 +473,9 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
       add_partial_rows(dw.ptr<float>(), a.partial_dw, grid.blocks, D);
       if (db) add_partial_rows(db.ptr<float>(), a.partial_db, grid.blocks, D);
     };
-    if (!wide_rows(D, {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats})) {
+    // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one.
+    constexpr int kMaxPacks = std::is_same_v<T, float> ? 1 : 2;
+    if (!wide_rows(D, kMaxWarps * 32 * kWide * kMaxPacks, {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats})) {
       const Grid grid{int(std::min<int64_t>(N, sms * 4)), kPlainThreads, 0};
       if (residual)
         launch(norm_backward_plain_kernel<T, true>, grid, layer);
@@ -475,21 +483,16 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
         launch(norm_backward_plain_kernel<T, false>, grid, layer);
       return;
     }
-    // fp32 packs and db's sums take twice the registers: fewer of them a lane.
-    a.group_warps = warps_for(a.D, layer || std::is_same_v<T, float> ? 2 : 4);
-    dispatch_packs(a.D, a.group_warps, [&](auto packs) {
+    const RowLayout layout = row_layout(a.D, kMaxPacks);
+    a.group_warps = layout.warps;
+    dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
       const auto go = [&](auto kernel) {
         launch(kernel, backward_grid(kernel, sms, N, a.D, a.group_warps));
       };
-      constexpr int kPacks = packs();
-      if constexpr (kPacks <= 2) {
-        if (layer && residual) return go(norm_backward_kernel<T, kPacks, true, true>);
-        if (layer) return go(norm_backward_kernel<T, kPacks, true, false>);
-      }
-      if constexpr (kPacks <= 2 || std::is_same_v<T, bf16>) {
-        if (residual) return go(norm_backward_kernel<T, kPacks, false, true>);
-        go(norm_backward_kernel<T, kPacks, false, false>);
-      }
+      if (layer && residual) return go(norm_backward_kernel<T, packs(), true, true>);
+      if (layer) return go(norm_backward_kernel<T, packs(), true, false>);
+      if (residual) return go(norm_backward_kernel<T, packs(), false, true>);
+      go(norm_backward_kernel<T, packs(), false, false>);
     });
   });
 }
