@@ -47,8 +47,7 @@ __global__ __launch_bounds__(kThreads) void partial_sum_kernel(double* partial, 
     }
   }
   for (int64_t i = done + thread; i < n; i += threads) accumulate<kSquares>(total[0], x[i]);
-  const double sum =
-      block_sum<kThreads>((total[0] + total[1]) + (total[2] + total[3]), shared);
+  const double sum = block_sum<kThreads>((total[0] + total[1]) + (total[2] + total[3]), shared);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
@@ -105,10 +104,12 @@ void CudaOps::reduce_to(Tensor out, Tensor x, bool squares) {
   const int blocks = int(std::min<int64_t>(wanted, int64_t(prop_.multiProcessorCount) * 8));
   auto* partial = reinterpret_cast<double*>(scratch(size_t(blocks) * sizeof(double)));
   if (x.dtype == DType::f64) {
-    const auto kernel = squares ? partial_sum_kernel<double, true> : partial_sum_kernel<double, false>;
+    const auto kernel =
+        squares ? partial_sum_kernel<double, true> : partial_sum_kernel<double, false>;
     kernel<<<blocks, kThreads, 0, stream_>>>(partial, x.ptr<double>(), n);
   } else {
-    const auto kernel = squares ? partial_sum_kernel<float, true> : partial_sum_kernel<float, false>;
+    const auto kernel =
+        squares ? partial_sum_kernel<float, true> : partial_sum_kernel<float, false>;
     kernel<<<blocks, kThreads, 0, stream_>>>(partial, x.ptr<float>(), n);
   }
   CUDA_CHECK(cudaGetLastError());
@@ -116,9 +117,13 @@ void CudaOps::reduce_to(Tensor out, Tensor x, bool squares) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-void CudaOps::sum(Tensor out, Tensor x) { reduce_to(out, x, false); }
+void CudaOps::sum(Tensor out, Tensor x) {
+  reduce_to(out, x, false);
+}
 
-void CudaOps::square_sum(Tensor out, Tensor x) { reduce_to(out, x, true); }
+void CudaOps::square_sum(Tensor out, Tensor x) {
+  reduce_to(out, x, true);
+}
 
 void CudaOps::clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) {
   check(control.numel() == 3 && square_sum.numel() == 1 && (!nll_sum || nll_sum.numel() == 1),

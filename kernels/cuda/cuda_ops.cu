@@ -24,7 +24,9 @@ std::string cublas_version() {
   return fmt::format("{}.{}.{}", v / 10000, v / 100 % 100, v % 100);
 }
 
-std::string cuda_version(int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); }
+std::string cuda_version(int v) {
+  return fmt::format("{}.{}", v / 1000, v % 1000 / 10);
+}
 
 bool contains(std::string_view text, std::string_view part) {
   return text.find(part) != std::string_view::npos;
@@ -45,8 +47,8 @@ CudaOps::CudaOps(DType act_dtype, int local_rank) : act_dtype_(act_dtype), devic
   CUDA_CHECK(cudaSetDevice(device_));
   CUDA_CHECK(cudaGetDeviceProperties(&prop_, device_));
   check(prop_.major >= 8, Exit::failed,
-        "GPU {} ({}) has compute capability {}.{}; 8.0 (A100) or newer is needed for bf16",
-        device_, prop_.name, prop_.major, prop_.minor);
+        "GPU {} ({}) has compute capability {}.{}; 8.0 (A100) or newer is needed for bf16", device_,
+        prop_.name, prop_.major, prop_.minor);
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   gemm_ = std::make_unique<Gemm>(stream_);
   scratch(kScratchBytes);
@@ -123,7 +125,9 @@ void* CudaOps::alloc(size_t bytes, std::string_view what) {
   return p;
 }
 
-void CudaOps::free(void* p) { CUDA_CHECK(cudaFree(p)); }
+void CudaOps::free(void* p) {
+  CUDA_CHECK(cudaFree(p));
+}
 
 char* CudaOps::scratch(size_t bytes) {
   if (bytes > scratch_bytes_) {
@@ -170,7 +174,9 @@ void CudaOps::download(void* host, Tensor src) {
   CUDA_CHECK(cudaStreamSynchronize(stream_));
 }
 
-void CudaOps::synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+void CudaOps::synchronize() {
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
 
 SeqKernel& CudaOps::seq(std::string_view name) {
   check(name == "hgru2", Exit::usage,

@@ -111,8 +111,7 @@ void CudaOps::cast(Tensor dst, Tensor src) {
     dispatch_float(src.dtype, [&](auto from) {
       using From = typename decltype(from)::type;
       const unsigned blocks = unsigned((n + kThreads * 8 - 1) / (kThreads * 8));
-      cast_kernel<To, From>
-          <<<blocks, kThreads, 0, stream_>>>(dst.ptr<To>(), src.ptr<From>(), n);
+      cast_kernel<To, From><<<blocks, kThreads, 0, stream_>>>(dst.ptr<To>(), src.ptr<From>(), n);
       CUDA_CHECK(cudaGetLastError());
     });
   });
@@ -142,7 +141,7 @@ void CudaOps::lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) {
 void CudaOps::add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols) {
   if (cols == 0) return;
   add_partial_rows_kernel<<<unsigned((cols + 31) / 32), 1024, 0, stream_>>>(out, partial, rows,
-                                                                           cols);
+                                                                            cols);
   CUDA_CHECK(cudaGetLastError());
 }
 

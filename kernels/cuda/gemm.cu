@@ -15,7 +15,9 @@
 namespace hgrn {
 namespace {
 
-cudaDataType cuda_type(DType t) { return t == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+cudaDataType cuda_type(DType t) {
+  return t == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+}
 
 // The largest power of two up to 256 that divides every address: what the heuristic may rely on.
 uint32_t common_alignment(const GemmCall& c) {
@@ -72,8 +74,7 @@ cublasLtMatmulAlgo_t choose_algorithm(cublasLtHandle_t handle, const GemmCall& c
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
     if (status == CUBLAS_STATUS_SUCCESS) status = set(name, alignment);
   if (status == CUBLAS_STATUS_SUCCESS)
-    status =
-        cublasLtMatmulAlgoGetHeuristic(handle, op, a, b, d, d, preference, 1, &result, &found);
+    status = cublasLtMatmulAlgoGetHeuristic(handle, op, a, b, d, d, preference, 1, &result, &found);
   cublasLtMatmulPreferenceDestroy(preference);
   check(status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS,
         "cuBLASLt has no algorithm for a ({} x {}) x ({} x {}) product of {} into {}, aligned to "
@@ -98,8 +99,9 @@ Gemm::~Gemm() {
 
 Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
   const uint32_t alignment = common_alignment(c);
-  const Key key{c.m, c.n, c.k, c.transpose_a, c.transpose_b, c.in, c.out, c.bias != nullptr,
-                c.beta != 0, alignment};
+  const Key key{c.m,           c.n,      c.k,   c.transpose_a,
+                c.transpose_b, c.in,     c.out, c.bias != nullptr,
+                c.beta != 0,   alignment};
   const auto known = plans_.find(key);
   if (known != plans_.end()) return *known->second;
 
@@ -118,8 +120,8 @@ Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
   c.transpose_a ? layout(&plan->a, c.in, c.k, c.m) : layout(&plan->a, c.in, c.m, c.k);
   c.transpose_b ? layout(&plan->b, c.in, c.n, c.k) : layout(&plan->b, c.in, c.k, c.n);
   layout(&plan->d, c.out, c.m, c.n);
-  plan->algo = choose_algorithm(handle_, c, plan->op, plan->a, plan->b, plan->d, kWorkspaceBytes,
-                                alignment);
+  plan->algo =
+      choose_algorithm(handle_, c, plan->op, plan->a, plan->b, plan->d, kWorkspaceBytes, alignment);
   return *plans_.emplace(key, std::move(plan)).first->second;
 }
 

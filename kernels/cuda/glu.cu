@@ -156,8 +156,8 @@ void CudaOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
     dispatch_width(F, {dgu.data, dh.data, gu.data}, [&](auto width) {
       dispatch_act(act, [&](auto a) {
         const Grid g = grid_for(N, F / width(), kRows / 2);
-        glu_backward_kernel<T, width(), a()><<<g.blocks, g.threads, 0, stream_>>>(
-            dgu.ptr<T>(), dh.ptr<T>(), gu.ptr<T>(), N, F);
+        glu_backward_kernel<T, width(), a()>
+            <<<g.blocks, g.threads, 0, stream_>>>(dgu.ptr<T>(), dh.ptr<T>(), gu.ptr<T>(), N, F);
         CUDA_CHECK(cudaGetLastError());
       });
     });

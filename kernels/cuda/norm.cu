@@ -413,9 +413,8 @@ Grid backward_grid(Kernel kernel, int multiprocessors, int64_t N, int D, int gro
 void CudaOps::norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
                                Tensor w, Tensor b, Norm kind, float eps, const Dropout& drop) {
   const int64_t N = x.rows(), D = x.cols();
-  check(y.numel() == N * D && stats.numel() == 2 * N && w.numel() == D &&
-            (!b || b.numel() == D) && sum.numel() == branch.numel() &&
-            (!sum || sum.numel() == N * D),
+  check(y.numel() == N * D && stats.numel() == 2 * N && w.numel() == D && (!b || b.numel() == D) &&
+            sum.numel() == branch.numel() && (!sum || sum.numel() == N * D),
         "norm_forward: x {}, y {}, stats {}, w {}, b {}, sum {}, branch {}", x.shape.str(),
         y.shape.str(), stats.shape.str(), w.shape.str(), b.shape.str(), sum.shape.str(),
         branch.shape.str());
@@ -444,8 +443,7 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
                                 bool residual) {
   const int64_t N = x.rows(), D = x.cols();
   check(dx.numel() == N * D && dy.numel() == N * D && stats.numel() == 2 * N && w.numel() == D &&
-            dw.numel() == D && (!db || db.numel() == D) &&
-            (!dbranch || dbranch.numel() == N * D),
+            dw.numel() == D && (!db || db.numel() == D) && (!dbranch || dbranch.numel() == N * D),
         "norm_backward: x {}, dx {}, dy {}, stats {}, w {}, dw {}, db {}, dbranch {}",
         x.shape.str(), dx.shape.str(), dy.shape.str(), stats.shape.str(), w.shape.str(),
         dw.shape.str(), db.shape.str(), dbranch.shape.str());
@@ -457,12 +455,18 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
   const int sms = prop_.multiProcessorCount;
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
-    BackwardArgs<T> a{dx.ptr<T>(),   dbranch ? dbranch.ptr<T>() : nullptr,
-                      nullptr,       nullptr,
-                      dy.ptr<T>(),   x.ptr<T>(),
-                      w.ptr<float>(), stats.ptr<float>(),
-                      N,             int(D),
-                      1,             DropMask(drop)};
+    BackwardArgs<T> a{dx.ptr<T>(),
+                      dbranch ? dbranch.ptr<T>() : nullptr,
+                      nullptr,
+                      nullptr,
+                      dy.ptr<T>(),
+                      x.ptr<T>(),
+                      w.ptr<float>(),
+                      stats.ptr<float>(),
+                      N,
+                      int(D),
+                      1,
+                      DropMask(drop)};
     const auto launch = [&](auto kernel, const Grid& grid, auto... extra) {
       auto* partial =
           reinterpret_cast<float*>(scratch(size_t(grid.blocks) * 2 * size_t(D) * sizeof(float)));
@@ -475,7 +479,8 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
     };
     // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one.
     constexpr int kMaxPacks = std::is_same_v<T, float> ? 1 : 2;
-    if (!wide_rows(D, kMaxWarps * 32 * kWide * kMaxPacks, {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats})) {
+    if (!wide_rows(D, kMaxWarps * 32 * kWide * kMaxPacks,
+                   {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats})) {
       const Grid grid{int(std::min<int64_t>(N, sms * 4)), kPlainThreads, 0};
       if (residual)
         launch(norm_backward_plain_kernel<T, true>, grid, layer);

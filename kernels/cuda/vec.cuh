@@ -40,7 +40,9 @@ void dispatch_width(int64_t cols, std::initializer_list<const void*> pointers, F
   f(std::integral_constant<int, 1>{});
 }
 
-__device__ __forceinline__ float bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float bf16_low(uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
 __device__ __forceinline__ float bf16_high(uint32_t pair) {
   return __uint_as_float(pair & 0xffff0000u);
 }
