@@ -74,23 +74,27 @@ __global__ __launch_bounds__(kThreads) void lower_bound_backward_kernel(float* d
   }
 }
 
-// One CTA for 32 columns: 32 warps take the rows in turn, then their sums are added in order.
-__global__ __launch_bounds__(1024) void add_partial_rows_kernel(float* out, const float* partial,
-                                                                int64_t rows, int64_t cols) {
-  __shared__ float sums[32][33];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t col = int64_t(blockIdx.x) * 32 + lane;
+// A CTA takes 8 columns, one 32-byte sector of a row: 128 groups of 8 threads take the rows in
+// turn, then their sums are added in order. Narrow, so that a few hundred columns fill the card.
+constexpr int kPartialCols = 8, kPartialRows = 128;
+
+__global__ __launch_bounds__(kPartialCols* kPartialRows) void add_partial_rows_kernel(
+    float* out, const float* partial, int64_t rows, int64_t cols) {
+  __shared__ float sums[kPartialRows][kPartialCols];
+  const int lane = threadIdx.x % kPartialCols, group = threadIdx.x / kPartialCols;
+  const int64_t col = int64_t(blockIdx.x) * kPartialCols + lane;
   float total = 0;
   if (col < cols) {
-#pragma unroll 4
-    for (int64_t row = warp; row < rows; row += 32) total += partial[row * cols + col];
+#pragma unroll 8
+    for (int64_t row = group; row < rows; row += kPartialRows) total += partial[row * cols + col];
   }
-  sums[warp][lane] = total;
+  sums[group][lane] = total;
   __syncthreads();
-  if (warp != 0 || col >= cols) return;
-  total = 0;
-  for (int i = 0; i < 32; ++i) total += sums[i][lane];
-  out[col] += total;
+  for (int half = kPartialRows / 2; half > 0; half /= 2) {
+    if (group < half) sums[group][lane] += sums[group + half][lane];
+    __syncthreads();
+  }
+  if (group == 0 && col < cols) out[col] += sums[0][lane];
 }
 
 template <class F>
@@ -140,8 +144,8 @@ void CudaOps::lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) {
 
 void CudaOps::add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols) {
   if (cols == 0) return;
-  add_partial_rows_kernel<<<unsigned((cols + 31) / 32), 1024, 0, stream_>>>(out, partial, rows,
-                                                                            cols);
+  add_partial_rows_kernel<<<unsigned((cols + kPartialCols - 1) / kPartialCols),
+                            kPartialCols * kPartialRows, 0, stream_>>>(out, partial, rows, cols);
   CUDA_CHECK(cudaGetLastError());
 }
 

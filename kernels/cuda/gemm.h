@@ -12,11 +12,12 @@
 
 namespace hgrn {
 
-// D (m,n) = op(A) op(B) + beta D + bias over the columns, all column-major and dense; op(A) is
-// (m,k), op(B) is (k,n). A and B hold `in`, D holds `out`, bias (m) holds `out` or is null;
-// products are summed in fp32.
+// D (m,n) = op(A) op(B) + beta D + bias over the columns, all column-major; op(A) is (m,k), op(B)
+// is (k,n); lda, ldb, ldd elements lie between columns as stored. A and B hold `in`, D holds `out`,
+// bias (m) holds `out` or is null; products are summed in fp32.
 struct GemmCall {
   int64_t m = 0, n = 0, k = 0;
+  int64_t lda = 0, ldb = 0, ldd = 0;
   bool transpose_a = false, transpose_b = false;
   DType in = DType::f32, out = DType::f32;
   const void* a = nullptr;
@@ -37,7 +38,8 @@ class Gemm {
 
  private:
   struct Plan;
-  using Key = std::tuple<int64_t, int64_t, int64_t, bool, bool, DType, DType, bool, bool, uint32_t>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, DType,
+                         DType, bool, bool, uint32_t>;
   Plan& plan_for(const GemmCall& call);
 
   static constexpr size_t kWorkspaceBytes = size_t(64) << 20;

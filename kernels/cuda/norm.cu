@@ -7,9 +7,9 @@
 //   residual form: dsum += dx, dbranch = dropout'(dsum)
 // x, sum, y (N,D) f32 or bf16; w, b (D) f32. The statistics are those of sum as it is stored.
 //
-// Memory-bound, so each row is read once: a group of 1 to 16 warps keeps it in registers, 8 columns
-// a 16-byte access. dw and db stay in registers over all rows of a group; a CTA adds its groups in
-// order into one partial row, and a second kernel adds the partial rows in order: no atomics.
+// Memory-bound, so each row is read once: 1 to 16 warps keep it in registers, 8 columns a 16-byte
+// access. dw and db stay in registers over all rows of a CTA, which writes them as one partial row;
+// a second kernel adds the partial rows in order: no atomics.
 // Rows that are not a multiple of 8 columns, or longer than 8192 (fp32 backward: 4096), take the
 // plain kernels.
 // Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp
@@ -23,6 +23,9 @@
 namespace hgrn {
 namespace {
 
+#ifndef NMP
+#define NMP 1
+#endif
 constexpr int kMaxWarps = 16;
 
 template <class T>
@@ -58,28 +61,25 @@ struct BackwardArgs {
   DropMask drop;
 };
 
-// The warps of a CTA in groups that share a row. Sums alternate between two halves of `shared`, so
-// that one barrier a sum is enough: a half is written again only after the next sum's barrier,
-// which no warp passes before all have read it.
+// The warps that share a row: all warps of the CTA, or one of several rows' single warps. Sums
+// alternate between two halves of `shared`, so that one barrier a sum is enough: a half is written
+// again only after the next sum's barrier, which no warp passes before all have read it.
 struct RowGroup {
-  int index, warp, lane, warps;  // group in the CTA, warp in the group
-  float* shared;                 // 2 * 2 * kMaxWarps floats of the CTA
+  int index, warp, lane, warps;  // row in the CTA, warp in the row, warps a row
+  float2* shared;                // 2 * kMaxWarps
   int half = 0;
 
-  __device__ RowGroup(int group_warps, float* s) : warps(group_warps), shared(s) {
+  __device__ RowGroup(int group_warps, float2* s) : warps(group_warps), shared(s) {
     const int w = threadIdx.x / 32;
     index = w / warps, warp = w % warps, lane = threadIdx.x % 32;
-  }
-  __device__ __forceinline__ void barrier() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(index + 1), "r"(warps * 32) : "memory");
   }
   __device__ __forceinline__ float2 sum(float2 v) {
     v.x = warp_sum(v.x), v.y = warp_sum(v.y);
     if (warps == 1) return v;
-    float2* slots = reinterpret_cast<float2*>(shared) + half * kMaxWarps + index * warps;
+    float2* slots = shared + half * kMaxWarps;
     half ^= 1;
     if (lane == 0) slots[warp] = v;
-    barrier();
+    __syncthreads();
     float2 total = slots[0];
     for (int i = 1; i < warps; ++i) total.x += slots[i].x, total.y += slots[i].y;
     return total;
@@ -89,11 +89,11 @@ struct RowGroup {
 
 template <class T, int kPacks, bool kResidual>
 __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> a) {
-  __shared__ float shared[4 * kMaxWarps];
+  __shared__ float2 shared[2 * kMaxWarps];
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
   const int64_t row = int64_t(blockIdx.x) * groups + group.index;
-  if (row >= a.N) return;  // a whole group: its barriers are its own
+  if (row >= a.N) return;  // whole warps, and only where a row has one: no barrier follows
   const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
 
   float v[kPacks][kWide];
@@ -156,7 +156,7 @@ __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> 
   }
 }
 
-// Adds the register sums of a CTA's groups in group order and writes them as row blockIdx.x.
+// Adds the register sums of a CTA's rows in row order and writes them as row blockIdx.x.
 template <int kPacks>
 __device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kWide], float* shared,
                                   const RowGroup& group, int groups, int first, int stride, int D) {
@@ -180,20 +180,15 @@ __device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kW
   }
 }
 
-template <class T, int kPacks, bool kLayer, bool kResidual>
-__global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const BackwardArgs<T> a) {
-  __shared__ float shared[4 * kMaxWarps];
-  extern __shared__ float4 row_shared[];  // D floats where the CTA has several groups
-  RowGroup group(a.group_warps, shared);
-  const int groups = blockDim.x / 32 / a.group_warps;
-  const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
-  const float inverse_D = 1.0f / float(a.D);
+// What a lane reads of a row in the backward pass.
+template <class T, int kPacks, bool kResidual>
+struct BackwardRow {
+  Pack<T, kWide> x[kPacks], dy[kPacks], dsum[kResidual ? kPacks : 1];
+  float2 stats;
 
-  float dw[kPacks][kWide] = {};
-  float db[kLayer ? kPacks : 1][kWide] = {};
-  for (int64_t row = int64_t(blockIdx.x) * groups + group.index; row < a.N;
-       row += int64_t(gridDim.x) * groups) {
-    Pack<T, kWide> x[kPacks], dy[kPacks], dsum[kResidual ? kPacks : 1];
+  __device__ __forceinline__ void load(const BackwardArgs<T>& a, int64_t row, int first,
+                                       int stride) {
+    stats = reinterpret_cast<const float2*>(a.stats)[row];
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int64_t col = first + k * stride, at = row * a.D + col;
@@ -202,14 +197,40 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
       dy[k].load(a.dy + at);
       if constexpr (kResidual) dsum[k].load(a.dx + at);
     }
-    const float2 stats = reinterpret_cast<const float2*>(a.stats)[row];
+  }
+};
+
+template <class T, int kPacks, bool kLayer, bool kResidual>
+__global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const BackwardArgs<T> a) {
+  __shared__ float2 shared[2 * kMaxWarps];
+  extern __shared__ float4 row_shared[];  // D floats where the CTA has several rows
+  RowGroup group(a.group_warps, shared);
+  const int groups = blockDim.x / 32 / a.group_warps;
+  const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
+  const float inverse_D = 1.0f / float(a.D);
+  const int64_t step = int64_t(gridDim.x) * groups;
+  constexpr bool kAhead = kPacks == 1;  // the next row's loads cover this row's reduction
+
+  float dw[kPacks][kWide] = {};
+  float db[kLayer ? kPacks : 1][kWide] = {};
+  BackwardRow<T, kPacks, kResidual> now, next;
+  int64_t row = int64_t(blockIdx.x) * groups + group.index;
+  if (kAhead && row < a.N) next.load(a, row, first, stride);
+  for (; row < a.N; row += step) {
+    if constexpr (kAhead) {
+      now = next;
+      if (row + step < a.N) next.load(a, row + step, first, stride);
+    } else {
+      now.load(a, row, first, stride);
+    }
+    const float2 stats = now.stats;
     float2 dots = {0, 0};  // sums of w dy h and of w dy
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int col = first + k * stride;
       if (col >= a.D) continue;
       float h[kWide], g[kWide], w[kWide];
-      x[k].unpack(h), dy[k].unpack(g);
+      now.x[k].unpack(h), now.dy[k].unpack(g);
       load<kWide>(w, a.w + col);
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
@@ -228,7 +249,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
       const int64_t at = row * a.D + col;
       if (col >= a.D) continue;
       float h[kWide], g[kWide], w[kWide];
-      x[k].unpack(h), dy[k].unpack(g);
+      now.x[k].unpack(h), now.dy[k].unpack(g);
       load<kWide>(w, a.w + col);
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
@@ -237,7 +258,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
       }
       if constexpr (kResidual) {
         float before[kWide];
-        dsum[k].unpack(before);
+        now.dsum[k].unpack(before);
 #pragma unroll
         for (int i = 0; i < kWide; ++i) g[i] = rounded<T>(g[i] + before[i]);
       }
@@ -343,10 +364,11 @@ struct RowLayout {
   int warps, packs;
 };
 
-RowLayout row_layout(int D, int max_packs) {
+RowLayout row_layout(int D, int max_packs, int max_warps) {
   RowLayout best{0, 0};
   for (int packs = max_packs; packs >= 1; --packs) {
     const int per_warp = 32 * kWide * packs, warps = (D + per_warp - 1) / per_warp;
+    if (warps > max_warps) continue;
     if (best.warps == 0 || warps * packs < best.warps * best.packs) best = {warps, packs};
   }
   return best;
@@ -376,9 +398,9 @@ void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
     CUDA_CHECK(cudaGetLastError());
     return;
   }
-  const RowLayout layout = row_layout(a.D, kMaxPacks);
+  const RowLayout layout = row_layout(a.D, kMaxPacks, 8);
   a.group_warps = layout.warps;
-  const int groups = 8 / layout.warps;
+  const int groups = layout.warps == 1 ? 8 : 1;
   const unsigned blocks = unsigned((a.N + groups - 1) / groups);
   const unsigned threads = unsigned(groups * layout.warps * 32);
   dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
@@ -398,9 +420,9 @@ struct Grid {
 template <class Kernel>
 Grid backward_grid(Kernel kernel, int multiprocessors, int64_t N, int D, int group_warps) {
   Grid g;
-  const int groups = std::max(1, 8 / group_warps);
+  const int groups = group_warps == 1 ? 8 : 1;
   g.threads = 32 * group_warps * groups;
-  g.shared = groups > 1 ? size_t(D) * sizeof(float) : 0;  // 8 KiB at most: 4 warps hold 2048
+  g.shared = groups > 1 ? size_t(D) * sizeof(float) : 0;  // a warp holds 512 at most
   int resident = 0;
   CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));
   const int64_t needed = (N + groups - 1) / groups;
@@ -488,7 +510,8 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
         launch(norm_backward_plain_kernel<T, false>, grid, layer);
       return;
     }
-    const RowLayout layout = row_layout(a.D, kMaxPacks);
+    const RowLayout layout =
+        row_layout(a.D, a.D <= kMaxWarps * 32 * kWide * NMP ? NMP : kMaxPacks, kMaxWarps);
     a.group_warps = layout.warps;
     dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
       const auto go = [&](auto kernel) {
