@@ -87,10 +87,10 @@ void compare(CudaOps& ops, Buffers& buffers, const std::string& op, const std::s
 }
 
 struct Tolerance {
-  double act, f32;  // of outputs in act_dtype (bf16: its rounding), of f32 outputs
+  double act, f32;  // of outputs in act_dtype (bf16 rounds by up to 2^-8 of it), of f32 outputs
 };
 Tolerance tolerance(const CudaOps& ops) {
-  return ops.act_dtype() == DType::bf16 ? Tolerance{3e-3, 5e-5} : Tolerance{5e-6, 5e-6};
+  return ops.act_dtype() == DType::bf16 ? Tolerance{4e-3, 5e-5} : Tolerance{5e-6, 5e-6};
 }
 
 double kept(const Dropout& d, int64_t row, int64_t col) {  // the factor of core/rng.h
@@ -179,7 +179,8 @@ void check_norm(CudaOps& ops, int64_t N, int64_t D, Norm kind, float p) {
   Host dsum = random.normals(N * D), dw0 = random.normals(D), db0 = random.normals(D);
   for (double& v : dw0) v = float(v);
   for (double& v : db0) v = float(v);
-  if (!layer) b.assign(size_t(D), 0);
+  const bool biased = layer || N == 33;
+  if (!biased) b.assign(size_t(D), 0);
   const Tensor tx = buffers.put(x, {N, D}, act), tbranch = buffers.put(branch, {N, D}, act);
   const Tensor tw = buffers.put(w, {D}, DType::f32), tb = buffers.put(b, {D}, DType::f32);
   const Tensor tdy = buffers.put(dy, {N, D}, act), tdsum = buffers.put(dsum, {N, D}, act);
@@ -187,7 +188,7 @@ void check_norm(CudaOps& ops, int64_t N, int64_t D, Norm kind, float p) {
   const Tensor tdx = buffers.make({N, D}, act), tdbranch = buffers.make({N, D}, act);
   const Tensor tstats = buffers.make({N, 2}, DType::f32);
   const Tensor tdw = buffers.make({D}, DType::f32), tdb = buffers.make({D}, DType::f32);
-  const Tensor bias = layer ? tb : Tensor(), dbias = layer ? tdb : Tensor();
+  const Tensor bias = biased ? tb : Tensor(), dbias = biased ? tdb : Tensor();
   const Tolerance tol = tolerance(ops);
   const std::string shape = fmt::format("N={} D={} {} p={}", N, D, layer ? "layer" : "rms", p);
 
@@ -206,7 +207,7 @@ void check_norm(CudaOps& ops, int64_t N, int64_t D, Norm kind, float p) {
             [&] { ops.norm_forward(ty, tstats, tx, tw, bias, kind, eps); });
     std::vector<Output> outputs{{"dx", tdx, {}, r.dx, act_tol},
                                 {"dw", tdw, dw0, accumulated(dw0, r.dw), tol.f32}};
-    if (layer) outputs.push_back({"db", tdb, db0, accumulated(db0, r.db), tol.f32});
+    if (biased) outputs.push_back({"db", tdb, db0, accumulated(db0, r.db), tol.f32});
     compare(ops, buffers, "norm_backward", shape, outputs,
             [&] { ops.norm_backward(tdx, tdw, dbias, tdy, tx, tw, tstats, kind); });
   }
@@ -226,7 +227,7 @@ void check_norm(CudaOps& ops, int64_t N, int64_t D, Norm kind, float p) {
   std::vector<Output> outputs{{"dsum", tdsum, dsum, dtotal, tol.act},
                               {"dbranch", tdbranch, {}, dbranch, tol.act},
                               {"dw", tdw, dw0, accumulated(dw0, r.dw), 10 * tol.f32}};
-  if (layer) outputs.push_back({"db", tdb, db0, accumulated(db0, r.db), tol.f32});
+  if (biased) outputs.push_back({"db", tdb, db0, accumulated(db0, r.db), tol.f32});
   compare(ops, buffers, "residual_norm_backward", shape, outputs, [&] {
     ops.residual_norm_backward(tdsum, tdbranch, tdw, dbias, tdy, tsum, tw, tstats, kind, drop);
   });
@@ -469,7 +470,13 @@ void check_all(CudaOps& ops) {
   using Shape3 = std::array<int64_t, 3>;
   std::vector<Shape3> linear = {
       {1, 1, 1}, {33, 7, 1}, {33, 192, 7}, {1, 768, 192}, {33, 1365, 192}};
-  if (!small) linear.insert(linear.end(), {{1000, 768, 192}, {200, 192, 2730}, {33, 64, 50304}});
+  if (!small)
+    linear.insert(linear.end(), {{1000, 768, 192},
+                                 {200, 192, 2730},
+                                 {33, 64, 50304},
+                                 {1000, 1365, 192},
+                                 {500, 192, 1365},
+                                 {512, 546, 2730}});
   for (const auto& [N, I, O] : linear)
     for (const bool bias : {false, true}) check_linear(ops, N, I, O, bias);
   std::vector<int64_t> rows = {1, 33};

@@ -4,7 +4,8 @@
 //
 // Memory of its own, beside what alloc() hands out: 64 MiB for cuBLASLt, scratch for the
 // temporaries within one call (32 MiB, grown by the first call of a larger shape: a wait and a
-// cudaMalloc, in practice in the first step of a run) and 2 MiB of pinned host memory.
+// cudaMalloc, in practice in the first step of a run; linear layers of odd width take the most, a
+// copy of their operands) and 2 MiB of pinned host memory.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -86,6 +87,11 @@ class CudaOps final : public Ops {
                         Tensor b, Norm kind, float eps, const Dropout& drop);
   // out (cols) += column sums of partial (rows, cols), both f32, rows in order.
   void add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols);
+  // out (O) += column sums of dy (N,O) in act_dtype(), rows ld apart; partial has partial_rows
+  // rows.
+  int64_t column_sum_rows(int64_t N, int64_t O, int64_t ld) const;
+  void add_column_sums(float* out, float* partial, int64_t partial_rows, const void* dy, int64_t N,
+                       int64_t O, int64_t ld);
   void reduce_to(Tensor out, Tensor x, bool squares);
 
   DType act_dtype_;

@@ -471,7 +471,6 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
         dw.shape.str(), db.shape.str(), dbranch.shape.str());
   check(!residual || dbranch || drop.p == 0,
         "residual_norm_backward: dbranch is needed with dropout {}", drop.p);
-  check(!db || kind == Norm::layer, "norm_backward: an RMSNorm has no bias");
   if (N == 0 || D == 0) return;
   const bool layer = kind == Norm::layer;
   const int sms = prop_.multiProcessorCount;
@@ -501,8 +500,9 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
     };
     // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one.
     constexpr int kMaxPacks = std::is_same_v<T, float> ? 1 : 2;
-    if (!wide_rows(D, kMaxWarps * 32 * kWide * kMaxPacks,
-                   {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats})) {
+    const bool wide = wide_rows(D, kMaxWarps * 32 * kWide * kMaxPacks,
+                                {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats});
+    if (!wide || (db && !layer)) {  // no model has an RMSNorm with a bias: not worth a kernel
       const Grid grid{int(std::min<int64_t>(N, sms * 4)), kPlainThreads, 0};
       if (residual)
         launch(norm_backward_plain_kernel<T, true>, grid, layer);
