@@ -23,9 +23,6 @@
 namespace hgrn {
 namespace {
 
-#ifndef NMP
-#define NMP 1
-#endif
 constexpr int kMaxWarps = 16;
 
 template <class T>
@@ -510,8 +507,7 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
         launch(norm_backward_plain_kernel<T, false>, grid, layer);
       return;
     }
-    const RowLayout layout =
-        row_layout(a.D, a.D <= kMaxWarps * 32 * kWide * NMP ? NMP : kMaxPacks, kMaxWarps);
+    const RowLayout layout = row_layout(a.D, kMaxPacks, kMaxWarps);
     a.group_warps = layout.warps;
     dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
       const auto go = [&](auto kernel) {
