@@ -58,9 +58,10 @@ struct BackwardArgs {
   DropMask drop;
 };
 
-// The warps that share a row: all warps of the CTA, or one of several rows' single warps. Sums
-// alternate between two halves of `shared`, so that one barrier a sum is enough: a half is written
-// again only after the next sum's barrier, which no warp passes before all have read it.
+// The warps that share a row, and several rows a CTA. Sums alternate between two halves of
+// `shared`, so that one barrier a sum is enough: a half is written again only after the next sum's
+// barrier, which no warp passes before all have read it. Where a row has several warps, all warps
+// of the CTA must call sum() equally often.
 struct RowGroup {
   int index, warp, lane, warps;  // row in the CTA, warp in the row, warps a row
   float2* shared;                // 2 * kMaxWarps
@@ -73,7 +74,7 @@ struct RowGroup {
   __device__ __forceinline__ float2 sum(float2 v) {
     v.x = warp_sum(v.x), v.y = warp_sum(v.y);
     if (warps == 1) return v;
-    float2* slots = shared + half * kMaxWarps;
+    float2* slots = shared + half * kMaxWarps + index * warps;
     half ^= 1;
     if (lane == 0) slots[warp] = v;
     __syncthreads();
@@ -90,7 +91,7 @@ __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> 
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
   const int64_t row = int64_t(blockIdx.x) * groups + group.index;
-  if (row >= a.N) return;  // whole warps, and only where a row has one: no barrier follows
+  const int cols = row < a.N ? a.D : 0;  // no early return: the CTA's rows share barriers
   const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
 
   float v[kPacks][kWide];
@@ -100,14 +101,14 @@ __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> 
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int col = first + k * stride;
-      if (col >= a.D) continue;
+      if (col >= cols) continue;
       x[k].load(a.x + row * a.D + col);
       if (kResidual) branch[k].load(a.branch + row * a.D + col);
     }
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int col = first + k * stride;
-      if (col >= a.D) continue;
+      if (col >= cols) continue;
       x[k].unpack(v[k]);
       if (kResidual) {
         float add[kWide];
@@ -129,7 +130,7 @@ __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> 
     squares = 0;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
-      if (first + k * stride >= a.D) continue;
+      if (first + k * stride >= cols) continue;
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
         v[k][i] -= mean;
@@ -138,12 +139,12 @@ __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> 
     }
   }
   const float r = 1.0f / sqrtf(group.sum(squares) / float(a.D) + a.eps);
-  if (group.warp == 0 && group.lane == 0)
+  if (cols > 0 && group.warp == 0 && group.lane == 0)
     reinterpret_cast<float2*>(a.stats)[row] = make_float2(mean, r);
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
     const int col = first + k * stride;
-    if (col >= a.D) continue;
+    if (col >= cols) continue;
     float w[kWide], b[kWide] = {};
     load<kWide>(w, a.w + col);
     if (a.b) load<kWide>(b, a.b + col);
@@ -397,7 +398,7 @@ void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
   }
   const RowLayout layout = row_layout(a.D, kMaxPacks, 8);
   a.group_warps = layout.warps;
-  const int groups = layout.warps == 1 ? 8 : 1;
+  const int groups = 8 / layout.warps;
   const unsigned blocks = unsigned((a.N + groups - 1) / groups);
   const unsigned threads = unsigned(groups * layout.warps * 32);
   dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
