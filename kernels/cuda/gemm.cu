@@ -180,19 +180,20 @@ __global__ __launch_bounds__(256) void column_sum_kernel(float* partial, const T
   }
 }
 
-// dst (rows, ld) = src (rows, cols), zeros in the added columns. ld % kWide == 0.
+// dst (all_rows, ld) = src (rows, cols), zeros in the added columns and rows. ld % kWide == 0.
 template <class T>
 __global__ __launch_bounds__(256) void widen_rows_kernel(T* dst, const T* src, int64_t rows,
-                                                         int64_t cols, int64_t ld) {
+                                                         int64_t cols, int64_t all_rows,
+                                                         int64_t ld) {
   const int64_t col = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kWide;
   if (col >= ld) return;
-  for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < rows;
+  for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < all_rows;
        row += int64_t(gridDim.y) * blockDim.y) {
     float v[kWide];
 #pragma unroll
     for (int i = 0; i < kWide; ++i) {
       float one[1] = {0};
-      if (col + i < cols) load<1>(one, src + row * cols + col + i);
+      if (row < rows && col + i < cols) load<1>(one, src + row * cols + col + i);
       v[i] = one[0];
     }
     store<kWide>(dst + row * ld + col, v);
@@ -234,17 +235,22 @@ __global__ __launch_bounds__(256) void narrow_rows_kernel(T* dst, const T* src, 
   }
 }
 
-// cuBLASLt's tensor-core kernels for rows of odd width (a GLU of 1365) run at a sixth of the speed
-// of the others. Large products therefore work on copies with rows widened to 16 bytes.
+// cuBLASLt's tensor-core kernels need every extent along a row to be a multiple of 16 bytes; for
+// others (a GLU of 1365) it falls back on kernels of a sixth of the speed. Large products therefore
+// work on copies with such extents rounded up and zeros in what is added.
 class WideRows {
  public:
-  // A plain view while `on` is false or the width is already even.
-  WideRows(Tensor t, bool on) : t(t), ld(t.cols()) {
-    if (t && on && ld % kWide != 0) ld = (ld + kWide - 1) / kWide * kWide;
+  // A plain view while `on` is false or the width is already even. all_extents: the number of rows
+  // is another operand's width, and is rounded up too.
+  WideRows(Tensor t, bool on, bool all_extents = false) : t(t), ld(t.cols()), rows(t.rows()) {
+    if (!t || !on) return;
+    ld = round_up(ld);
+    if (all_extents) rows = round_up(rows);
   }
-  bool copied() const { return t && ld != t.cols(); }
+  static int64_t round_up(int64_t n) { return (n + kWide - 1) / kWide * kWide; }
+  bool copied() const { return t && (ld != t.cols() || rows != t.rows()); }
   size_t bytes() const {
-    return copied() ? (size_t(t.rows() * ld) * size_of(t.dtype) + 255) / 256 * 256 : 0;
+    return copied() ? (size_t(rows * ld) * size_of(t.dtype) + 255) / 256 * 256 : 0;
   }
   void* data() const { return copied() ? copy : t.data; }
   void place(char*& at) { copy = at, at += bytes(); }
@@ -256,9 +262,9 @@ class WideRows {
       const int64_t vectors = ld / kWide, x = std::min<int64_t>(256, (vectors + 31) / 32 * 32);
       const dim3 threads(unsigned(x), unsigned(256 / x));
       const dim3 blocks(unsigned((vectors + x - 1) / x),
-                        unsigned(std::min<int64_t>((t.rows() + threads.y - 1) / threads.y, 65535)));
+                        unsigned(std::min<int64_t>((rows + threads.y - 1) / threads.y, 65535)));
       widen_rows_kernel<T><<<blocks, threads, 0, stream>>>(reinterpret_cast<T*>(copy), t.ptr<T>(),
-                                                           t.rows(), t.cols(), ld);
+                                                           t.rows(), t.cols(), rows, ld);
       CUDA_CHECK(cudaGetLastError());
     });
   }
@@ -275,7 +281,7 @@ class WideRows {
   }
 
   Tensor t;
-  int64_t ld;
+  int64_t ld, rows;
   char* copy = nullptr;
 };
 
@@ -298,15 +304,16 @@ void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
             (!b || b.dtype == act_dtype_),
         "linear_forward: tensors must be {}", name_of(act_dtype_));
   const bool wide = copies_pay(N, I, O, {x, w, y});
-  WideRows wx(x, wide), ww(w, wide), wy(y, wide);
-  char* at = scratch(wx.bytes() + ww.bytes() + wy.bytes());
-  wx.place(at), ww.place(at), wy.place(at);
-  wx.fill(stream_), ww.fill(stream_);
+  WideRows wx(x, wide), ww(w, wide, true), wy(y, wide);
+  WideRows wb(b ? b.view({1, O}) : b, wide);
+  char* at = scratch(wx.bytes() + ww.bytes() + wy.bytes() + wb.bytes());
+  wx.place(at), ww.place(at), wy.place(at), wb.place(at);
+  wx.fill(stream_), ww.fill(stream_), wb.fill(stream_);
   GemmCall c;
-  c.m = O, c.n = N, c.k = I;
+  c.m = wy.ld, c.n = N, c.k = wx.ld;
   c.transpose_a = true;
   c.in = c.out = act_dtype_;
-  c.a = ww.data(), c.b = wx.data(), c.d = wy.data(), c.bias = b.data;
+  c.a = ww.data(), c.b = wx.data(), c.d = wy.data(), c.bias = wb.data();
   c.lda = ww.ld, c.ldb = wx.ld, c.ldd = wy.ld;
   gemm_->run(c);
   wy.give_back<false>(stream_);
@@ -327,7 +334,7 @@ void CudaOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor
   if (!dw) x = Tensor();
   const int64_t I = dx ? dx.cols() : dw ? dw.cols() : 0;
   const bool wide = copies_pay(N, I, O, {dx, dw, dy, x, w});
-  WideRows wdx(dx, wide), wdw(dw, wide), wdy(dy, wide), wx(x, wide), ww(w, wide);
+  WideRows wdx(dx, wide), wdw(dw, wide, true), wdy(dy, wide), wx(x, wide), ww(w, wide, true);
   const int64_t partial_rows = db ? column_sum_rows(N, O, wdy.ld) : 0;
   const size_t partial_bytes = size_t(partial_rows * O) * sizeof(float);
   char* at =
@@ -337,7 +344,7 @@ void CudaOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor
   GemmCall c;
   c.in = act_dtype_;
   if (dx) {
-    c.m = I, c.n = N, c.k = O;
+    c.m = wdx.ld, c.n = N, c.k = wdy.ld;
     c.out = act_dtype_;
     c.a = ww.data(), c.b = wdy.data(), c.d = wdx.data();
     c.lda = ww.ld, c.ldb = wdy.ld, c.ldd = wdx.ld;
@@ -345,7 +352,7 @@ void CudaOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor
     wdx.give_back<false>(stream_);
   }
   if (dw) {
-    c.m = I, c.n = O, c.k = N;
+    c.m = wdw.ld, c.n = wdw.rows, c.k = N;
     c.transpose_b = true;
     c.out = DType::f32;
     c.a = wx.data(), c.b = wdy.data(), c.d = wdw.data();
