@@ -1,0 +1,215 @@
+// CudaOps: the device, its memory and transfers, and the sequence kernels' registry.
+// Twin: kernels/cpu/cpu_ops.cpp   Test: tests/ops
+#include "cuda/cuda_ops.h"
+
+#include <cstring>
+
+#include "cuda/cuda_check.h"
+#include "cuda/hgru2.h"
+#if __has_include(<nccl.h>)
+#include <nccl.h>
+#endif
+#if __has_include(<cudnn_version.h>)
+#include <cudnn_version.h>
+#endif
+
+namespace hgrn {
+namespace {
+
+constexpr size_t kScratchBytes = size_t(32) << 20;
+constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+
+std::string cublas_version() {
+  const size_t v = cublasLtGetVersion();  // 13.0.2 is 130002, 12.4.5 is 120405
+  return fmt::format("{}.{}.{}", v / 10000, v / 100 % 100, v % 100);
+}
+
+std::string cuda_version(int v) {
+  return fmt::format("{}.{}", v / 1000, v % 1000 / 10);
+}
+
+bool contains(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
+
+}  // namespace
+
+CudaOps::CudaOps(DType act_dtype, int local_rank) : act_dtype_(act_dtype), device_(local_rank) {
+  check(act_dtype == DType::bf16 || act_dtype == DType::f32, Exit::usage,
+        "the CUDA backend computes in bf16 or fp32, not in {}; set train.precision",
+        name_of(act_dtype));
+  int count = 0;
+  CUDA_CHECK(cudaGetDeviceCount(&count));
+  check(local_rank >= 0 && local_rank < count, Exit::usage,
+        "local rank {} has no GPU: {} visible; start at most that many ranks on a machine, or "
+        "check CUDA_VISIBLE_DEVICES",
+        local_rank, count);
+  CUDA_CHECK(cudaSetDevice(device_));
+  CUDA_CHECK(cudaGetDeviceProperties(&prop_, device_));
+  check(prop_.major >= 8, Exit::failed,
+        "GPU {} ({}) has compute capability {}.{}; 8.0 (A100) or newer is needed for bf16", device_,
+        prop_.name, prop_.major, prop_.minor);
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  gemm_ = std::make_unique<Gemm>(stream_);
+  scratch(kScratchBytes);
+  for (Staging& s : staging_) {
+    CUDA_CHECK(cudaMallocHost(&s.host, kStagingBytes));
+    CUDA_CHECK(cudaEventCreateWithFlags(&s.free, cudaEventDisableTiming));
+  }
+}
+
+CudaOps::~CudaOps() {
+  cudaStreamSynchronize(stream_);
+  seq_.clear();
+  gemm_.reset();
+  for (Staging& s : staging_) {
+    cudaEventDestroy(s.free);
+    cudaFreeHost(s.host);
+  }
+  cudaFree(scratch_);
+  cudaStreamDestroy(stream_);
+}
+
+std::string CudaOps::describe() const {
+  return fmt::format("cuda {}, {} (sm_{}{}, {} SMs, {:.1f} GiB), {}",
+                     act_dtype_ == DType::bf16 ? "bf16" : "fp32", prop_.name, prop_.major,
+                     prop_.minor, prop_.multiProcessorCount, double(prop_.totalGlobalMem) / kGiB,
+                     cuda_versions());
+}
+
+// Dense, from the vendor's data sheets where the card's name is known: these are what published
+// MFU figures divide by. Else multiprocessors x clock x operations a clock.
+double CudaOps::peak_flops() const {
+  int khz = 0;
+  if (cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, device_) != cudaSuccess) khz = 0;
+  const double clocks = double(prop_.multiProcessorCount) * khz * 1e3;
+  const int cc = prop_.major * 10 + prop_.minor;
+  if (act_dtype_ == DType::f32) return clocks * 2 * (cc == 80 ? 64 : 128);
+
+  const std::string_view name = prop_.name;
+  if (contains(name, "H100 PCIe")) return 756e12;
+  if (contains(name, "H100 NVL")) return 835.5e12;
+  if (contains(name, "H100") || contains(name, "H200") || contains(name, "GH200")) return 989.4e12;
+  if (contains(name, "A100") || contains(name, "A800")) return 312e12;
+  switch (cc) {
+    case 80: return clocks * 2048;
+    case 86:
+    case 87:
+    case 89: return clocks * 512;
+    case 90: return clocks * 4096;
+    case 100:
+    case 103: return clocks * 8192;
+    default: return 0;
+  }
+}
+
+MemoryInfo CudaOps::memory() const {
+  MemoryInfo info;
+  CUDA_CHECK(cudaMemGetInfo(&info.free, &info.total));
+  return info;
+}
+
+void* CudaOps::alloc(size_t bytes, std::string_view what) {
+  void* p = nullptr;
+  const cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+  if (e != cudaSuccess) {
+    cudaGetLastError();
+    size_t free_bytes = 0, total = 0;
+    cudaMemGetInfo(&free_bytes, &total);
+    fail(Exit::failed,
+         "GPU {}: no memory for {}: {:.3f} GiB wanted, {:.3f} GiB free of {:.3f} ({}); lower "
+         "train.micro_batch, set train.recompute to \"block\", or see `hgrn plan`",
+         device_, what, double(bytes) / kGiB, double(free_bytes) / kGiB, double(total) / kGiB,
+         cudaGetErrorString(e));
+  }
+  return p;
+}
+
+void CudaOps::free(void* p) {
+  CUDA_CHECK(cudaFree(p));
+}
+
+char* CudaOps::scratch(size_t bytes) {
+  if (bytes > scratch_bytes_) {
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    CUDA_CHECK(cudaFree(scratch_));
+    scratch_ = nullptr, scratch_bytes_ = 0;
+    scratch_ = static_cast<char*>(alloc(bytes, "temporaries of an operation"));
+    scratch_bytes_ = bytes;
+  }
+  return scratch_;
+}
+
+void CudaOps::zero(Tensor t) {
+  if (t.numel() == 0) return;
+  CUDA_CHECK(cudaMemsetAsync(t.data, 0, t.bytes(), stream_));
+}
+
+void CudaOps::copy(Tensor dst, Tensor src) {
+  check(dst.dtype == src.dtype && dst.numel() == src.numel(), "copy: {} {} into {} {}",
+        name_of(src.dtype), src.shape.str(), name_of(dst.dtype), dst.shape.str());
+  if (dst.numel() == 0 || dst.data == src.data) return;
+  CUDA_CHECK(cudaMemcpyAsync(dst.data, src.data, src.bytes(), cudaMemcpyDeviceToDevice, stream_));
+}
+
+void CudaOps::upload(Tensor dst, const void* host) {
+  const size_t bytes = dst.bytes();
+  if (bytes == 0) return;
+  if (bytes <= kStagingBytes) {
+    Staging& s = staging_[next_staging_];
+    next_staging_ ^= 1;
+    CUDA_CHECK(cudaEventSynchronize(s.free));
+    std::memcpy(s.host, host, bytes);
+    CUDA_CHECK(cudaMemcpyAsync(dst.data, s.host, bytes, cudaMemcpyHostToDevice, stream_));
+    CUDA_CHECK(cudaEventRecord(s.free, stream_));
+    return;
+  }
+  CUDA_CHECK(cudaMemcpyAsync(dst.data, host, bytes, cudaMemcpyHostToDevice, stream_));
+  CUDA_CHECK(cudaStreamSynchronize(stream_));  // the caller may change `host` once we return
+}
+
+void CudaOps::download(void* host, Tensor src) {
+  if (src.numel() == 0) return;
+  CUDA_CHECK(cudaMemcpyAsync(host, src.data, src.bytes(), cudaMemcpyDeviceToHost, stream_));
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
+
+void CudaOps::synchronize() {
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
+
+SeqKernel& CudaOps::seq(std::string_view name) {
+  check(name == "hgru2", Exit::usage,
+        "the CUDA backend has no sequence kernel \"{}\"; it has: hgru2", name);
+  const auto known = seq_.find(name);
+  if (known != seq_.end()) return *known->second;
+  return *seq_.emplace(std::string(name), make_cuda_hgru2(stream_)).first->second;
+}
+
+std::unique_ptr<Ops> make_cuda_ops(DType act_dtype, int local_rank) {
+  return std::make_unique<CudaOps>(act_dtype, local_rank);
+}
+
+bool cuda_available() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return true;
+  cudaGetLastError();
+  return false;
+}
+
+std::string cuda_versions() {
+  int runtime = 0, driver = 0;
+  cudaRuntimeGetVersion(&runtime);
+  cudaDriverGetVersion(&driver);
+  std::string text = fmt::format("CUDA {} (driver {}), cuBLASLt {}", cuda_version(runtime),
+                                 cuda_version(driver), cublas_version());
+#ifdef NCCL_MAJOR
+  text += fmt::format(", NCCL {}.{}.{}", NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH);
+#endif
+#ifdef CUDNN_MAJOR
+  text += fmt::format(", cuDNN headers {}.{}.{}", CUDNN_MAJOR, CUDNN_MINOR, CUDNN_PATCHLEVEL);
+#endif
+  return text;
+}
+
+}  // namespace hgrn

@@ -1,0 +1,115 @@
+// The CUDA backend: Ops on one GPU and one stream. Twin of kernels/cpu/cpu_ops.h, which specifies
+// every operation. act_dtype() is bf16 (training) or f32 (tests, full precision); statistics,
+// states, gradients and master weights are f32.
+//
+// Memory of its own, beside what alloc() hands out: 64 MiB for cuBLASLt, scratch for the
+// temporaries within one call (32 MiB, grown by the first call of a larger shape: a wait and a
+// cudaMalloc, in practice in the first step of a run; linear layers of odd width take the most, a
+// copy of their operands) and 2 MiB of pinned host memory.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "cuda/gemm.h"
+#include "ops/ops.h"
+
+namespace hgrn {
+
+class CudaOps final : public Ops {
+ public:
+  // The GPU of index local_rank becomes the calling thread's current device.
+  CudaOps(DType act_dtype, int local_rank);
+  ~CudaOps() override;
+  CudaOps(const CudaOps&) = delete;
+  CudaOps& operator=(const CudaOps&) = delete;
+
+  cudaStream_t stream() const { return stream_; }  // all work is on it
+
+  std::string describe() const override;
+  DType act_dtype() const override { return act_dtype_; }
+  DType stat_dtype() const override { return DType::f32; }
+  DType master_dtype() const override { return DType::f32; }
+  int64_t vocab_multiple() const override { return 128; }
+  double peak_flops() const override;
+  MemoryInfo memory() const override;
+
+  void* alloc(size_t bytes, std::string_view what) override;
+  void free(void* p) override;
+  void zero(Tensor t) override;
+  void copy(Tensor dst, Tensor src) override;
+  void cast(Tensor dst, Tensor src) override;
+  void upload(Tensor dst, const void* host) override;
+  void download(void* host, Tensor src) override;
+  void synchronize() override;
+
+  void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
+  void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+
+  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) override;
+  void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) override;
+
+  void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
+                    float eps) override;
+  void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor stats,
+                     Norm kind) override;
+  void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
+                             Tensor b, Norm kind, float eps, Dropout drop) override;
+  void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+                              Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) override;
+
+  void glu_forward(Tensor h, Tensor gu, Act act) override;
+  void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;
+
+  void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
+                     double grad_scale) override;
+
+  void lower_bound_forward(Tensor beta, Tensor gamma) override;
+  void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) override;
+
+  void sum(Tensor out, Tensor x) override;
+  void square_sum(Tensor out, Tensor x) override;
+  void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) override;
+  void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad, const AdamStep& step,
+             Tensor control) override;
+
+  SeqKernel& seq(std::string_view name) override;
+
+ private:
+  // At least `bytes`, 256-byte aligned, until the next call. Calls follow each other on one
+  // stream, so that they may share it.
+  char* scratch(size_t bytes);
+  void norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db, Tensor dy, Tensor x,
+                         Tensor w, Tensor stats, Norm kind, const Dropout& drop, bool residual);
+  void norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
+                        Tensor b, Norm kind, float eps, const Dropout& drop);
+  // out (cols) += column sums of partial (rows, cols), both f32, rows in order.
+  void add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols);
+  // out (O) += column sums of dy (N,O) in act_dtype(), rows ld apart; partial has partial_rows
+  // rows.
+  int64_t column_sum_rows(int64_t N, int64_t O, int64_t ld) const;
+  void add_column_sums(float* out, float* partial, int64_t partial_rows, const void* dy, int64_t N,
+                       int64_t O, int64_t ld);
+  void reduce_to(Tensor out, Tensor x, bool squares);
+
+  DType act_dtype_;
+  int device_ = 0;
+  cudaDeviceProp prop_{};
+  cudaStream_t stream_ = nullptr;
+  char* scratch_ = nullptr;
+  size_t scratch_bytes_ = 0;
+  std::unique_ptr<Gemm> gemm_;
+  std::map<std::string, std::unique_ptr<SeqKernel>, std::less<>> seq_;
+
+  // Small uploads (the tokens of a micro-batch) pass through pinned memory and need no wait.
+  static constexpr size_t kStagingBytes = size_t(1) << 20;
+  struct Staging {
+    void* host = nullptr;
+    cudaEvent_t free = nullptr;
+  } staging_[2];
+  int next_staging_ = 0;
+};
+
+}  // namespace hgrn

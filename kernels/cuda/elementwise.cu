@@ -1,0 +1,152 @@
+// Casts, the lower bounds of the forget gates, and the last stage of column sums.
+//   s = softmax of gamma over layers;  beta[l] = s[1] + ... + s[l]                  (paper Eq. 3)
+//   ds[j] = sum_{l >= j} dbeta[l], ds[0] = 0;  dgamma += s (ds - sum_j s[j] ds[j])
+// gamma, beta (L,D). One thread a channel, in double: L D elements once a step cost nothing.
+// Twin: kernels/cpu/elementwise.cpp   Test: tests/ops/test_elementwise.cpp
+#include <algorithm>
+
+#include "cuda/cuda_check.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/vec.cuh"
+
+namespace hgrn {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class To, class From>
+__device__ __forceinline__ To convert(From v) {
+  if constexpr (std::is_same_v<To, bf16>)
+    return __float2bfloat16_rn(float(v));
+  else
+    return To(v);
+}
+
+// Each thread converts kEach elements a CTA's width apart, so that loads are in flight together.
+template <class To, class From>
+__global__ __launch_bounds__(kThreads) void cast_kernel(To* dst, const From* src, int64_t n) {
+  constexpr int kEach = 8;
+  const int64_t first = int64_t(blockIdx.x) * kThreads * kEach + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int64_t at = first + int64_t(i) * kThreads;
+    if (at < n) dst[at] = convert<To>(src[at]);
+  }
+}
+
+__global__ __launch_bounds__(kThreads) void lower_bound_forward_kernel(float* beta,
+                                                                       const float* gamma,
+                                                                       int64_t L, int64_t D) {
+  const int64_t d = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (d >= D) return;
+  float top = gamma[d];
+  for (int64_t l = 1; l < L; ++l) top = fmaxf(top, gamma[l * D + d]);
+  double total = 0;
+  for (int64_t l = 0; l < L; ++l) total += exp(double(gamma[l * D + d]) - top);
+  double cumulative = 0;
+  beta[d] = 0;
+  for (int64_t l = 1; l < L; ++l) {
+    cumulative += exp(double(gamma[l * D + d]) - top) / total;
+    beta[l * D + d] = float(cumulative);
+  }
+}
+
+__global__ __launch_bounds__(kThreads) void lower_bound_backward_kernel(float* dgamma,
+                                                                        const float* dbeta,
+                                                                        const float* gamma,
+                                                                        int64_t L, int64_t D) {
+  const int64_t d = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (d >= D) return;
+  float top = gamma[d];
+  for (int64_t l = 1; l < L; ++l) top = fmaxf(top, gamma[l * D + d]);
+  double total = 0;
+  for (int64_t l = 0; l < L; ++l) total += exp(double(gamma[l * D + d]) - top);
+  double dot = 0, ds = 0;
+  for (int64_t l = L - 1; l >= 1; --l) {
+    ds += dbeta[l * D + d];
+    dot += exp(double(gamma[l * D + d]) - top) / total * ds;
+  }
+  ds = 0;
+  for (int64_t l = L - 1; l >= 0; --l) {
+    ds = l > 0 ? ds + dbeta[l * D + d] : 0;
+    const double s = exp(double(gamma[l * D + d]) - top) / total;
+    dgamma[l * D + d] += float(s * (ds - dot));
+  }
+}
+
+// A CTA takes 8 columns, one 32-byte sector of a row: 128 groups of 8 threads take the rows in
+// turn, then their sums are added in order. Narrow, so that a few hundred columns fill the card.
+constexpr int kPartialCols = 8, kPartialRows = 128;
+
+__global__ __launch_bounds__(kPartialCols* kPartialRows) void add_partial_rows_kernel(
+    float* out, const float* partial, int64_t rows, int64_t cols) {
+  __shared__ float sums[kPartialRows][kPartialCols];
+  const int lane = threadIdx.x % kPartialCols, group = threadIdx.x / kPartialCols;
+  const int64_t col = int64_t(blockIdx.x) * kPartialCols + lane;
+  float total = 0;
+  if (col < cols) {
+#pragma unroll 8
+    for (int64_t row = group; row < rows; row += kPartialRows) total += partial[row * cols + col];
+  }
+  sums[group][lane] = total;
+  __syncthreads();
+  for (int half = kPartialRows / 2; half > 0; half /= 2) {
+    if (group < half) sums[group][lane] += sums[group + half][lane];
+    __syncthreads();
+  }
+  if (group == 0 && col < cols) out[col] += sums[0][lane];
+}
+
+template <class F>
+void dispatch_float(DType t, F&& f) {
+  if (t == DType::f64) return f(std::type_identity<double>{});
+  dispatch(t, f);
+}
+
+}  // namespace
+
+void CudaOps::cast(Tensor dst, Tensor src) {
+  check(dst.numel() == src.numel(), "cast: {} into {}", src.shape.str(), dst.shape.str());
+  if (dst.dtype == src.dtype) return copy(dst, src);
+  const int64_t n = src.numel();
+  if (n == 0) return;
+  dispatch_float(dst.dtype, [&](auto to) {
+    using To = typename decltype(to)::type;
+    dispatch_float(src.dtype, [&](auto from) {
+      using From = typename decltype(from)::type;
+      const unsigned blocks = unsigned((n + kThreads * 8 - 1) / (kThreads * 8));
+      cast_kernel<To, From><<<blocks, kThreads, 0, stream_>>>(dst.ptr<To>(), src.ptr<From>(), n);
+      CUDA_CHECK(cudaGetLastError());
+    });
+  });
+}
+
+void CudaOps::lower_bound_forward(Tensor beta, Tensor gamma) {
+  check(beta.shape == gamma.shape, "lower_bound_forward: beta {}, gamma {}", beta.shape.str(),
+        gamma.shape.str());
+  const int64_t L = gamma.rows(), D = gamma.cols();
+  if (L == 0 || D == 0) return;
+  lower_bound_forward_kernel<<<unsigned((D + kThreads - 1) / kThreads), kThreads, 0, stream_>>>(
+      beta.ptr<float>(), gamma.ptr<float>(), L, D);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void CudaOps::lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) {
+  check(dgamma.shape == gamma.shape && dbeta.shape == gamma.shape,
+        "lower_bound_backward: dgamma {}, dbeta {}, gamma {}", dgamma.shape.str(),
+        dbeta.shape.str(), gamma.shape.str());
+  const int64_t L = gamma.rows(), D = gamma.cols();
+  if (L == 0 || D == 0) return;
+  lower_bound_backward_kernel<<<unsigned((D + kThreads - 1) / kThreads), kThreads, 0, stream_>>>(
+      dgamma.ptr<float>(), dbeta.ptr<float>(), gamma.ptr<float>(), L, D);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void CudaOps::add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols) {
+  if (cols == 0) return;
+  add_partial_rows_kernel<<<unsigned((cols + kPartialCols - 1) / kPartialCols),
+                            kPartialCols * kPartialRows, 0, stream_>>>(out, partial, rows, cols);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace hgrn

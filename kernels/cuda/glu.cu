@@ -1,0 +1,167 @@
+// Gated linear unit. gu (N,2F) = [g|u], h (N,F) = a(g) u, a = identity, SiLU or sigmoid.
+//   du = dh a(g);  dg = dh u a'(g)
+//   SiLU: a = g s, a' = s (1 + g (1 - s));  sigmoid: a = s, a' = s (1 - s);  s = 1/(1 + exp(-g))
+// Memory-bound: 6 bytes an element forward, 10 backward in bf16. A thread owns a few columns and
+// walks down rows, so that no index needs a division.
+// Twin: kernels/cpu/glu.cpp   Test: tests/ops/test_glu.cpp
+#include <algorithm>
+
+#include "cuda/cuda_check.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/vec.cuh"
+
+namespace hgrn {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRows = 4;  // rows a thread has in flight
+
+// In bf16 the fast exponential and division are far below the rounding of the result.
+template <class T>
+__device__ __forceinline__ float sigmoid(float x) {
+  if constexpr (std::is_same_v<T, bf16>) return __fdividef(1.0f, 1.0f + __expf(-x));
+  return 1.0f / (1.0f + expf(-x));
+}
+
+template <class T, Act kAct>
+__device__ __forceinline__ float activate(float g) {
+  if constexpr (kAct == Act::identity) return g;
+  const float s = sigmoid<T>(g);
+  return kAct == Act::silu ? g * s : s;
+}
+
+// a and a' at g.
+template <class T, Act kAct>
+__device__ __forceinline__ float2 activate_with_slope(float g) {
+  if constexpr (kAct == Act::identity) return {g, 1.0f};
+  const float s = sigmoid<T>(g);
+  return kAct == Act::silu ? float2{g * s, s * (1 + g * (1 - s))} : float2{s, s * (1 - s)};
+}
+
+template <class T, int kVec, Act kAct>
+__global__ __launch_bounds__(kThreads) void glu_forward_kernel(T* h, const T* gu, int64_t N,
+                                                               int64_t F) {
+  const int64_t col = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
+  if (col >= F) return;
+  const int64_t step = int64_t(gridDim.y) * blockDim.y;
+  for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < N; row += step * kRows) {
+    Pack<T, kVec> g[kRows], u[kRows];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const int64_t r = row + k * step;
+      if (r >= N) continue;
+      g[k].load(gu + r * 2 * F + col);
+      u[k].load(gu + r * 2 * F + F + col);
+    }
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const int64_t r = row + k * step;
+      if (r >= N) continue;
+      float gv[kVec], uv[kVec];
+      g[k].unpack(gv), u[k].unpack(uv);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) uv[i] *= activate<T, kAct>(gv[i]);
+      store<kVec>(h + r * F + col, uv);
+    }
+  }
+}
+
+template <class T, int kVec, Act kAct>
+__global__ __launch_bounds__(kThreads) void glu_backward_kernel(T* dgu, const T* dh, const T* gu,
+                                                                int64_t N, int64_t F) {
+  const int64_t col = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
+  if (col >= F) return;
+  const int64_t step = int64_t(gridDim.y) * blockDim.y;
+  for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < N;
+       row += step * (kRows / 2)) {
+    Pack<T, kVec> g[kRows / 2], u[kRows / 2], d[kRows / 2];
+#pragma unroll
+    for (int k = 0; k < kRows / 2; ++k) {
+      const int64_t r = row + k * step;
+      if (r >= N) continue;
+      g[k].load(gu + r * 2 * F + col);
+      u[k].load(gu + r * 2 * F + F + col);
+      d[k].load(dh + r * F + col);
+    }
+#pragma unroll
+    for (int k = 0; k < kRows / 2; ++k) {
+      const int64_t r = row + k * step;
+      if (r >= N) continue;
+      float gv[kVec], uv[kVec], dv[kVec];
+      g[k].unpack(gv), u[k].unpack(uv), d[k].unpack(dv);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        const float2 a = activate_with_slope<T, kAct>(gv[i]);
+        gv[i] = dv[i] * uv[i] * a.y;
+        uv[i] = dv[i] * a.x;
+      }
+      store<kVec>(dgu + r * 2 * F + col, gv);
+      store<kVec>(dgu + r * 2 * F + F + col, uv);
+    }
+  }
+}
+
+template <class F>
+void dispatch_act(Act act, F&& f) {
+  switch (act) {
+    case Act::identity: return f(std::integral_constant<Act, Act::identity>{});
+    case Act::silu: return f(std::integral_constant<Act, Act::silu>{});
+    case Act::sigmoid: return f(std::integral_constant<Act, Act::sigmoid>{});
+  }
+  fail(Exit::failed, "glu: unknown activation {}", int(act));
+}
+
+struct Grid {
+  dim3 blocks, threads;
+};
+
+Grid grid_for(int64_t N, int64_t vectors, int rows_a_thread) {
+  Grid g;
+  const int64_t x = std::min<int64_t>(kThreads, (vectors + 31) / 32 * 32);
+  const int64_t y = kThreads / x;
+  const int64_t rows = y * rows_a_thread;
+  g.threads = dim3(unsigned(x), unsigned(y));
+  g.blocks = dim3(unsigned((vectors + x - 1) / x),
+                  unsigned(std::min<int64_t>((N + rows - 1) / rows, 65535)));
+  return g;
+}
+
+}  // namespace
+
+void CudaOps::glu_forward(Tensor h, Tensor gu, Act act) {
+  const int64_t N = h.rows(), F = h.cols();
+  check(gu.rows() == N && gu.cols() == 2 * F, "glu_forward: h {}, gu {}", h.shape.str(),
+        gu.shape.str());
+  if (N == 0 || F == 0) return;
+  dispatch(act_dtype_, [&](auto type) {
+    using T = typename decltype(type)::type;
+    dispatch_width(F, {h.data, gu.data}, [&](auto width) {
+      dispatch_act(act, [&](auto a) {
+        const Grid g = grid_for(N, F / width(), kRows);
+        glu_forward_kernel<T, width(), a()>
+            <<<g.blocks, g.threads, 0, stream_>>>(h.ptr<T>(), gu.ptr<T>(), N, F);
+        CUDA_CHECK(cudaGetLastError());
+      });
+    });
+  });
+}
+
+void CudaOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
+  const int64_t N = dh.rows(), F = dh.cols();
+  check(gu.rows() == N && gu.cols() == 2 * F && dgu.rows() == N && dgu.cols() == 2 * F,
+        "glu_backward: dgu {}, dh {}, gu {}", dgu.shape.str(), dh.shape.str(), gu.shape.str());
+  if (N == 0 || F == 0) return;
+  dispatch(act_dtype_, [&](auto type) {
+    using T = typename decltype(type)::type;
+    dispatch_width(F, {dgu.data, dh.data, gu.data}, [&](auto width) {
+      dispatch_act(act, [&](auto a) {
+        const Grid g = grid_for(N, F / width(), kRows / 2);
+        glu_backward_kernel<T, width(), a()>
+            <<<g.blocks, g.threads, 0, stream_>>>(dgu.ptr<T>(), dh.ptr<T>(), gu.ptr<T>(), N, F);
+        CUDA_CHECK(cudaGetLastError());
+      });
+    });
+  });
+}
+
+}  // namespace hgrn

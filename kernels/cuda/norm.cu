@@ -1,0 +1,546 @@
+// RMSNorm and LayerNorm over the columns, plain and fused with the residual stream.
+//   sum = x + dropout(branch)                                            (residual form)
+//   mu = mean(sum) (0 for RMSNorm), r = 1/sqrt(mean((sum - mu)^2) + eps), h = (sum - mu) r
+//   y = w h + b;  stats (N,2) = mu, r
+//   dx = r (w dy - h mean(w dy h) - mean(w dy)), the last term for LayerNorm only
+//   dw += sum over rows of dy h;  db += sum over rows of dy
+//   residual form: dsum += dx, dbranch = dropout'(dsum)
+// x, sum, y (N,D) f32 or bf16; w, b (D) f32. The statistics are those of sum as it is stored.
+//
+// Memory-bound, so each row is read once: 1 to 16 warps keep it in registers, 8 columns a 16-byte
+// access. dw and db stay in registers over all rows of a CTA, which writes them as one partial row;
+// a second kernel adds the partial rows in order: no atomics.
+// Rows that are not a multiple of 8 columns, or longer than 8192 (fp32 backward: 4096), take the
+// plain kernels.
+// Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp
+#include <algorithm>
+
+#include "cuda/cuda_check.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/reduce.cuh"
+#include "cuda/vec.cuh"
+
+namespace hgrn {
+namespace {
+
+constexpr int kMaxWarps = 16;
+
+template <class T>
+struct ForwardArgs {
+  T* sum;  // null in the plain form
+  T* y;
+  float* stats;
+  const T* x;
+  const T* branch;
+  const float* w;
+  const float* b;  // may be null
+  int64_t N;
+  int D;
+  int group_warps;
+  bool layer;
+  float eps;
+  DropMask drop;
+};
+
+template <class T>
+struct BackwardArgs {
+  T* dx;       // dsum in the residual form: read and written
+  T* dbranch;  // may be null
+  float* partial_dw;
+  float* partial_db;  // null: no db wanted
+  const T* dy;
+  const T* x;
+  const float* w;
+  const float* stats;
+  int64_t N;
+  int D;
+  int group_warps;
+  DropMask drop;
+};
+
+// The warps that share a row, and several rows a CTA. Sums alternate between two halves of
+// `shared`, so that one barrier a sum is enough: a half is written again only after the next sum's
+// barrier, which no warp passes before all have read it. Where a row has several warps, all warps
+// of the CTA must call sum() equally often.
+struct RowGroup {
+  int index, warp, lane, warps;  // row in the CTA, warp in the row, warps a row
+  float2* shared;                // 2 * kMaxWarps
+  int half = 0;
+
+  __device__ RowGroup(int group_warps, float2* s) : warps(group_warps), shared(s) {
+    const int w = threadIdx.x / 32;
+    index = w / warps, warp = w % warps, lane = threadIdx.x % 32;
+  }
+  __device__ __forceinline__ float2 sum(float2 v) {
+    v.x = warp_sum(v.x), v.y = warp_sum(v.y);
+    if (warps == 1) return v;
+    float2* slots = shared + half * kMaxWarps + index * warps;
+    half ^= 1;
+    if (lane == 0) slots[warp] = v;
+    __syncthreads();
+    float2 total = slots[0];
+    for (int i = 1; i < warps; ++i) total.x += slots[i].x, total.y += slots[i].y;
+    return total;
+  }
+  __device__ __forceinline__ float sum(float v) { return sum(make_float2(v, 0.0f)).x; }
+};
+
+template <class T, int kPacks, bool kResidual>
+__global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> a) {
+  __shared__ float2 shared[2 * kMaxWarps];
+  RowGroup group(a.group_warps, shared);
+  const int groups = blockDim.x / 32 / a.group_warps;
+  const int64_t row = int64_t(blockIdx.x) * groups + group.index;
+  const int cols = row < a.N ? a.D : 0;  // no early return: the CTA's rows share barriers
+  const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
+
+  float v[kPacks][kWide];
+  float total = 0, squares = 0;
+  {
+    Pack<T, kWide> x[kPacks], branch[kPacks];
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int col = first + k * stride;
+      if (col >= cols) continue;
+      x[k].load(a.x + row * a.D + col);
+      if (kResidual) branch[k].load(a.branch + row * a.D + col);
+    }
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int col = first + k * stride;
+      if (col >= cols) continue;
+      x[k].unpack(v[k]);
+      if (kResidual) {
+        float add[kWide];
+        branch[k].unpack(add);
+        a.drop.apply(add, row, col);
+#pragma unroll
+        for (int i = 0; i < kWide; ++i) v[k][i] += add[i];
+        x[k].pack(v[k]);
+        x[k].store(a.sum + row * a.D + col);
+        x[k].unpack(v[k]);
+      }
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) total += v[k][i], squares += v[k][i] * v[k][i];
+    }
+  }
+  float mean = 0;
+  if (a.layer) {  // the squares of centred values: E[x^2] - mean^2 would cancel
+    mean = group.sum(total) / float(a.D);
+    squares = 0;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      if (first + k * stride >= cols) continue;
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) {
+        v[k][i] -= mean;
+        squares += v[k][i] * v[k][i];
+      }
+    }
+  }
+  const float r = 1.0f / sqrtf(group.sum(squares) / float(a.D) + a.eps);
+  if (cols > 0 && group.warp == 0 && group.lane == 0)
+    reinterpret_cast<float2*>(a.stats)[row] = make_float2(mean, r);
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k) {
+    const int col = first + k * stride;
+    if (col >= cols) continue;
+    float w[kWide], b[kWide] = {};
+    load<kWide>(w, a.w + col);
+    if (a.b) load<kWide>(b, a.b + col);
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) v[k][i] = fmaf(v[k][i] * r, w[i], b[i]);
+    store<kWide>(a.y + row * a.D + col, v[k]);
+  }
+}
+
+// Adds the register sums of a CTA's rows in row order and writes them as row blockIdx.x.
+template <int kPacks>
+__device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kWide], float* shared,
+                                  const RowGroup& group, int groups, int first, int stride, int D) {
+  for (int g = 0; g < groups; ++g) {
+    if (g == group.index) {
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int col = first + k * stride;
+        if (col >= D) continue;
+        float v[kWide] = {};
+        if (g > 0) load<kWide>(v, shared + col);
+#pragma unroll
+        for (int i = 0; i < kWide; ++i) v[i] += sums[k][i];
+        if (g + 1 < groups)
+          store<kWide>(shared + col, v);
+        else
+          store<kWide>(partial + int64_t(blockIdx.x) * D + col, v);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// What a lane reads of a row in the backward pass.
+template <class T, int kPacks, bool kResidual>
+struct BackwardRow {
+  Pack<T, kWide> x[kPacks], dy[kPacks], dsum[kResidual ? kPacks : 1];
+  float2 stats;
+
+  __device__ __forceinline__ void load(const BackwardArgs<T>& a, int64_t row, int first,
+                                       int stride) {
+    stats = reinterpret_cast<const float2*>(a.stats)[row];
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int64_t col = first + k * stride, at = row * a.D + col;
+      if (col >= a.D) continue;
+      x[k].load(a.x + at);
+      dy[k].load(a.dy + at);
+      if constexpr (kResidual) dsum[k].load(a.dx + at);
+    }
+  }
+};
+
+template <class T, int kPacks, bool kLayer, bool kResidual>
+__global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const BackwardArgs<T> a) {
+  __shared__ float2 shared[2 * kMaxWarps];
+  extern __shared__ float4 row_shared[];  // D floats where the CTA has several rows
+  RowGroup group(a.group_warps, shared);
+  const int groups = blockDim.x / 32 / a.group_warps;
+  const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
+  const float inverse_D = 1.0f / float(a.D);
+  const int64_t step = int64_t(gridDim.x) * groups;
+  constexpr bool kAhead = kPacks == 1;  // the next row's loads cover this row's reduction
+
+  float dw[kPacks][kWide] = {};
+  float db[kLayer ? kPacks : 1][kWide] = {};
+  BackwardRow<T, kPacks, kResidual> now, next;
+  int64_t row = int64_t(blockIdx.x) * groups + group.index;
+  if (kAhead && row < a.N) next.load(a, row, first, stride);
+  for (; row < a.N; row += step) {
+    if constexpr (kAhead) {
+      now = next;
+      if (row + step < a.N) next.load(a, row + step, first, stride);
+    } else {
+      now.load(a, row, first, stride);
+    }
+    const float2 stats = now.stats;
+    float2 dots = {0, 0};  // sums of w dy h and of w dy
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int col = first + k * stride;
+      if (col >= a.D) continue;
+      float h[kWide], g[kWide], w[kWide];
+      now.x[k].unpack(h), now.dy[k].unpack(g);
+      load<kWide>(w, a.w + col);
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) {
+        h[i] = (kLayer ? h[i] - stats.x : h[i]) * stats.y;
+        dw[k][i] += g[i] * h[i];
+        if constexpr (kLayer) db[k][i] += g[i];
+        dots.x += w[i] * g[i] * h[i];
+        if (kLayer) dots.y += w[i] * g[i];
+      }
+    }
+    dots = group.sum(dots);
+    const float along = dots.x * inverse_D, mean = dots.y * inverse_D;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int col = first + k * stride;
+      const int64_t at = row * a.D + col;
+      if (col >= a.D) continue;
+      float h[kWide], g[kWide], w[kWide];
+      now.x[k].unpack(h), now.dy[k].unpack(g);
+      load<kWide>(w, a.w + col);
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) {
+        h[i] = (kLayer ? h[i] - stats.x : h[i]) * stats.y;
+        g[i] = stats.y * (w[i] * g[i] - h[i] * along - (kLayer ? mean : 0.0f));
+      }
+      if constexpr (kResidual) {
+        float before[kWide];
+        now.dsum[k].unpack(before);
+#pragma unroll
+        for (int i = 0; i < kWide; ++i) g[i] = rounded<T>(g[i] + before[i]);
+      }
+      store<kWide>(a.dx + at, g);
+      if (kResidual && a.dbranch) {
+        a.drop.apply(g, row, col);
+        store<kWide>(a.dbranch + at, g);
+      }
+    }
+  }
+  float* merged = reinterpret_cast<float*>(row_shared);
+  write_partial_row<kPacks>(a.partial_dw, dw, merged, group, groups, first, stride, a.D);
+  if constexpr (kLayer)
+    if (a.partial_db)
+      write_partial_row<kPacks>(a.partial_db, db, merged, group, groups, first, stride, a.D);
+}
+
+// ---- any number of columns: one CTA a row, which it reads three times (from cache)
+constexpr int kPlainThreads = 256;
+
+template <class T>
+__global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const ForwardArgs<T> a) {
+  __shared__ float shared[kPlainThreads / 32];
+  const int64_t row = blockIdx.x, at = row * a.D;
+  const T* x = a.sum ? a.sum + at : a.x + at;
+  float total = 0;
+  for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
+    float v[1], add[1];
+    load<1>(v, a.x + at + col);
+    if (a.sum) {
+      load<1>(add, a.branch + at + col);
+      a.drop.apply(add, row, col);
+      v[0] = rounded<T>(v[0] + add[0]);
+      store<1>(a.sum + at + col, v);
+    }
+    total += v[0];
+  }
+  const float mean = a.layer ? block_sum<kPlainThreads>(total, shared) / float(a.D) : 0.0f;
+  float squares = 0;
+  for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
+    float v[1];
+    load<1>(v, x + col);
+    squares += (v[0] - mean) * (v[0] - mean);
+  }
+  squares = block_sum<kPlainThreads>(squares, shared);
+  const float r = 1.0f / sqrtf(squares / float(a.D) + a.eps);
+  if (threadIdx.x == 0) a.stats[2 * row] = mean, a.stats[2 * row + 1] = r;
+  for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
+    float v[1];
+    load<1>(v, x + col);
+    v[0] = fmaf((v[0] - mean) * r, a.w[col], a.b ? a.b[col] : 0.0f);
+    store<1>(a.y + at + col, v);
+  }
+}
+
+// The partial rows start at zero and are added to in place: a thread owns its columns.
+template <class T, bool kResidual>
+__global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(const BackwardArgs<T> a,
+                                                                            bool layer) {
+  __shared__ float shared[kPlainThreads / 32];
+  float* dw = a.partial_dw + int64_t(blockIdx.x) * a.D;
+  float* db = a.partial_db ? a.partial_db + int64_t(blockIdx.x) * a.D : nullptr;
+  for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
+    dw[col] = 0;
+    if (db) db[col] = 0;
+  }
+  for (int64_t row = blockIdx.x; row < a.N; row += gridDim.x) {
+    const int64_t at = row * a.D;
+    const float mu = a.stats[2 * row], r = a.stats[2 * row + 1];
+    float along = 0, mean = 0;
+    for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
+      float x[1], g[1];
+      load<1>(x, a.x + at + col), load<1>(g, a.dy + at + col);
+      const float h = (x[0] - mu) * r;
+      dw[col] += g[0] * h;
+      if (db) db[col] += g[0];
+      along += a.w[col] * g[0] * h;
+      mean += a.w[col] * g[0];
+    }
+    along = block_sum<kPlainThreads>(along, shared) / float(a.D);
+    mean = layer ? block_sum<kPlainThreads>(mean, shared) / float(a.D) : 0.0f;
+    for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
+      float x[1], g[1];
+      load<1>(x, a.x + at + col), load<1>(g, a.dy + at + col);
+      g[0] = r * (a.w[col] * g[0] - (x[0] - mu) * r * along - mean);
+      if (kResidual) {
+        float before[1];
+        load<1>(before, a.dx + at + col);
+        g[0] = rounded<T>(g[0] + before[0]);
+      }
+      store<1>(a.dx + at + col, g);
+      if (kResidual && a.dbranch) {
+        a.drop.apply(g, row, col);
+        store<1>(a.dbranch + at + col, g);
+      }
+    }
+  }
+}
+
+// ---- launches
+// How a row is laid over warps: `packs` a lane on `warps` warps, with the fewest idle lanes.
+struct RowLayout {
+  int warps, packs;
+};
+
+RowLayout row_layout(int D, int max_packs, int max_warps) {
+  RowLayout best{0, 0};
+  for (int packs = max_packs; packs >= 1; --packs) {
+    const int per_warp = 32 * kWide * packs, warps = (D + per_warp - 1) / per_warp;
+    if (warps > max_warps) continue;
+    if (best.warps == 0 || warps * packs < best.warps * best.packs) best = {warps, packs};
+  }
+  return best;
+}
+
+// f(std::integral_constant<int, packs>), packs in 1 .. kMax
+template <int kMax, class F>
+void dispatch_packs(int packs, F&& f) {
+  if constexpr (kMax > 1)
+    if (packs < kMax) return dispatch_packs<kMax - 1>(packs, f);
+  f(std::integral_constant<int, kMax>{});
+}
+
+bool wide_rows(int64_t D, int64_t max_cols, std::initializer_list<const void*> pointers) {
+  if (D > max_cols) return false;
+  bool wide = false;
+  dispatch_width(D, pointers, [&](auto width) { wide = width() == kWide; });
+  return wide;
+}
+
+template <class T>
+void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
+  constexpr int kMaxPacks = 4;
+  const int64_t max_cols = 8 * 32 * kWide * kMaxPacks;
+  if (!wide_rows(a.D, max_cols, {a.sum, a.y, a.x, a.branch, a.w, a.b, a.stats})) {
+    norm_forward_plain_kernel<T><<<unsigned(a.N), kPlainThreads, 0, stream>>>(a);
+    CUDA_CHECK(cudaGetLastError());
+    return;
+  }
+  const RowLayout layout = row_layout(a.D, kMaxPacks, 8);
+  a.group_warps = layout.warps;
+  const int groups = 8 / layout.warps;
+  const unsigned blocks = unsigned((a.N + groups - 1) / groups);
+  const unsigned threads = unsigned(groups * layout.warps * 32);
+  dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
+    if (a.sum)
+      norm_forward_kernel<T, packs(), true><<<blocks, threads, 0, stream>>>(a);
+    else
+      norm_forward_kernel<T, packs(), false><<<blocks, threads, 0, stream>>>(a);
+    CUDA_CHECK(cudaGetLastError());
+  });
+}
+
+struct Grid {
+  int blocks, threads;
+  size_t shared;
+};
+
+template <class Kernel>
+Grid backward_grid(Kernel kernel, int multiprocessors, int64_t N, int D, int group_warps) {
+  Grid g;
+  const int groups = group_warps == 1 ? 8 : 1;
+  g.threads = 32 * group_warps * groups;
+  g.shared = groups > 1 ? size_t(D) * sizeof(float) : 0;  // a warp holds 512 at most
+  int resident = 0;
+  CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));
+  const int64_t needed = (N + groups - 1) / groups;
+  g.blocks = int(std::clamp<int64_t>(needed, 1, int64_t(multiprocessors) * resident));
+  return g;
+}
+
+}  // namespace
+
+void CudaOps::norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
+                               Tensor w, Tensor b, Norm kind, float eps, const Dropout& drop) {
+  const int64_t N = x.rows(), D = x.cols();
+  check(y.numel() == N * D && stats.numel() == 2 * N && w.numel() == D && (!b || b.numel() == D) &&
+            sum.numel() == branch.numel() && (!sum || sum.numel() == N * D),
+        "norm_forward: x {}, y {}, stats {}, w {}, b {}, sum {}, branch {}", x.shape.str(),
+        y.shape.str(), stats.shape.str(), w.shape.str(), b.shape.str(), sum.shape.str(),
+        branch.shape.str());
+  if (N == 0 || D == 0) return;
+  dispatch(act_dtype_, [&](auto type) {
+    using T = typename decltype(type)::type;
+    ForwardArgs<T> a{sum ? sum.ptr<T>() : nullptr,
+                     y.ptr<T>(),
+                     stats.ptr<float>(),
+                     x.ptr<T>(),
+                     branch ? branch.ptr<T>() : nullptr,
+                     w.ptr<float>(),
+                     b ? b.ptr<float>() : nullptr,
+                     N,
+                     int(D),
+                     1,
+                     kind == Norm::layer,
+                     eps,
+                     DropMask(drop)};
+    launch_forward(a, stream_);
+  });
+}
+
+void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+                                Tensor x, Tensor w, Tensor stats, Norm kind, const Dropout& drop,
+                                bool residual) {
+  const int64_t N = x.rows(), D = x.cols();
+  check(dx.numel() == N * D && dy.numel() == N * D && stats.numel() == 2 * N && w.numel() == D &&
+            dw.numel() == D && (!db || db.numel() == D) && (!dbranch || dbranch.numel() == N * D),
+        "norm_backward: x {}, dx {}, dy {}, stats {}, w {}, dw {}, db {}, dbranch {}",
+        x.shape.str(), dx.shape.str(), dy.shape.str(), stats.shape.str(), w.shape.str(),
+        dw.shape.str(), db.shape.str(), dbranch.shape.str());
+  check(!residual || dbranch || drop.p == 0,
+        "residual_norm_backward: dbranch is needed with dropout {}", drop.p);
+  if (N == 0 || D == 0) return;
+  const bool layer = kind == Norm::layer;
+  const int sms = prop_.multiProcessorCount;
+  dispatch(act_dtype_, [&](auto type) {
+    using T = typename decltype(type)::type;
+    BackwardArgs<T> a{dx.ptr<T>(),
+                      dbranch ? dbranch.ptr<T>() : nullptr,
+                      nullptr,
+                      nullptr,
+                      dy.ptr<T>(),
+                      x.ptr<T>(),
+                      w.ptr<float>(),
+                      stats.ptr<float>(),
+                      N,
+                      int(D),
+                      1,
+                      DropMask(drop)};
+    const auto launch = [&](auto kernel, const Grid& grid, auto... extra) {
+      auto* partial =
+          reinterpret_cast<float*>(scratch(size_t(grid.blocks) * 2 * size_t(D) * sizeof(float)));
+      a.partial_dw = partial;
+      if (db) a.partial_db = partial + int64_t(grid.blocks) * D;
+      kernel<<<grid.blocks, grid.threads, grid.shared, stream_>>>(a, extra...);
+      CUDA_CHECK(cudaGetLastError());
+      add_partial_rows(dw.ptr<float>(), a.partial_dw, grid.blocks, D);
+      if (db) add_partial_rows(db.ptr<float>(), a.partial_db, grid.blocks, D);
+    };
+    // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one.
+    constexpr int kMaxPacks = std::is_same_v<T, float> ? 1 : 2;
+    const bool wide = wide_rows(D, kMaxWarps * 32 * kWide * kMaxPacks,
+                                {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats});
+    if (!wide || (db && !layer)) {  // no model has an RMSNorm with a bias: not worth a kernel
+      const Grid grid{int(std::min<int64_t>(N, sms * 4)), kPlainThreads, 0};
+      if (residual)
+        launch(norm_backward_plain_kernel<T, true>, grid, layer);
+      else
+        launch(norm_backward_plain_kernel<T, false>, grid, layer);
+      return;
+    }
+    const RowLayout layout = row_layout(a.D, kMaxPacks, kMaxWarps);
+    a.group_warps = layout.warps;
+    dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
+      const auto go = [&](auto kernel) {
+        launch(kernel, backward_grid(kernel, sms, N, a.D, a.group_warps));
+      };
+      if (layer && residual) return go(norm_backward_kernel<T, packs(), true, true>);
+      if (layer) return go(norm_backward_kernel<T, packs(), true, false>);
+      if (residual) return go(norm_backward_kernel<T, packs(), false, true>);
+      go(norm_backward_kernel<T, packs(), false, false>);
+    });
+  });
+}
+
+void CudaOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
+                           float eps) {
+  norm_forward_any(Tensor(), y, stats, x, Tensor(), w, b, kind, eps, Dropout());
+}
+
+void CudaOps::norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
+                            Tensor stats, Norm kind) {
+  norm_backward_any(dx, Tensor(), dw, db, dy, x, w, stats, kind, Dropout(), false);
+}
+
+void CudaOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
+                                    Tensor w, Tensor b, Norm kind, float eps, Dropout drop) {
+  check(sum && branch, "residual_norm_forward: sum and branch are needed");
+  norm_forward_any(sum, y, stats, x, branch, w, b, kind, eps, drop);
+}
+
+void CudaOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+                                     Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
+  norm_backward_any(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop, true);
+}
+
+}  // namespace hgrn
