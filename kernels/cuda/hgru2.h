@@ -1,0 +1,17 @@
+// The HGRU2 sequence kernel of the CUDA backend (src/ops/seq_kernel.h).
+#pragma once
+#include <cuda_runtime.h>
+
+#include <memory>
+
+#include "ops/seq_kernel.h"
+
+namespace hgrn {
+
+// act_dtype: dtype of x, y and their gradients, bf16 or f32; states are f32. Tensor cores serve
+// bf16 with n = 64 and 128, plain recurrences the rest, n = 1..256. All work goes to `stream`,
+// which outlives the kernel; nothing is allocated: what a call needs lies in saved().
+// The gradient of a reset token's gate is zero, as is everything that would flow across it.
+std::unique_ptr<SeqKernel> make_cuda_hgru2(DType act_dtype, cudaStream_t stream);
+
+}  // namespace hgrn

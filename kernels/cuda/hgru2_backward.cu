@@ -1,0 +1,512 @@
+// HGRU2 backward on tensor cores, bf16 with fp32 accumulation, n = 64 or 128.
+//
+// With dh = the gradient of the state after a sub-chunk of 16 tokens (fp32), h = the state before
+// it (bf16) and the decay products of hgru2_gates.cuh, D[t][s] = dy_t . v_s:
+//
+//   dv = (k after) bf16(dh) + A^T dy
+//   iq = dy h^T     ik = v bf16(dh)^T     gq = D_low (k / mid)     gk = D_low^T (q mid)
+//   dq = iq before + gq mid + D_tt k      dk = ik after + gk / mid + D_tt q
+//   dg_t = sum_{r>=t} [(q before) iq + (q mid) gq - (k / mid) gk]_r + sum_{s<t} [(k after) ik]_s
+//          + total sum_v h dh             (dg = f df, the gradient of log f)
+//   dh = diag(total) dh + (q before)^T dy
+//   dxf = (1-bound) sigmoid'(xf) (dg/f - dk)     dbound = sum_t sigmoid(-xf) (dg/f - dk)
+//
+// D_low is strictly lower: t = s has no decay, so it stays out of dg and is added in fp32. The
+// parenthesised factors in dg are the very bf16 tiles the products used, so that a pair (t,s) with
+// both tokens behind r cancels to fp32 rounding; a dg from separately rounded q dq - k dk is up to
+// ten times less accurate, and dbound, a long sum of it, up to a thousand times.
+//
+// One CTA a (b,h), n/16 warps, one pass from the last chunk of 64 tokens to the first. Per chunk,
+// h is advanced from the saved state through the first three sub-chunks and kept in shared memory;
+// then the sub-chunks are done from last to first. Warp w owns the channels c = 16w..16w+15: their
+// gates, dh[c][:] in fp32 registers, dq, dk, dg; for dv it owns the value columns 16w..16w+15, and
+// the warps exchange bf16(dh) and the k tile through shared memory.
+// Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
+#include "cuda/cuda_check.h"
+#include "cuda/hgru2_gates.cuh"
+#include "cuda/hgru2_kernels.h"
+
+namespace hgrn::hgru2 {
+namespace {
+
+constexpr int kSubs = kChunk / kSub;
+enum Part { kQ, kF, kV, kDy };
+
+template <int N>
+struct BackwardSmem {
+  static constexpr int kWarps = N / 16;
+  static constexpr int kTile = kSub * N * 2;
+  static constexpr int kState = N * N * 2;
+  static constexpr int kRaw = 0;                           // [4 sub][q, f, v, dy][16][N] bf16
+  static constexpr int kStates = kRaw + kSubs * 4 * kTile;  // [3][N/16][threads] uint4: h
+  static constexpr int kDh = kStates + 3 * kState;          // [N][N] bf16
+  static constexpr int kKey = kDh + kState;                 // [N][16] bf16: k after
+  static constexpr int kPartial = kKey + N * 32;            // [warps][A, D][2][32] float4
+  static constexpr int kScores = kPartial + kWarps * 2048;  // [A, D][16][16] bf16
+  static constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt by token
+  static constexpr int kBytes = kDiagonal + 64;
+};
+
+struct BackwardArgs {
+  const __nv_bfloat16* x;
+  const __nv_bfloat16* dy;
+  const float* bound;
+  const uint8_t* reset;
+  const uint4* states;
+  const float* dhT;
+  __nv_bfloat16* dx;
+  float* dh0;
+  float* dbound_partial;
+  int T, D, H;
+  Act output_act, input_act;
+  float query_scale;
+};
+
+// The tile of dh: rows c of N bf16, 16-byte columns spread by the row.
+template <int N>
+__device__ __forceinline__ uint32_t dh_offset(int c, int column16) {
+  return uint32_t(c * N * 2 + ((column16 ^ (c & 7)) << 4));
+}
+
+// v (channels x positions, a thread's elements [r][m]) to rows of tokens: 16 channels at out.
+__device__ __forceinline__ void store_channels(__nv_bfloat16* out, int64_t stride,
+                                               const float (&v)[2][4], int g, int q, int valid) {
+  uint32_t packed[4];
+  pack(packed, v);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = token_of(i, g);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint32_t pair = transpose8x8(packed[r + 2 * i]);
+      if (t < valid) *reinterpret_cast<uint32_t*>(out + t * stride + 8 * r + 2 * q) = pair;
+    }
+  }
+}
+
+template <int N>
+__global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const BackwardArgs a) {
+  using Smem = BackwardSmem<N>;
+  constexpr int kThreads = 2 * N, kWarps = N / 16, kColumns = N / 8;
+  extern __shared__ __align__(1024) unsigned char smem_bytes[];
+  const uint32_t smem = smem_address(smem_bytes);
+  const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
+  const int64_t b = blockIdx.x / a.H, head = blockIdx.x % a.H, bh = blockIdx.x;
+  const int own = 16 * warp;
+  const __nv_bfloat16* const x = a.x + b * a.T * 3 * a.D + head * N;
+  const __nv_bfloat16* const dy = a.dy + b * a.T * a.D + head * N;
+  __nv_bfloat16* const dx = a.dx + b * a.T * 3 * a.D + head * N + own;
+  const int chunks = (a.T + kChunk - 1) / kChunk;
+
+  // Parts [first, last) of one sub-chunk's inputs, zeros beyond T. Not committed.
+  const auto load = [&](int chunk, int sub, int first, int last) {
+    const int items = (last - first) * kSub * kColumns;
+    for (int item = tid; item < items; item += kThreads) {
+      const int column = item % kColumns, token = item / kColumns % kSub;
+      const int part = first + item / (kColumns * kSub);
+      const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token;
+      const bool valid = t < a.T;
+      const __nv_bfloat16* src = part == kDy ? dy + t * a.D : x + (t * 3 + part) * a.D;
+      cp_async16(smem + Smem::kRaw + (sub * 4 + part) * Smem::kTile +
+                     token_tile_offset<N>(token, column),
+                 valid ? src + column * 8 : x, valid);
+    }
+  };
+  // This thread's part of a saved state into a slot that only this thread reads.
+  const uint32_t own_states = smem + Smem::kStates + tid * 16;
+  const auto load_state = [&](int chunk, int slot) {
+    const uint4* const src = a.states + (bh * chunks + chunk) * kWarps * kThreads + tid;
+#pragma unroll
+    for (int k = 0; k < kWarps; ++k)
+      cp_async16(own_states + slot * Smem::kState + k * kThreads * 16, src + k * kThreads, true);
+  };
+
+  for (int sub = 0; sub < kSubs; ++sub) load(chunks - 1, sub, kQ, sub == 0 ? kDy : kDy + 1);
+  load_state(chunks - 1, 2);
+  cp_async_commit();
+
+  float bound[2], rest[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    bound[r] = a.bound ? a.bound[head * N + own + g + 8 * r] : 0.0f;
+    rest[r] = 1.0f - bound[r];
+  }
+  // dh: rows c = own + g (+8), columns v = 8j + 2q (+1)
+  float dh[kColumns][4];
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float2 v = make_float2(0.0f, 0.0f);
+      if (a.dhT)
+        v = *reinterpret_cast<const float2*>(a.dhT + (bh * N + own + g + 8 * r) * N + 8 * j +
+                                             2 * q);
+      dh[j][2 * r] = v.x;
+      dh[j][2 * r + 1] = v.y;
+    }
+  float dbound[2] = {0.0f, 0.0f};
+  const uint32_t tile_major = lane_tile_major<N>(lane), column_major = lane_column_major<N>(lane);
+  const uint32_t narrow_row = lane_narrow_row_major(lane);
+  const uint32_t narrow_column = lane_narrow_column_major(lane);
+
+  const auto load_reset = [&](int chunk, int half) -> uint32_t {
+    const int t = chunk * kChunk + 32 * half + lane;
+    return a.reset && chunk >= 0 && t < a.T ? a.reset[b * a.T + t] : 0;
+  };
+  uint32_t next_reset[2] = {load_reset(chunks - 1, 0), load_reset(chunks - 1, 1)};
+
+#pragma unroll 1
+  for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int t0 = chunk * kChunk;
+    const uint64_t reset = uint64_t(__ballot_sync(0xffffffffu, next_reset[1] != 0)) << 32 |
+                           __ballot_sync(0xffffffffu, next_reset[0] != 0);
+    const auto tokens_of = [&](int sub) {
+      return Tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, a.T - t0 - kSub * sub};
+    };
+    cp_async_wait<0>();
+    __syncthreads();
+    load(chunk, 0, kDy, kDy + 1);  // the one tile that the last chunk's end still needed
+    cp_async_commit();
+    next_reset[0] = load_reset(chunk - 1, 0);
+    next_reset[1] = load_reset(chunk - 1, 1);
+    if (a.input_act != Act::identity) {
+      for (int item = tid; item < kSubs * kSub * kColumns; item += kThreads)
+        activate16(smem + Smem::kRaw + (item / (kSub * kColumns) * 4 + kV) * Smem::kTile +
+                       item % (kSub * kColumns) * 16,
+                   a.input_act);
+      __syncthreads();
+    }
+
+    // ---- h before the sub-chunks 1, 2, 3 into slots 0, 1, 2; the saved one waits in slot 2
+    {
+      float h[kColumns][4];
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k) {
+        const uint4 v = ld_shared4(own_states + 2 * Smem::kState + k * kThreads * 16);
+        h[2 * k][0] = low_bf16(v.x), h[2 * k][1] = high_bf16(v.x);
+        h[2 * k][2] = low_bf16(v.y), h[2 * k][3] = high_bf16(v.y);
+        h[2 * k + 1][0] = low_bf16(v.z), h[2 * k + 1][1] = high_bf16(v.z);
+        h[2 * k + 1][2] = low_bf16(v.w), h[2 * k + 1][3] = high_bf16(v.w);
+      }
+#pragma unroll 1
+      for (int sub = 0; sub < kSubs - 1; ++sub) {
+        const Tokens tokens = tokens_of(sub);
+        const uint32_t tile = smem + Smem::kRaw + sub * 4 * Smem::kTile;
+        uint32_t raw[4], key_b[4];
+        ldmatrix_trans(raw, (tile + kF * Smem::kTile + tile_major) ^ (warp * 32));
+        KeyGates key;
+        key_gates(key, raw, bound, rest, q, tokens);
+        float after[2][4], total[2];
+        decay_after(after, total, key.f, q, tokens);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int m = 0; m < 4; ++m) after[r][m] *= rest[r] * key.close[r][m];
+        pack(key_b, after);
+#pragma unroll
+        for (int k = 0; k < kWarps; ++k) {
+          uint32_t v[4];
+          ldmatrix_trans(v, (tile + kV * Smem::kTile + column_major) ^ (k * 32));
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float(&s)[4] = h[2 * k + i];
+            s[0] *= total[0], s[1] *= total[0], s[2] *= total[1], s[3] *= total[1];
+            mma(s, key_b, v[2 * i], v[2 * i + 1]);
+          }
+          st_shared(own_states + sub * Smem::kState + k * kThreads * 16,
+                    make_uint4(pack_bf16(h[2 * k][0], h[2 * k][1]),
+                               pack_bf16(h[2 * k][2], h[2 * k][3]),
+                               pack_bf16(h[2 * k + 1][0], h[2 * k + 1][1]),
+                               pack_bf16(h[2 * k + 1][2], h[2 * k + 1][3])));
+        }
+      }
+    }
+
+#pragma unroll 1
+    for (int sub = kSubs - 1; sub >= 0; --sub) {
+      const Tokens tokens = tokens_of(sub);
+      const uint32_t tile = smem + Smem::kRaw + sub * 4 * Smem::kTile;
+      const uint32_t value = tile + kV * Smem::kTile, dout = tile + kDy * Smem::kTile;
+
+      // ---- gates, this warp's part of A and D
+      KeyGates key;
+      Decay decay;
+      float query[2][4], slope[2][4];
+      uint32_t query_b[4], query_d[4], key_b[4], key_d[4];
+      {
+        uint32_t xq[4], xf[4];
+        ldmatrix_trans(xq, (tile + kQ * Smem::kTile + tile_major) ^ (warp * 32));
+        ldmatrix_trans(xf, (tile + kF * Smem::kTile + tile_major) ^ (warp * 32));
+        key_gates(key, xf, bound, rest, q, tokens);
+        decay_products(decay, key.f, q, tokens);
+        float v[2][4];
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int m = 0; m < 4; ++m)
+            query_gate(query[r][m], slope[r][m], element(xq, r, m), a.output_act, a.query_scale);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int m = 0; m < 4; ++m) v[r][m] = query[r][m] * decay.before[r][m];
+        pack(query_b, v);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int m = 0; m < 4; ++m) v[r][m] = query[r][m] * decay.mid[r][m];
+        pack(query_d, v);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int m = 0; m < 4; ++m) v[r][m] = rest[r] * key.close[r][m] * decay.after[r][m];
+        pack(key_b, v);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int m = 0; m < 4; ++m) v[r][m] = rest[r] * key.close[r][m] * decay.inverse_mid[r][m];
+        pack(key_d, v);
+      }
+      {
+        const uint32_t partial = smem + Smem::kPartial + warp * 2048 + lane * 16;
+        float scores[2][4];
+        partial_scores(scores, query_d, key_d);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          st_shared(partial + i * 512,
+                    make_float4(scores[i][0], scores[i][1], scores[i][2], scores[i][3]));
+        uint32_t left[4], right[4];
+        ldmatrix(left, (dout + column_major) ^ (warp * 32));
+        ldmatrix(right, (value + tile_major) ^ (warp * 32));
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          scores[i][0] = scores[i][1] = scores[i][2] = scores[i][3] = 0.0f;
+          mma(scores[i], left, right[2 * i], right[2 * i + 1]);
+          st_shared(partial + 1024 + i * 512,
+                    make_float4(scores[i][0], scores[i][1], scores[i][2], scores[i][3]));
+        }
+      }
+      // The saved state again (slot 0 is this thread's own), for the chunk's first sub-chunk.
+      if (sub == 0) cp_async_wait<1>();
+      __syncthreads();
+
+      // ---- A, D: sum over the warps, masks, bf16; the k tile
+#pragma unroll
+      for (int item = tid; item < 256; item += kThreads) {
+        const int r = item & 1, from = (item >> 1) & 31, i = (item >> 6) & 1, which = item >> 7;
+        float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+          const float2 part = ld_shared_float2(smem + Smem::kPartial + w * 2048 + which * 1024 +
+                                               i * 512 + from * 16 + r * 8);
+          sum.x += part.x;
+          sum.y += part.y;
+        }
+        const int t = token_of(r, from >> 2), s = 4 * (from & 3) + 2 * i;
+        if (which == 1 && (t == s || t == s + 1))
+          reinterpret_cast<float*>(smem_bytes + Smem::kDiagonal)[t] = t == s ? sum.x : sum.y;
+        const bool keep_x = tokens.connected(t, s) && (which == 0 || t != s);
+        const bool keep_y = tokens.connected(t, s + 1) && (which == 0 || t != s + 1);
+        st_shared(smem + Smem::kScores + which * 512 + narrow_offset((from >> 2) + 8 * r, i) +
+                      4 * (from & 3),
+                  pack_bf16(keep_x ? sum.x : 0.0f, keep_y ? sum.y : 0.0f));
+      }
+      store_narrow(smem + Smem::kKey, key_b, own, g, q);
+
+      // ---- iq, ik, sum_v h dh; bf16(dh) for the other warps
+      float iq[2][4] = {}, ik[2][4] = {}, cross[2] = {0.0f, 0.0f};  // [tile][..]: element [r][m]
+      {                                                             // is [m/2][2r + m%2]
+        const int slot = sub == 0 ? 0 : sub - 1;
+#pragma unroll
+        for (int k = 0; k < kWarps; ++k) {
+          const uint4 h4 = ld_shared4(own_states + slot * Smem::kState + k * kThreads * 16);
+          const uint32_t h[4] = {h4.x, h4.y, h4.z, h4.w};
+          uint32_t d[4], frag[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float low = dh[2 * k + (e >> 1)][2 * (e & 1)];
+            const float high = dh[2 * k + (e >> 1)][2 * (e & 1) + 1];
+            d[e] = pack_bf16(low, high);
+            cross[e & 1] = fmaf(low_bf16(h[e]), low, cross[e & 1]);
+            cross[e & 1] = fmaf(high_bf16(h[e]), high, cross[e & 1]);
+            st_shared(smem + Smem::kDh +
+                          dh_offset<N>(own + g + 8 * (e & 1), 2 * k + (e >> 1)) + 4 * q,
+                      d[e]);
+          }
+          ldmatrix(frag, (dout + tile_major) ^ (k * 32));
+          mma(iq[0], h, frag[0], frag[1]);
+          mma(iq[1], h, frag[2], frag[3]);
+          ldmatrix(frag, (value + tile_major) ^ (k * 32));
+          mma(ik[0], d, frag[0], frag[1]);
+          mma(ik[1], d, frag[2], frag[3]);
+        }
+      }
+      if (sub == 1) cp_async_wait<0>();  // dy of sub-chunk 0, needed from the next barrier on
+      __syncthreads();
+
+      // ---- refill: q, f, v of this sub-chunk and dy of the one before are no longer read
+      if (sub == 1) {
+        load_state(chunk, 0);
+        cp_async_commit();
+      }
+      if (chunk > 0) {
+        load(chunk - 1, sub, kQ, kDy);
+        if (sub + 1 < kSubs) load(chunk - 1, sub + 1, kDy, kDy + 1);
+        if (sub == kSubs - 1) load_state(chunk - 1, 2);
+      }
+      cp_async_commit();
+
+      // ---- dv, this warp's value columns
+      {
+        float dv[2][2][4] = {};
+#pragma unroll
+        for (int k = 0; k < kWarps; ++k) {
+          uint32_t left[4], right[4];
+          ldmatrix_trans(left, smem + Smem::kKey + narrow_row + k * 512);
+          ldmatrix_trans(right, smem + Smem::kDh +
+                                    dh_offset<N>(16 * k + (lane & 15), 2 * warp + (lane >> 4)));
+          mma(dv[k & 1][0], left, right[0], right[1]);
+          mma(dv[k & 1][1], left, right[2], right[3]);
+        }
+        uint32_t left[4], right[4];
+        ldmatrix_trans(left, smem + Smem::kScores + narrow_row);
+        ldmatrix_trans(right, (dout + column_major) ^ (warp * 32));
+        mma(dv[0][0], left, right[0], right[1]);
+        mma(dv[1][1], left, right[2], right[3]);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int token = token_of(r, g);
+          if (token < tokens.valid)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const int64_t at = (int64_t(t0 + kSub * sub + token) * 3 + 2) * a.D + 8 * i + 2 * q;
+              float low = dv[0][i][2 * r] + dv[1][i][2 * r];
+              float high = dv[0][i][2 * r + 1] + dv[1][i][2 * r + 1];
+              if (a.input_act != Act::identity) {
+                const uint32_t raw = *reinterpret_cast<const uint32_t*>(x + own + at);
+                float unused, slope_low, slope_high;
+                query_gate(unused, slope_low, low_bf16(raw), a.input_act, 1.0f);
+                query_gate(unused, slope_high, high_bf16(raw), a.input_act, 1.0f);
+                low *= slope_low;
+                high *= slope_high;
+              }
+              *reinterpret_cast<uint32_t*>(dx + at) = pack_bf16(low, high);
+            }
+        }
+      }
+
+      // ---- the diagonal block, dq, dk, dg
+      {
+        float gq[2][4] = {}, gk[2][4] = {};
+        uint32_t frag[4];
+        ldmatrix(frag, smem + Smem::kScores + 512 + narrow_row);
+        mma(gq[0], key_d, frag[0], frag[1]);
+        mma(gq[1], key_d, frag[2], frag[3]);
+        ldmatrix_trans(frag, smem + Smem::kScores + 512 + narrow_column);
+        mma(gk[0], query_d, frag[0], frag[1]);
+        mma(gk[1], query_d, frag[2], frag[3]);
+        const float4 diagonal =
+            reinterpret_cast<const float4*>(smem_bytes + Smem::kDiagonal)[q];
+        const float diag[4] = {diagonal.x, diagonal.y, diagonal.z, diagonal.w};
+        float dxq[2][4], dxf[2][4];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          cross[r] += __shfl_xor_sync(0xffffffffu, cross[r], 1);
+          cross[r] += __shfl_xor_sync(0xffffffffu, cross[r], 2);
+          float up[4], down[4];  // summands of the suffix and the exclusive prefix
+#pragma unroll
+          for (int m = 0; m < 4; ++m) {
+            const int i = m >> 1, e = 2 * r + (m & 1);
+            up[m] = element(query_b, r, m) * iq[i][e] +
+                    (element(query_d, r, m) * gq[i][e] - element(key_d, r, m) * gk[i][e]);
+            down[m] = element(key_b, r, m) * ik[i][e];
+          }
+          up[2] += up[3], up[1] += up[2], up[0] += up[1];
+          const float down01 = down[0] + down[1], down012 = down01 + down[2];
+          const Exchange ups(up[0]), downs(down012 + down[3]);
+          const float outer =
+              ups.sum_after(q) + downs.sum_before(q) + decay.total[r] * cross[r];
+          const float before[4] = {0.0f, down[0], down01, down012};
+#pragma unroll
+          for (int m = 0; m < 4; ++m) {
+            const int i = m >> 1, e = 2 * r + (m & 1);
+            const float dg =
+                (tokens.reset >> (4 * q + m)) & 1u ? 0.0f : up[m] + before[m] + outer;
+            const float dq = iq[i][e] * decay.before[r][m] + gq[i][e] * decay.mid[r][m] +
+                             diag[m] * (rest[r] * key.close[r][m]);
+            const float dk = ik[i][e] * decay.after[r][m] + gk[i][e] * decay.inverse_mid[r][m] +
+                             diag[m] * query[r][m];
+            const float d = key.close[r][m] * (dg * rcp_approx(key.f[r][m]) - dk);
+            dbound[r] += d;
+            dxq[r][m] = dq * slope[r][m];
+            dxf[r][m] = rest[r] * key.open[r][m] * d;
+          }
+        }
+        __nv_bfloat16* const out = dx + int64_t(t0 + kSub * sub) * 3 * a.D;
+        store_channels(out, 3 * int64_t(a.D), dxq, g, q, tokens.valid);
+        store_channels(out + a.D, 3 * int64_t(a.D), dxf, g, q, tokens.valid);
+      }
+
+      // ---- dh
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k) {
+        uint32_t frag[4];
+        ldmatrix_trans(frag, (dout + column_major) ^ (k * 32));
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float(&s)[4] = dh[2 * k + i];
+          s[0] *= decay.total[0], s[1] *= decay.total[0];
+          s[2] *= decay.total[1], s[3] *= decay.total[1];
+          mma(s, query_b, frag[2 * i], frag[2 * i + 1]);
+        }
+      }
+    }
+  }
+
+  if (a.dh0)
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        *reinterpret_cast<float2*>(a.dh0 + (bh * N + own + g + 8 * r) * N + 8 * j + 2 * q) =
+            make_float2(dh[j][2 * r], dh[j][2 * r + 1]);
+  if (a.dbound_partial)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float sum = dbound[r];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (q == 0) a.dbound_partial[b * a.D + head * N + own + g + 8 * r] = sum;
+    }
+}
+
+template <int N>
+void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
+  constexpr int kBytes = BackwardSmem<N>::kBytes;
+  CUDA_CHECK(cudaFuncSetAttribute(backward_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  kBytes));
+  const BackwardArgs args{c.x,
+                          c.dy,
+                          c.bound,
+                          c.reset,
+                          static_cast<const uint4*>(c.states),
+                          c.dhT,
+                          c.dx,
+                          c.dh0,
+                          c.dbound_partial,
+                          int(c.T),
+                          int(c.D),
+                          int(c.H),
+                          c.output_act,
+                          c.input_act,
+                          c.query_scale};
+  backward_kernel<N><<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+void backward_tensor(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
+  c.n == 128 ? launch<128>(c, stream) : launch<64>(c, stream);
+}
+
+}  // namespace hgrn::hgru2
