@@ -33,9 +33,9 @@ struct Regime {
   double mean, deviation, bound;
 };
 constexpr Regime kRegimes[] = {
-    {"std normal", 0, 1, 0},     {"wide", 0, 4, 0},      {"forgetful", -4, 3, 0},
+    {"std normal", 0, 1, 0},      {"wide", 0, 4, 0},      {"forgetful", -4, 3, 0},
     {"very forgetful", -9, 3, 0}, {"f->0", -30, 10, 0},   {"keep", 4, 2, 0},
-    {"bound .03", -3, 3, .03},   {"bound .5", 0, 2, .5}, {"bound .95", -3, 3, .95},
+    {"bound .03", -3, 3, .03},    {"bound .5", 0, 2, .5}, {"bound .95", -3, 3, .95},
 };
 
 struct Case {
@@ -49,7 +49,8 @@ struct Case {
 
 constexpr const char* kNames[] = {"y", "dx_q", "dx_f", "dx_i", "dbound", "hT", "dh0"};
 constexpr int kOutputs = 7;
-using Results = std::vector<double>[kOutputs];
+constexpr int kSlots = 8;  // and: dh0 before the first token's gate
+using Results = std::vector<double>[kSlots];
 
 struct Data {
   std::vector<float> x, dy, bound, h0, dhT;
@@ -94,7 +95,9 @@ Data draw(const Case& c, uint64_t seed) {
   return d;
 }
 
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double sigmoid(double x) {
+  return 1 / (1 + std::exp(-x));
+}
 double act(double x, Act a) {
   return a == Act::identity ? x : a == Act::silu ? x * sigmoid(x) : sigmoid(x);
 }
@@ -164,12 +167,12 @@ void reference_head(const Case& c, const Data& d, Results& out, int64_t b, int64
           dk += g * v[t * n + j];
           df += g * before[i * n + j];
           row[j] += g * k[t * n + i];
+          if (t == 0 && c.states) out[7][at0 + i * n + j] = g;
           g *= f[t * n + i];
         }
         const double xf = x(t, 1, i), bound = d.bound[head * n + i];
         const double z = (reset(t) ? 0 : df) - dk;
-        out[1][at + i] =
-            c.options.query_scale * dq * act_slope(x(t, 0, i), c.options.output_act);
+        out[1][at + i] = c.options.query_scale * dq * act_slope(x(t, 0, i), c.options.output_act);
         out[2][at + i] = (1 - bound) * sigmoid(xf) * sigmoid(-xf) * z;
         // A sum over rows of the batch: one slot a row here, added up afterwards.
         out[4][b * D + head * n + i] += sigmoid(-xf) * z;
@@ -264,8 +267,12 @@ void run_gpu(const Case& c, const Data& d, Results& out) {
   if (c.states) out[5] = hT.get(), out[6] = dh0.get();
 }
 
-double relative_error(const std::vector<double>& a, const std::vector<double>& ref) {
+// The tensor-core kernels clamp gates at e^-8. Where all of dh0 has passed through smaller gates,
+// that shows as an absolute error of e^-8 of the gradient before the gate: `ungated`, allowed for.
+double relative_error(const std::vector<double>& a, const std::vector<double>& ref,
+                      const std::vector<double>& ungated, double allowed) {
   double error = 0, norm = 0;
+  for (const double g : ungated) norm += std::pow(std::exp(-8.0) * g / allowed, 2);
   for (size_t i = 0; i < ref.size(); ++i) {
     error += (a[i] - ref[i]) * (a[i] - ref[i]);
     norm += ref[i] * ref[i];
@@ -301,7 +308,7 @@ int accuracy(const std::vector<Case>& cases) {
     for (int o = 0; o < 4; ++o) reference[i][o].resize(s.N() * s.D);
     reference[i][4].assign(s.B * s.D, 0.0);
     if (cases[i].states)
-      for (int o = 5; o < 7; ++o) reference[i][o].resize(s.B * s.D * s.n);
+      for (int o = 5; o < kSlots; ++o) reference[i][o].resize(s.B * s.D * s.n);
   });
   for (size_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < cases[i].shape.B * cases[i].shape.H(); ++j) jobs.push_back({i, j});
@@ -344,7 +351,8 @@ int accuracy(const std::vector<Case>& cases) {
         std::printf(" %8s", "-");
         continue;
       }
-      const double e = relative_error(out[o], reference[i][o]);
+      const double e = relative_error(out[o], reference[i][o],
+                                      o == 6 ? reference[i][7] : std::vector<double>(), bar(c, o));
       std::printf(" %8.1e", e);
       pass = pass && e <= bar(c, o);
       double& w = worst[c.dtype == DType::f32][s.T >= 2048][o];
@@ -361,7 +369,8 @@ int accuracy(const std::vector<Case>& cases) {
   for (int type = 0; type < 2; ++type)
     for (int length = 0; length < 2; ++length) {
       std::printf("worst %s %s", type ? "f32" : "bf16", length ? "T=2048" : "T<2048");
-      for (int o = 0; o < kOutputs; ++o) std::printf("  %s %.2e", kNames[o], worst[type][length][o]);
+      for (int o = 0; o < kOutputs; ++o)
+        std::printf("  %s %.2e", kNames[o], worst[type][length][o]);
       std::printf("\n");
     }
   std::printf("%zu cases, %d failed\n", count, failures);
@@ -444,19 +453,19 @@ __global__ void fill_kernel(__nv_bfloat16* p, int64_t count, uint64_t seed) {
 }
 
 template <class F>
-double median_us(F&& launch) {
+double median_us(F&& launch, int repeats = 33) {
   std::vector<float> times;
   cudaEvent_t start, stop;
   CUDA_CHECK(cudaEventCreate(&start));
   CUDA_CHECK(cudaEventCreate(&stop));
-  for (int i = 0; i < 33; ++i) {
+  for (int i = 0; i < repeats; ++i) {
     CUDA_CHECK(cudaEventRecord(start));
     launch(i);
     CUDA_CHECK(cudaEventRecord(stop));
     CUDA_CHECK(cudaEventSynchronize(stop));
     float ms;
     CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
-    if (i >= 3) times.push_back(ms * 1000);
+    if (i >= 3 || repeats == 1) times.push_back(ms * 1000);
   }
   cudaEventDestroy(start);
   cudaEventDestroy(stop);
@@ -466,7 +475,7 @@ double median_us(F&& launch) {
 
 constexpr double kRoofline = 3.0e12;  // bytes/s, a device-to-device copy on an H100
 
-void time_shape(int64_t B, int64_t T, int64_t H, int64_t n) {
+void time_shape(int64_t B, int64_t T, int64_t H, int64_t n, int repeats = 33) {
   const SeqShape s{B, T, H * n, n};
   const auto kernel = make_cuda_hgru2(DType::bf16, nullptr);
   constexpr int kSets = 2;  // each larger than the L2 cache
@@ -504,10 +513,13 @@ void time_shape(int64_t B, int64_t T, int64_t H, int64_t n) {
                      saved[i % kSets]);
   };
   const double tile = double(s.N()) * s.D * 2;
-  const double us[3] = {median_us(forward), median_us(backward), median_us([&](int i) {
-                          forward(i);
-                          backward(i);
-                        })};
+  const double us[3] = {median_us(forward, repeats), median_us(backward, repeats),
+                        median_us(
+                            [&](int i) {
+                              forward(i);
+                              backward(i);
+                            },
+                            repeats)};
   const double bytes[3] = {4 * tile + saved_bytes, 7 * tile + saved_bytes,
                            11 * tile + 2 * saved_bytes};
   const char* names[3] = {"forward", "backward", "both"};
@@ -535,15 +547,17 @@ void time_step(int64_t B, int64_t H, int64_t n) {
 
 int main(int argc, char** argv) {
   try {
-    bool run_accuracy = argc < 2, run_time = argc < 2, run_small = false;
+    bool run_accuracy = argc < 2, run_time = argc < 2, run_small = false, profile = false;
     for (int i = 1; i < argc; ++i) {
       run_accuracy |= !std::strcmp(argv[i], "accuracy");
       run_time |= !std::strcmp(argv[i], "time");
+      profile |= !std::strcmp(argv[i], "profile");
       run_small |= !std::strcmp(argv[i], "small");
     }
     int failures = 0;
     if (run_small) failures += accuracy(small_cases());
     if (run_accuracy) failures += accuracy(accuracy_cases());
+    if (profile) time_shape(15, 1024, 8, 128, 1);
     if (run_time) {
       time_shape(10, 2048, 16, 128);
       time_shape(26, 2048, 6, 128);

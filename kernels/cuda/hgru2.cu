@@ -83,8 +83,7 @@ class CudaHgru2 final : public SeqKernel {
           "(model.expand_ratio)",
           s.B, s.T, s.D, s.n);
     check(s.n <= 256, "hgru2: expand ratio n={} is above 256; set model.expand_ratio", s.n);
-    check(s.T < (int64_t(1) << 30) && s.D < (int64_t(1) << 30) &&
-              s.B * s.H() < (int64_t(1) << 31),
+    check(s.T < (int64_t(1) << 30) && s.D < (int64_t(1) << 30) && s.B * s.H() < (int64_t(1) << 31),
           "hgru2: B={} T={} D={} is too large for one launch", s.B, s.T, s.D);
   }
 
@@ -121,8 +120,8 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   template <class E>
-  void run_forward(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor hT,
-                   const SeqInputs& in, std::span<const Tensor> saved, bool tensor) const {
+  void run_forward(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor hT, const SeqInputs& in,
+                   std::span<const Tensor> saved, bool tensor) const {
     check(bool(y), "hgru2 forward needs y");
     Call<E> c = inputs<E>(s, o, in);
     c.y = static_cast<E*>(y.data);

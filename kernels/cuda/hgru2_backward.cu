@@ -37,7 +37,7 @@ struct BackwardSmem {
   static constexpr int kWarps = N / 16;
   static constexpr int kTile = kSub * N * 2;
   static constexpr int kState = N * N * 2;
-  static constexpr int kRaw = 0;                           // [4 sub][q, f, v, dy][16][N] bf16
+  static constexpr int kRaw = 0;                            // [4 sub][q, f, v, dy][16][N] bf16
   static constexpr int kStates = kRaw + kSubs * 4 * kTile;  // [3][N/16][threads] uint4: h
   static constexpr int kDh = kStates + 3 * kState;          // [N][N] bf16
   static constexpr int kKey = kDh + kState;                 // [N][16] bf16: k after
@@ -107,9 +107,9 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
       const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token;
       const bool valid = t < a.T;
       const __nv_bfloat16* src = part == kDy ? dy + t * a.D : x + (t * 3 + part) * a.D;
-      cp_async16(smem + Smem::kRaw + (sub * 4 + part) * Smem::kTile +
-                     token_tile_offset<N>(token, column),
-                 valid ? src + column * 8 : x, valid);
+      cp_async16(
+          smem + Smem::kRaw + (sub * 4 + part) * Smem::kTile + token_tile_offset<N>(token, column),
+          valid ? src + column * 8 : x, valid);
     }
   };
   // This thread's part of a saved state into a slot that only this thread reads.
@@ -213,11 +213,11 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
             s[0] *= total[0], s[1] *= total[0], s[2] *= total[1], s[3] *= total[1];
             mma(s, key_b, v[2 * i], v[2 * i + 1]);
           }
-          st_shared(own_states + sub * Smem::kState + k * kThreads * 16,
-                    make_uint4(pack_bf16(h[2 * k][0], h[2 * k][1]),
-                               pack_bf16(h[2 * k][2], h[2 * k][3]),
-                               pack_bf16(h[2 * k + 1][0], h[2 * k + 1][1]),
-                               pack_bf16(h[2 * k + 1][2], h[2 * k + 1][3])));
+          st_shared(
+              own_states + sub * Smem::kState + k * kThreads * 16,
+              make_uint4(pack_bf16(h[2 * k][0], h[2 * k][1]), pack_bf16(h[2 * k][2], h[2 * k][3]),
+                         pack_bf16(h[2 * k + 1][0], h[2 * k + 1][1]),
+                         pack_bf16(h[2 * k + 1][2], h[2 * k + 1][3])));
         }
       }
     }
@@ -328,9 +328,9 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
             d[e] = pack_bf16(low, high);
             cross[e & 1] = fmaf(low_bf16(h[e]), low, cross[e & 1]);
             cross[e & 1] = fmaf(high_bf16(h[e]), high, cross[e & 1]);
-            st_shared(smem + Smem::kDh +
-                          dh_offset<N>(own + g + 8 * (e & 1), 2 * k + (e >> 1)) + 4 * q,
-                      d[e]);
+            st_shared(
+                smem + Smem::kDh + dh_offset<N>(own + g + 8 * (e & 1), 2 * k + (e >> 1)) + 4 * q,
+                d[e]);
           }
           ldmatrix(frag, (dout + tile_major) ^ (k * 32));
           mma(iq[0], h, frag[0], frag[1]);
@@ -362,8 +362,8 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
         for (int k = 0; k < kWarps; ++k) {
           uint32_t left[4], right[4];
           ldmatrix_trans(left, smem + Smem::kKey + narrow_row + k * 512);
-          ldmatrix_trans(right, smem + Smem::kDh +
-                                    dh_offset<N>(16 * k + (lane & 15), 2 * warp + (lane >> 4)));
+          ldmatrix_trans(
+              right, smem + Smem::kDh + dh_offset<N>(16 * k + (lane & 15), 2 * warp + (lane >> 4)));
           mma(dv[k & 1][0], left, right[0], right[1]);
           mma(dv[k & 1][1], left, right[2], right[3]);
         }
@@ -404,8 +404,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
         ldmatrix_trans(frag, smem + Smem::kScores + 512 + narrow_column);
         mma(gk[0], query_d, frag[0], frag[1]);
         mma(gk[1], query_d, frag[2], frag[3]);
-        const float4 diagonal =
-            reinterpret_cast<const float4*>(smem_bytes + Smem::kDiagonal)[q];
+        const float4 diagonal = reinterpret_cast<const float4*>(smem_bytes + Smem::kDiagonal)[q];
         const float diag[4] = {diagonal.x, diagonal.y, diagonal.z, diagonal.w};
         float dxq[2][4], dxf[2][4];
 #pragma unroll
@@ -423,14 +422,12 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
           up[2] += up[3], up[1] += up[2], up[0] += up[1];
           const float down01 = down[0] + down[1], down012 = down01 + down[2];
           const Exchange ups(up[0]), downs(down012 + down[3]);
-          const float outer =
-              ups.sum_after(q) + downs.sum_before(q) + decay.total[r] * cross[r];
+          const float outer = ups.sum_after(q) + downs.sum_before(q) + decay.total[r] * cross[r];
           const float before[4] = {0.0f, down[0], down01, down012};
 #pragma unroll
           for (int m = 0; m < 4; ++m) {
             const int i = m >> 1, e = 2 * r + (m & 1);
-            const float dg =
-                (tokens.reset >> (4 * q + m)) & 1u ? 0.0f : up[m] + before[m] + outer;
+            const float dg = (tokens.reset >> (4 * q + m)) & 1u ? 0.0f : up[m] + before[m] + outer;
             const float dq = iq[i][e] * decay.before[r][m] + gq[i][e] * decay.mid[r][m] +
                              diag[m] * (rest[r] * key.close[r][m]);
             const float dk = ik[i][e] * decay.after[r][m] + gk[i][e] * decay.inverse_mid[r][m] +
@@ -484,21 +481,10 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   constexpr int kBytes = BackwardSmem<N>::kBytes;
   CUDA_CHECK(cudaFuncSetAttribute(backward_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   kBytes));
-  const BackwardArgs args{c.x,
-                          c.dy,
-                          c.bound,
-                          c.reset,
-                          static_cast<const uint4*>(c.states),
-                          c.dhT,
-                          c.dx,
-                          c.dh0,
-                          c.dbound_partial,
-                          int(c.T),
-                          int(c.D),
-                          int(c.H),
-                          c.output_act,
-                          c.input_act,
-                          c.query_scale};
+  const BackwardArgs args{
+      c.x,      c.dy,     c.bound,      c.reset,          static_cast<const uint4*>(c.states),
+      c.dhT,    c.dx,     c.dh0,        c.dbound_partial, int(c.T),
+      int(c.D), int(c.H), c.output_act, c.input_act,      c.query_scale};
   backward_kernel<N><<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
   CUDA_CHECK(cudaGetLastError());
 }

@@ -27,11 +27,11 @@ template <int N>
 struct ForwardSmem {
   static constexpr int kWarps = N / 16;
   static constexpr int kTile = kSub * N * 2;
-  static constexpr int kRaw = 0;                          // [2 buffers][2 sub][q, f, v][16][N] bf16
-  static constexpr int kRawBuffer = 2 * 3 * kTile;        //
-  static constexpr int kQuery = kRaw + 2 * kRawBuffer;    // [2 sub][N][16] bf16: q before
-  static constexpr int kKey = kQuery + 2 * N * 32;        // [2 sub][N][16] bf16: k after
-  static constexpr int kPartial = kKey + 2 * N * 32;      // [2 sub][warps][2][32] float4
+  static constexpr int kRaw = 0;                        // [2 buffers][2 sub][q, f, v][16][N] bf16
+  static constexpr int kRawBuffer = 2 * 3 * kTile;      //
+  static constexpr int kQuery = kRaw + 2 * kRawBuffer;  // [2 sub][N][16] bf16: q before
+  static constexpr int kKey = kQuery + 2 * N * 32;      // [2 sub][N][16] bf16: k after
+  static constexpr int kPartial = kKey + 2 * N * 32;    // [2 sub][warps][2][32] float4
   static constexpr int kScores = kPartial + 2 * kWarps * 1024;  // [2 sub][16][16] bf16: A
   static constexpr int kTotal = kScores + 2 * 512;              // [2 sub][N] float
   static constexpr int kBytes = kTotal + 2 * N * 4;
@@ -121,11 +121,11 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
     }
     if (a.input_act != Act::identity)
       for (int item = tid; item < kStep * kColumns; item += kThreads)
-        activate16(raw + ((item / (16 * kColumns)) * 3 + 2) * Smem::kTile +
-                       (item % (16 * kColumns)) * 16,
-                   a.input_act);
+        activate16(
+            raw + ((item / (16 * kColumns)) * 3 + 2) * Smem::kTile + (item % (16 * kColumns)) * 16,
+            a.input_act);
 
-    // ---- gates of this warp's 16 channels
+        // ---- gates of this warp's 16 channels
 #pragma unroll 1
     for (int sub = 0; sub < 2; ++sub) {
       const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, a.T - t0 - 16 * sub};
@@ -184,10 +184,10 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
       }
       const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, 0};
       const int t = token_of(r, from >> 2), s = 4 * (from & 3) + 2 * i;
-      st_shared(smem + Smem::kScores + sub * 512 + narrow_offset((from >> 2) + 8 * r, i) +
-                    4 * (from & 3),
-                pack_bf16(tokens.connected(t, s) ? sum.x : 0.0f,
-                          tokens.connected(t, s + 1) ? sum.y : 0.0f));
+      st_shared(
+          smem + Smem::kScores + sub * 512 + narrow_offset((from >> 2) + 8 * r, i) + 4 * (from & 3),
+          pack_bf16(tokens.connected(t, s) ? sum.x : 0.0f,
+                    tokens.connected(t, s + 1) ? sum.y : 0.0f));
     }
     __syncthreads();
 
@@ -218,9 +218,8 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
         if (t < a.T)
 #pragma unroll
           for (int i = 0; i < 2; ++i)
-            *reinterpret_cast<uint32_t*>(y + int64_t(t) * a.D + own + 8 * i + 2 * q) =
-                pack_bf16(out[0][i][2 * r] + out[1][i][2 * r],
-                          out[0][i][2 * r + 1] + out[1][i][2 * r + 1]);
+            *reinterpret_cast<uint32_t*>(y + int64_t(t) * a.D + own + 8 * i + 2 * q) = pack_bf16(
+                out[0][i][2 * r] + out[1][i][2 * r], out[0][i][2 * r + 1] + out[1][i][2 * r + 1]);
       }
       ldmatrix_trans(v, (value + tile_major) ^ (warp * 32));
 #pragma unroll
@@ -254,10 +253,12 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
 template <int N>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   constexpr int kBytes = ForwardSmem<N>::kBytes;
-  CUDA_CHECK(cudaFuncSetAttribute(forward_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  kBytes));
-  const ForwardArgs args{c.x, c.bound, c.reset, c.h0, static_cast<uint4*>(c.states), c.y, c.hT,
-                         int(c.T), int(c.D), int(c.H), c.output_act, c.input_act, c.query_scale};
+  CUDA_CHECK(
+      cudaFuncSetAttribute(forward_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  const ForwardArgs args{
+      c.x,          c.bound,     c.reset,      c.h0,     static_cast<uint4*>(c.states),
+      c.y,          c.hT,        int(c.T),     int(c.D), int(c.H),
+      c.output_act, c.input_act, c.query_scale};
   forward_kernel<N><<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
   CUDA_CHECK(cudaGetLastError());
 }

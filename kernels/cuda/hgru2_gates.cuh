@@ -33,7 +33,9 @@ __device__ __forceinline__ int token_of(int i, int row) {
 }
 // Its inverse, without the tile: also the XOR key that spreads a tile's 16-byte columns over the
 // banks, since the eight rows that one ldmatrix reads have eight different keys.
-__device__ __forceinline__ int row_of(int token) { return 2 * (token >> 2) + (token & 1); }
+__device__ __forceinline__ int row_of(int token) {
+  return 2 * (token >> 2) + (token & 1);
+}
 
 // A tile [16 tokens][N] of bf16 as cp.async fills it.
 template <int N>
@@ -122,7 +124,9 @@ struct Exchange {
   __device__ __forceinline__ float product_after(int q) const {
     return (q < 3 ? lane[3] : 1.0f) * (q < 2 ? lane[2] : 1.0f) * (q < 1 ? lane[1] : 1.0f);
   }
-  __device__ __forceinline__ float product() const { return lane[0] * lane[1] * lane[2] * lane[3]; }
+  __device__ __forceinline__ float product() const {
+    return lane[0] * lane[1] * lane[2] * lane[3];
+  }
   __device__ __forceinline__ float sum_before(int q) const {
     return (q > 0 ? lane[0] : 0.0f) + (q > 1 ? lane[1] : 0.0f) + (q > 2 ? lane[2] : 0.0f);
   }
@@ -143,12 +147,16 @@ __device__ __forceinline__ void decay_after(float (&after)[2][4], float (&total)
     after[r][1] = outer * p2;
     after[r][2] = outer * p3;
     after[r][3] = outer;
-    total[r] = tokens.reset ? 0.0f : lanes.product();
-    if (tokens.reset)
+    total[r] = lanes.product();
+  }
+  if (tokens.reset)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      total[r] = 0.0f;
 #pragma unroll
       for (int m = 0; m < 4; ++m)
         if (tokens.cut_after(4 * q + m)) after[r][m] = 0.0f;
-  }
+    }
 }
 
 struct Decay {
@@ -167,7 +175,7 @@ __device__ __forceinline__ void decay_products(Decay& o, const float (&f)[2][4],
     const Exchange lanes(up[3]);
     const float outer_up = lanes.product_before(q), outer_down = lanes.product_after(q);
     const float outer_mid = q == 3 ? lanes.lane[2] : q == 0 ? lanes.lane[1] : 1.0f;
-    o.total[r] = tokens.reset ? 0.0f : lanes.product();
+    o.total[r] = lanes.product();
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       o.before[r][m] = outer_up * up[m];
@@ -175,31 +183,34 @@ __device__ __forceinline__ void decay_products(Decay& o, const float (&f)[2][4],
       const float u = outer_mid * (late ? up[m] : down[m]), inverse = rcp_approx(u);
       o.mid[r][m] = late ? u : inverse;
       o.inverse_mid[r][m] = late ? inverse : u;
-      if (tokens.reset) {
+    }
+  }
+  if (tokens.reset)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      o.total[r] = 0.0f;
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
         if (tokens.cut_before_or_at(4 * q + m)) o.before[r][m] = 0.0f;
         if (tokens.cut_after(4 * q + m)) o.after[r][m] = 0.0f;
       }
     }
-  }
 }
 
-// value = scale * act(x), slope = its derivative
+// value = scale * act(x), slope = its derivative. Selects instead of branches: the eight elements
+// of a thread then share one basic block, and their special-function latencies overlap.
 __device__ __forceinline__ float query_gate(float x, Act act, float scale) {
-  if (act == Act::identity) return scale * x;
   const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
-  return scale * (act == Act::silu ? x * s : s);
+  return scale * ((act == Act::sigmoid ? 1.0f : x) * (act == Act::identity ? 1.0f : s));
 }
 __device__ __forceinline__ void query_gate(float& value, float& slope, float x, Act act,
                                            float scale) {
-  if (act == Act::identity) {
-    value = scale * x;
-    slope = scale;
-    return;
-  }
   const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
-  const float a = act == Act::silu ? x * s : s;
+  const float open = act == Act::identity ? 1.0f : s;
+  const float a = (act == Act::sigmoid ? 1.0f : x) * open;
   value = scale * a;
-  slope = scale * (act == Act::silu ? s + a * (1.0f - s) : s * (1.0f - s));
+  slope = scale *
+          ((act == Act::sigmoid ? 0.0f : open) + (act == Act::identity ? 0.0f : a * (1.0f - s)));
 }
 
 // Elements [r][m] as the four registers of an A tile (rows = channels, columns = positions).

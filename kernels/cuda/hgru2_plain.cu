@@ -22,12 +22,22 @@ constexpr int kTile = 16;   // tokens between barriers
 constexpr int kChunk = 64;  // tokens between saved states
 constexpr int kBlocks = kChunk / kTile;
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void store(float* p, float v) { *p = v; }
-__device__ __forceinline__ void store(__nv_bfloat16* p, float v) { *p = __float2bfloat16_rn(v); }
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+__device__ __forceinline__ void store(float* p, float v) {
+  *p = v;
+}
+__device__ __forceinline__ void store(__nv_bfloat16* p, float v) {
+  *p = __float2bfloat16_rn(v);
+}
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) {
+  return 1.0f / (1.0f + expf(-x));
+}
 __device__ __forceinline__ float activation(float x, Act act) {
   if (act == Act::identity) return x;
   return act == Act::silu ? x * sigmoid(x) : sigmoid(x);
@@ -39,7 +49,9 @@ __device__ __forceinline__ float activation_slope(float x, Act act) {
 }
 
 // Warps of a value_kernel CTA; each keeps kRows rows of the state.
-__host__ __device__ constexpr int warps_for(int n) { return n < 8 ? n : 8; }
+__host__ __device__ constexpr int warps_for(int n) {
+  return n < 8 ? n : 8;
+}
 
 template <int kRows>
 struct ValueSmem {
@@ -89,9 +101,8 @@ __global__ void value_kernel(const Call<E> a) {
       const int v = blockIdx.y * 32 + item % 32, token = item / 32;
       float value = 0.0f;
       if (v < n)
-        value = kReverse
-                    ? to_float(a.dy[(b * a.T + t0 + token) * a.D + head * n + v])
-                    : activation(to_float(x[((t0 + token) * 3 + 2) * a.D + v]), a.input_act);
+        value = kReverse ? to_float(a.dy[(b * a.T + t0 + token) * a.D + head * n + v])
+                         : activation(to_float(x[((t0 + token) * 3 + 2) * a.D + v]), a.input_act);
       smem.value[token][item % 32] = value;
     }
     if (!kReverse && states && t0 % kChunk == 0)
@@ -151,8 +162,8 @@ __global__ void key_kernel(const Call<E> a) {
   extern __shared__ __align__(16) unsigned char smem_bytes[];
   constexpr int kWidth = 32 * kColumns;
   const int n = a.n, tid = threadIdx.x, threads = blockDim.x, warp = tid >> 5, lane = tid & 31;
-  float* const value = reinterpret_cast<float*>(smem_bytes);  // [kChunk][kWidth]
-  float* const dout = value + kChunk * kWidth;                // [kChunk][kWidth]
+  float* const value = reinterpret_cast<float*>(smem_bytes);           // [kChunk][kWidth]
+  float* const dout = value + kChunk * kWidth;                         // [kChunk][kWidth]
   float* const past = dout + kChunk * kWidth + warp * kTile * kWidth;  // [kTile][kWidth] h_t
   const int64_t bh = blockIdx.x, b = bh / a.H, head = bh % a.H;
   const int c = int(blockIdx.y) * (threads >> 5) + warp;

@@ -94,8 +94,12 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
   return d;
 }
-__device__ __forceinline__ float low_bf16(uint32_t v) { return __uint_as_float(v << 16); }
-__device__ __forceinline__ float high_bf16(uint32_t v) { return __uint_as_float(v & 0xffff0000u); }
+__device__ __forceinline__ float low_bf16(uint32_t v) {
+  return __uint_as_float(v << 16);
+}
+__device__ __forceinline__ float high_bf16(uint32_t v) {
+  return __uint_as_float(v & 0xffff0000u);
+}
 
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
