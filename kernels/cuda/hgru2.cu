@@ -83,7 +83,7 @@ class CudaHgru2 final : public SeqKernel {
           "(model.expand_ratio)",
           s.B, s.T, s.D, s.n);
     check(s.n <= 256, "hgru2: expand ratio n={} is above 256; set model.expand_ratio", s.n);
-    check(s.T < (int64_t(1) << 30) && s.D < (int64_t(1) << 30) && s.B * s.H() < (int64_t(1) << 31),
+    check(s.T < (int64_t(1) << 30) && s.D < (int64_t(1) << 24) && s.B * s.H() < (int64_t(1) << 31),
           "hgru2: B={} T={} D={} is too large for one launch", s.B, s.T, s.D);
   }
 

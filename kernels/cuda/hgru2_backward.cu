@@ -69,7 +69,7 @@ __device__ __forceinline__ uint32_t dh_offset(int c, int column16) {
 }
 
 // v (channels x positions, a thread's elements [r][m]) to rows of tokens: 16 channels at out.
-__device__ __forceinline__ void store_channels(__nv_bfloat16* out, int64_t stride,
+__device__ __forceinline__ void store_channels(__nv_bfloat16* out, int stride,
                                                const float (&v)[2][4], int g, int q, int valid) {
   uint32_t packed[4];
   pack(packed, v);
@@ -84,7 +84,7 @@ __device__ __forceinline__ void store_channels(__nv_bfloat16* out, int64_t strid
   }
 }
 
-template <int N>
+template <int N, bool kSilu>
 __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const BackwardArgs a) {
   using Smem = BackwardSmem<N>;
   constexpr int kThreads = 2 * N, kWarps = N / 16, kColumns = N / 8;
@@ -93,24 +93,25 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
   const int64_t b = blockIdx.x / a.H, head = blockIdx.x % a.H, bh = blockIdx.x;
   const int own = 16 * warp;
-  const __nv_bfloat16* const x = a.x + b * a.T * 3 * a.D + head * N;
-  const __nv_bfloat16* const dy = a.dy + b * a.T * a.D + head * N;
-  __nv_bfloat16* const dx = a.dx + b * a.T * 3 * a.D + head * N + own;
   const int chunks = (a.T + kChunk - 1) / kChunk;
 
-  // Parts [first, last) of one sub-chunk's inputs, zeros beyond T. Not committed.
-  const auto load = [&](int chunk, int sub, int first, int last) {
-    const int items = (last - first) * kSub * kColumns;
-    for (int item = tid; item < items; item += kThreads) {
-      const int column = item % kColumns, token = item / kColumns % kSub;
-      const int part = first + item / (kColumns * kSub);
-      const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token;
-      const bool valid = t < a.T;
-      const __nv_bfloat16* src = part == kDy ? dy + t * a.D : x + (t * 3 + part) * a.D;
-      cp_async16(
-          smem + Smem::kRaw + (sub * 4 + part) * Smem::kTile + token_tile_offset<N>(token, column),
-          valid ? src + column * 8 : x, valid);
-    }
+  // A thread copies one 16-byte column of one token of a sub-chunk, from each part of the inputs.
+  const int load_token = tid / kColumns, load_column = tid % kColumns;
+  const __nv_bfloat16* const x = a.x + b * a.T * 3 * a.D + head * N + load_column * 8;
+  const __nv_bfloat16* const dy = a.dy + b * a.T * a.D + head * N + load_column * 8;
+  const uint32_t load_to = smem + Smem::kRaw + token_tile_offset<N>(load_token, load_column);
+  const auto load_x = [&](int chunk, int sub) {  // zeros beyond T; not committed
+    const int64_t t = int64_t(chunk) * kChunk + sub * kSub + load_token;
+    const bool valid = t < a.T;
+    const __nv_bfloat16* const from = valid ? x + t * 3 * a.D : x;
+#pragma unroll
+    for (int part = kQ; part <= kV; ++part)
+      cp_async16(load_to + (sub * 4 + part) * Smem::kTile, from + (valid ? part * a.D : 0), valid);
+  };
+  const auto load_dy = [&](int chunk, int sub) {
+    const int64_t t = int64_t(chunk) * kChunk + sub * kSub + load_token;
+    const bool valid = t < a.T;
+    cp_async16(load_to + (sub * 4 + kDy) * Smem::kTile, valid ? dy + t * a.D : dy, valid);
   };
   // This thread's part of a saved state into a slot that only this thread reads.
   const uint32_t own_states = smem + Smem::kStates + tid * 16;
@@ -121,7 +122,11 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
       cp_async16(own_states + slot * Smem::kState + k * kThreads * 16, src + k * kThreads, true);
   };
 
-  for (int sub = 0; sub < kSubs; ++sub) load(chunks - 1, sub, kQ, sub == 0 ? kDy : kDy + 1);
+#pragma unroll
+  for (int sub = 0; sub < kSubs; ++sub) {
+    load_x(chunks - 1, sub);
+    if (sub > 0) load_dy(chunks - 1, sub);
+  }
   load_state(chunks - 1, 2);
   cp_async_commit();
 
@@ -148,6 +153,8 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
   const uint32_t tile_major = lane_tile_major<N>(lane), column_major = lane_column_major<N>(lane);
   const uint32_t narrow_row = lane_narrow_row_major(lane);
   const uint32_t narrow_column = lane_narrow_column_major(lane);
+  const uint32_t dh_store = smem + Smem::kDh + dh_offset<N>(own + (lane & 15), lane >> 4);
+  const uint32_t dh_load = smem + Smem::kDh + dh_offset<N>(lane & 15, 2 * warp + (lane >> 4));
 
   const auto load_reset = [&](int chunk, int half) -> uint32_t {
     const int t = chunk * kChunk + 32 * half + lane;
@@ -165,7 +172,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
     };
     cp_async_wait<0>();
     __syncthreads();
-    load(chunk, 0, kDy, kDy + 1);  // the one tile that the last chunk's end still needed
+    load_dy(chunk, 0);  // the one tile that the last chunk's end still needed
     cp_async_commit();
     next_reset[0] = load_reset(chunk - 1, 0);
     next_reset[1] = load_reset(chunk - 1, 1);
@@ -196,13 +203,14 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
         ldmatrix_trans(raw, (tile + kF * Smem::kTile + tile_major) ^ (warp * 32));
         KeyGates key;
         key_gates(key, raw, bound, rest, q, tokens);
-        float after[2][4], total[2];
-        decay_after(after, total, key.f, q, tokens);
+        float k_after[2][4], total[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r)
 #pragma unroll
-          for (int m = 0; m < 4; ++m) after[r][m] *= rest[r] * key.close[r][m];
-        pack(key_b, after);
+          for (int m = 0; m < 4; ++m) k_after[r][m] = rest[r] * key.close[r][m];
+        scale_after(k_after, total, key.f, q, tokens);
+        cut_after(k_after, q, tokens);
+        pack(key_b, k_after);
 #pragma unroll
         for (int k = 0; k < kWarps; ++k) {
           uint32_t v[4];
@@ -213,12 +221,15 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
             s[0] *= total[0], s[1] *= total[0], s[2] *= total[1], s[3] *= total[1];
             mma(s, key_b, v[2 * i], v[2 * i + 1]);
           }
+        }
+        // Apart from the products: stores between them would hold back the next loads.
+#pragma unroll
+        for (int k = 0; k < kWarps; ++k)
           st_shared(
               own_states + sub * Smem::kState + k * kThreads * 16,
               make_uint4(pack_bf16(h[2 * k][0], h[2 * k][1]), pack_bf16(h[2 * k][2], h[2 * k][3]),
                          pack_bf16(h[2 * k + 1][0], h[2 * k + 1][1]),
                          pack_bf16(h[2 * k + 1][2], h[2 * k + 1][3])));
-        }
       }
     }
 
@@ -234,55 +245,41 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
       float query[2][4], slope[2][4];
       uint32_t query_b[4], query_d[4], key_b[4], key_d[4];
       {
-        uint32_t xq[4], xf[4];
-        ldmatrix_trans(xq, (tile + kQ * Smem::kTile + tile_major) ^ (warp * 32));
+        uint32_t xq[4], xf[4], left[4], right[4];
         ldmatrix_trans(xf, (tile + kF * Smem::kTile + tile_major) ^ (warp * 32));
-        key_gates(key, xf, bound, rest, q, tokens);
-        decay_products(decay, key.f, q, tokens);
-        float v[2][4];
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m)
-            query_gate(query[r][m], slope[r][m], element(xq, r, m), a.output_act, a.query_scale);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) v[r][m] = query[r][m] * decay.before[r][m];
-        pack(query_b, v);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) v[r][m] = query[r][m] * decay.mid[r][m];
-        pack(query_d, v);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) v[r][m] = rest[r] * key.close[r][m] * decay.after[r][m];
-        pack(key_b, v);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) v[r][m] = rest[r] * key.close[r][m] * decay.inverse_mid[r][m];
-        pack(key_d, v);
-      }
-      {
-        const uint32_t partial = smem + Smem::kPartial + warp * 2048 + lane * 16;
-        float scores[2][4];
-        partial_scores(scores, query_d, key_d);
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          st_shared(partial + i * 512,
-                    make_float4(scores[i][0], scores[i][1], scores[i][2], scores[i][3]));
-        uint32_t left[4], right[4];
+        ldmatrix_trans(xq, (tile + kQ * Smem::kTile + tile_major) ^ (warp * 32));
         ldmatrix(left, (dout + column_major) ^ (warp * 32));
         ldmatrix(right, (value + tile_major) ^ (warp * 32));
+        float scores_d[2][4] = {};
+        mma(scores_d[0], left, right[0], right[1]);
+        mma(scores_d[1], left, right[2], right[3]);
+        key_gates(key, xf, bound, rest, q, tokens);
+        decay_products(decay, key.f, q, tokens);
+        float up[2][4], down[2][4];
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int m = 0; m < 4; ++m) {
+            query_gate<kSilu>(query[r][m], slope[r][m], element(xq, r, m), a.output_act,
+                              a.query_scale);
+            up[r][m] = query[r][m] * decay.up[r][m];
+            down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
+          }
+        pack(query_d, up, decay.outer_mid);
+        pack(key_d, down, decay.inner_mid);
+        cut_before(up, q, tokens);
+        cut_after(down, q, tokens);
+        pack(query_b, up, decay.outer_up);
+        pack(key_b, down, decay.outer_down);
+        float scores_a[2][4];
+        partial_scores(scores_a, query_d, key_d);
+        const uint32_t partial = smem + Smem::kPartial + warp * 2048 + lane * 16;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          scores[i][0] = scores[i][1] = scores[i][2] = scores[i][3] = 0.0f;
-          mma(scores[i], left, right[2 * i], right[2 * i + 1]);
           st_shared(partial + 1024 + i * 512,
-                    make_float4(scores[i][0], scores[i][1], scores[i][2], scores[i][3]));
+                    make_float4(scores_d[i][0], scores_d[i][1], scores_d[i][2], scores_d[i][3]));
+          st_shared(partial + i * 512,
+                    make_float4(scores_a[i][0], scores_a[i][1], scores_a[i][2], scores_a[i][3]));
         }
       }
       // The saved state again (slot 0 is this thread's own), for the chunk's first sub-chunk.
@@ -304,40 +301,47 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
         const int t = token_of(r, from >> 2), s = 4 * (from & 3) + 2 * i;
         if (which == 1 && (t == s || t == s + 1))
           reinterpret_cast<float*>(smem_bytes + Smem::kDiagonal)[t] = t == s ? sum.x : sum.y;
-        const bool keep_x = tokens.connected(t, s) && (which == 0 || t != s);
-        const bool keep_y = tokens.connected(t, s + 1) && (which == 0 || t != s + 1);
+        bool keep_x = s + which <= t, keep_y = s + 1 + which <= t;
+        if (tokens.reset) {
+          keep_x = keep_x && tokens.connected(t, s);
+          keep_y = keep_y && tokens.connected(t, s + 1);
+        }
         st_shared(smem + Smem::kScores + which * 512 + narrow_offset((from >> 2) + 8 * r, i) +
                       4 * (from & 3),
                   pack_bf16(keep_x ? sum.x : 0.0f, keep_y ? sum.y : 0.0f));
       }
-      store_narrow(smem + Smem::kKey, key_b, own, g, q);
+      stmatrix(smem + Smem::kKey + lane_narrow_store(own, lane), key_b);
 
       // ---- iq, ik, sum_v h dh; bf16(dh) for the other warps
       float iq[2][4] = {}, ik[2][4] = {}, cross[2] = {0.0f, 0.0f};  // [tile][..]: element [r][m]
       {                                                             // is [m/2][2r + m%2]
-        const int slot = sub == 0 ? 0 : sub - 1;
+        const uint32_t state = own_states + (sub == 0 ? 0 : sub - 1) * Smem::kState;
+        uint32_t d[kWarps][4];
 #pragma unroll
         for (int k = 0; k < kWarps; ++k) {
-          const uint4 h4 = ld_shared4(own_states + slot * Smem::kState + k * kThreads * 16);
-          const uint32_t h[4] = {h4.x, h4.y, h4.z, h4.w};
-          uint32_t d[4], frag[4];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float low = dh[2 * k + (e >> 1)][2 * (e & 1)];
-            const float high = dh[2 * k + (e >> 1)][2 * (e & 1) + 1];
-            d[e] = pack_bf16(low, high);
-            cross[e & 1] = fmaf(low_bf16(h[e]), low, cross[e & 1]);
-            cross[e & 1] = fmaf(high_bf16(h[e]), high, cross[e & 1]);
-            st_shared(
-                smem + Smem::kDh + dh_offset<N>(own + g + 8 * (e & 1), 2 * k + (e >> 1)) + 4 * q,
-                d[e]);
-          }
+          for (int e = 0; e < 4; ++e)
+            d[k][e] =
+                pack_bf16(dh[2 * k + (e >> 1)][2 * (e & 1)], dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
+          stmatrix(dh_store ^ (k * 32), d[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < kWarps; ++k) {
+          const uint4 h4 = ld_shared4(state + k * kThreads * 16);
+          const uint32_t h[4] = {h4.x, h4.y, h4.z, h4.w};
+          uint32_t frag[4];
           ldmatrix(frag, (dout + tile_major) ^ (k * 32));
           mma(iq[0], h, frag[0], frag[1]);
           mma(iq[1], h, frag[2], frag[3]);
           ldmatrix(frag, (value + tile_major) ^ (k * 32));
-          mma(ik[0], d, frag[0], frag[1]);
-          mma(ik[1], d, frag[2], frag[3]);
+          mma(ik[0], d[k], frag[0], frag[1]);
+          mma(ik[1], d[k], frag[2], frag[3]);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            cross[e & 1] = fmaf(low_bf16(h[e]), dh[2 * k + (e >> 1)][2 * (e & 1)], cross[e & 1]);
+            cross[e & 1] =
+                fmaf(high_bf16(h[e]), dh[2 * k + (e >> 1)][2 * (e & 1) + 1], cross[e & 1]);
+          }
         }
       }
       if (sub == 1) cp_async_wait<0>();  // dy of sub-chunk 0, needed from the next barrier on
@@ -349,21 +353,23 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
         cp_async_commit();
       }
       if (chunk > 0) {
-        load(chunk - 1, sub, kQ, kDy);
-        if (sub + 1 < kSubs) load(chunk - 1, sub + 1, kDy, kDy + 1);
-        if (sub == kSubs - 1) load_state(chunk - 1, 2);
+        load_x(chunk - 1, sub);
+        if (sub + 1 < kSubs)
+          load_dy(chunk - 1, sub + 1);
+        else
+          load_state(chunk - 1, 2);
       }
       cp_async_commit();
 
       // ---- dv, this warp's value columns
+      __nv_bfloat16* const dx = a.dx + (b * a.T + t0 + kSub * sub) * 3 * a.D + head * N + own;
       {
         float dv[2][2][4] = {};
 #pragma unroll
         for (int k = 0; k < kWarps; ++k) {
           uint32_t left[4], right[4];
           ldmatrix_trans(left, smem + Smem::kKey + narrow_row + k * 512);
-          ldmatrix_trans(
-              right, smem + Smem::kDh + dh_offset<N>(16 * k + (lane & 15), 2 * warp + (lane >> 4)));
+          ldmatrix_trans(right, dh_load + k * 16 * N * 2);
           mma(dv[k & 1][0], left, right[0], right[1]);
           mma(dv[k & 1][1], left, right[2], right[3]);
         }
@@ -378,11 +384,11 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
           if (token < tokens.valid)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-              const int64_t at = (int64_t(t0 + kSub * sub + token) * 3 + 2) * a.D + 8 * i + 2 * q;
+              const int at = (token * 3 + 2) * a.D + 8 * i + 2 * q;
               float low = dv[0][i][2 * r] + dv[1][i][2 * r];
               float high = dv[0][i][2 * r + 1] + dv[1][i][2 * r + 1];
               if (a.input_act != Act::identity) {
-                const uint32_t raw = *reinterpret_cast<const uint32_t*>(x + own + at);
+                const uint32_t raw = *reinterpret_cast<const uint32_t*>(a.x + (dx - a.dx) + at);
                 float unused, slope_low, slope_high;
                 query_gate(unused, slope_low, low_bf16(raw), a.input_act, 1.0f);
                 query_gate(unused, slope_high, high_bf16(raw), a.input_act, 1.0f);
@@ -407,6 +413,13 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
         const float4 diagonal = reinterpret_cast<const float4*>(smem_bytes + Smem::kDiagonal)[q];
         const float diag[4] = {diagonal.x, diagonal.y, diagonal.z, diagonal.w};
         float dxq[2][4], dxf[2][4];
+        if (tokens.reset)
+#pragma unroll
+          for (int m = 0; m < 4; ++m) {
+            const int i = m >> 1, p = m & 1;
+            if (tokens.cut_before_or_at(4 * q + m)) iq[i][p] = iq[i][2 + p] = 0.0f;
+            if (tokens.cut_after(4 * q + m)) ik[i][p] = ik[i][2 + p] = 0.0f;
+          }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           cross[r] += __shfl_xor_sync(0xffffffffu, cross[r], 1);
@@ -423,24 +436,29 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
           const float down01 = down[0] + down[1], down012 = down01 + down[2];
           const Exchange ups(up[0]), downs(down012 + down[3]);
           const float outer = ups.sum_after(q) + downs.sum_before(q) + decay.total[r] * cross[r];
-          const float before[4] = {0.0f, down[0], down01, down012};
+          float dg[4] = {up[0] + outer, up[1] + (down[0] + outer), up[2] + (down01 + outer),
+                         up[3] + (down012 + outer)};
+          if (tokens.reset)
+#pragma unroll
+            for (int m = 0; m < 4; ++m)
+              if ((tokens.reset >> (4 * q + m)) & 1u) dg[m] = 0.0f;
 #pragma unroll
           for (int m = 0; m < 4; ++m) {
             const int i = m >> 1, e = 2 * r + (m & 1);
-            const float dg = (tokens.reset >> (4 * q + m)) & 1u ? 0.0f : up[m] + before[m] + outer;
-            const float dq = iq[i][e] * decay.before[r][m] + gq[i][e] * decay.mid[r][m] +
-                             diag[m] * (rest[r] * key.close[r][m]);
-            const float dk = ik[i][e] * decay.after[r][m] + gk[i][e] * decay.inverse_mid[r][m] +
+            const float dq =
+                decay.up[r][m] * (iq[i][e] * decay.outer_up[r] + gq[i][e] * decay.outer_mid[r]) +
+                diag[m] * (rest[r] * key.close[r][m]);
+            const float dk = decay.down[r][m] *
+                                 (ik[i][e] * decay.outer_down[r] + gk[i][e] * decay.inner_mid[r]) +
                              diag[m] * query[r][m];
-            const float d = key.close[r][m] * (dg * rcp_approx(key.f[r][m]) - dk);
+            const float d = key.close[r][m] * (dg[m] * rcp_approx(key.f[r][m]) - dk);
             dbound[r] += d;
             dxq[r][m] = dq * slope[r][m];
             dxf[r][m] = rest[r] * key.open[r][m] * d;
           }
         }
-        __nv_bfloat16* const out = dx + int64_t(t0 + kSub * sub) * 3 * a.D;
-        store_channels(out, 3 * int64_t(a.D), dxq, g, q, tokens.valid);
-        store_channels(out + a.D, 3 * int64_t(a.D), dxf, g, q, tokens.valid);
+        store_channels(dx, 3 * a.D, dxq, g, q, tokens.valid);
+        store_channels(dx + a.D, 3 * a.D, dxf, g, q, tokens.valid);
       }
 
       // ---- dh
@@ -476,23 +494,25 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
     }
 }
 
-template <int N>
+template <int N, bool kSilu>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   constexpr int kBytes = BackwardSmem<N>::kBytes;
-  CUDA_CHECK(cudaFuncSetAttribute(backward_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  kBytes));
+  const auto kernel = backward_kernel<N, kSilu>;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const BackwardArgs args{
       c.x,      c.dy,     c.bound,      c.reset,          static_cast<const uint4*>(c.states),
       c.dhT,    c.dx,     c.dh0,        c.dbound_partial, int(c.T),
       int(c.D), int(c.H), c.output_act, c.input_act,      c.query_scale};
-  backward_kernel<N><<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
+  kernel<<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
   CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
 
 void backward_tensor(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  c.n == 128 ? launch<128>(c, stream) : launch<64>(c, stream);
+  const bool silu = c.output_act == Act::silu;
+  if (c.n == 128) return silu ? launch<128, true>(c, stream) : launch<128, false>(c, stream);
+  silu ? launch<64, true>(c, stream) : launch<64, false>(c, stream);
 }
 
 }  // namespace hgrn::hgru2

@@ -50,7 +50,7 @@ struct ForwardArgs {
   float query_scale;
 };
 
-template <int N>
+template <int N, bool kSilu>
 __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const ForwardArgs a) {
   using Smem = ForwardSmem<N>;
   constexpr int kThreads = 2 * N, kWarps = N / 16, kColumns = N / 8;
@@ -58,22 +58,24 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
   const uint32_t smem = smem_address(smem_bytes);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
   const int64_t b = blockIdx.x / a.H, h = blockIdx.x % a.H, bh = blockIdx.x;
-  const __nv_bfloat16* const x = a.x + b * a.T * 3 * a.D + h * N;
-  __nv_bfloat16* const y = a.y + b * a.T * a.D + h * N;
   const int own = 16 * warp;
   const int steps = (a.T + kStep - 1) / kStep, chunks = (a.T + kChunk - 1) / kChunk;
 
-  const auto load = [&](int step) {  // x of 32 tokens, zeros beyond T
-    const uint32_t buffer = smem + Smem::kRaw + (step & 1) * Smem::kRawBuffer;
+  // x of 32 tokens, zeros beyond T: a thread copies one column of one token of each sub-chunk.
+  const int load_token = tid / kColumns, load_column = tid % kColumns;
+  const __nv_bfloat16* const x = a.x + b * a.T * 3 * a.D + h * N + load_column * 8;
+  const uint32_t load_to = smem + Smem::kRaw + token_tile_offset<N>(load_token, load_column);
+  const auto load = [&](int step) {
+    const uint32_t buffer = load_to + (step & 1) * Smem::kRawBuffer;
+    const int64_t t = int64_t(step) * kStep + load_token;
+    const __nv_bfloat16* from = x + t * 3 * a.D;
 #pragma unroll
-    for (int i = 0; i < kStep * 3 * kColumns / kThreads; ++i) {
-      const int item = tid + i * kThreads;
-      const int column = item % kColumns, part = item / kColumns % 3;
-      const int token = item / (3 * kColumns), t = step * kStep + token;
-      const bool valid = t < a.T;
-      cp_async16(buffer + ((token >> 4) * 3 + part) * Smem::kTile +
-                     token_tile_offset<N>(token & 15, column),
-                 x + (valid ? (int64_t(t) * 3 + part) * a.D + column * 8 : 0), valid);
+    for (int sub = 0; sub < 2; ++sub) {
+      const bool valid = t + sub * kSub < a.T;
+#pragma unroll
+      for (int part = 0; part < 3; ++part)
+        cp_async16(buffer + (sub * 3 + part) * Smem::kTile,
+                   valid ? from + (sub * kSub * 3 + part) * int64_t(a.D) : x, valid);
     }
     cp_async_commit();
   };
@@ -97,6 +99,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
   const uint32_t tile_major = lane_tile_major<N>(lane), column_major = lane_column_major<N>(lane);
   const uint32_t narrow_row = lane_narrow_row_major(lane);
   const uint32_t narrow_column = lane_narrow_column_major(lane);
+  const uint32_t narrow_store = lane_narrow_store(own, lane);
   uint32_t next_reset = a.reset && lane < a.T ? a.reset[b * a.T + lane] : 0;
 
 #pragma unroll 1
@@ -126,38 +129,36 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
             a.input_act);
 
         // ---- gates of this warp's 16 channels
-#pragma unroll 1
+#pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, a.T - t0 - 16 * sub};
       const uint32_t tile = raw + sub * 3 * Smem::kTile;
-      uint32_t xq[4], xf[4];
+      uint32_t xq[4], xf[4], query_b[4], key_b[4], query_d[4], key_d[4];
       ldmatrix_trans(xq, (tile + tile_major) ^ (warp * 32));
       ldmatrix_trans(xf, (tile + Smem::kTile + tile_major) ^ (warp * 32));
       KeyGates key;
       key_gates(key, xf, bound, rest, q, tokens);
       Decay decay;
       decay_products(decay, key.f, q, tokens);
-      float query_b[2][4], query_d[2][4], key_b[2][4], key_d[2][4];
+      float query[2][4], k[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
-          const float value = query_gate(element(xq, r, m), a.output_act, a.query_scale);
-          const float k = rest[r] * key.close[r][m];
-          query_b[r][m] = value * decay.before[r][m];
-          query_d[r][m] = value * decay.mid[r][m];
-          key_b[r][m] = k * decay.after[r][m];
-          key_d[r][m] = k * decay.inverse_mid[r][m];
+          query[r][m] =
+              decay.up[r][m] * query_gate<kSilu>(element(xq, r, m), a.output_act, a.query_scale);
+          k[r][m] = decay.down[r][m] * (rest[r] * key.close[r][m]);
         }
-      uint32_t packed[4], packed_d[4];
-      pack(packed, query_b);
-      store_narrow(smem + Smem::kQuery + sub * N * 32, packed, own, g, q);
-      pack(packed, key_b);
-      store_narrow(smem + Smem::kKey + sub * N * 32, packed, own, g, q);
-      pack(packed, query_d);
-      pack(packed_d, key_d);
+      pack(query_d, query, decay.outer_mid);
+      pack(key_d, k, decay.inner_mid);
+      cut_before(query, q, tokens);
+      cut_after(k, q, tokens);
+      pack(query_b, query, decay.outer_up);
+      pack(key_b, k, decay.outer_down);
       float scores[2][4];
-      partial_scores(scores, packed, packed_d);
+      partial_scores(scores, query_d, key_d);
+      stmatrix(smem + Smem::kQuery + sub * N * 32 + narrow_store, query_b);
+      stmatrix(smem + Smem::kKey + sub * N * 32 + narrow_store, key_b);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         st_shared(smem + Smem::kPartial + ((sub * kWarps + warp) * 2 + i) * 512 + lane * 16,
@@ -182,17 +183,20 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
         sum.x += part.x;
         sum.y += part.y;
       }
-      const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, 0};
       const int t = token_of(r, from >> 2), s = 4 * (from & 3) + 2 * i;
+      bool keep_x = s <= t, keep_y = s < t;
+      if (reset) {
+        const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, 0};
+        keep_x = tokens.connected(t, s), keep_y = tokens.connected(t, s + 1);
+      }
       st_shared(
           smem + Smem::kScores + sub * 512 + narrow_offset((from >> 2) + 8 * r, i) + 4 * (from & 3),
-          pack_bf16(tokens.connected(t, s) ? sum.x : 0.0f,
-                    tokens.connected(t, s + 1) ? sum.y : 0.0f));
+          pack_bf16(keep_x ? sum.x : 0.0f, keep_y ? sum.y : 0.0f));
     }
     __syncthreads();
 
     // ---- y and S, this warp's 16 value columns
-#pragma unroll 1
+#pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const uint32_t query = smem + Smem::kQuery + sub * N * 32 + narrow_row;
       const uint32_t key = smem + Smem::kKey + sub * N * 32 + narrow_row;
@@ -212,13 +216,14 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
       ldmatrix_trans(v, (value + column_major) ^ (warp * 32));
       mma(out[0][0], scores, v[0], v[1]);
       mma(out[1][1], scores, v[2], v[3]);
+      __nv_bfloat16* const y = a.y + ((b * a.T + t0 + 16 * sub) * a.D + h * N + own + 2 * q);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int t = t0 + 16 * sub + token_of(r, g);
-        if (t < a.T)
+        const int token = token_of(r, g);
+        if (t0 + 16 * sub + token < a.T)
 #pragma unroll
           for (int i = 0; i < 2; ++i)
-            *reinterpret_cast<uint32_t*>(y + int64_t(t) * a.D + own + 8 * i + 2 * q) = pack_bf16(
+            *reinterpret_cast<uint32_t*>(y + int64_t(token) * a.D + 8 * i) = pack_bf16(
                 out[0][i][2 * r] + out[1][i][2 * r], out[0][i][2 * r + 1] + out[1][i][2 * r + 1]);
       }
       ldmatrix_trans(v, (value + tile_major) ^ (warp * 32));
@@ -250,23 +255,25 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
       }
 }
 
-template <int N>
+template <int N, bool kSilu>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   constexpr int kBytes = ForwardSmem<N>::kBytes;
-  CUDA_CHECK(
-      cudaFuncSetAttribute(forward_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  const auto kernel = forward_kernel<N, kSilu>;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const ForwardArgs args{
       c.x,          c.bound,     c.reset,      c.h0,     static_cast<uint4*>(c.states),
       c.y,          c.hT,        int(c.T),     int(c.D), int(c.H),
       c.output_act, c.input_act, c.query_scale};
-  forward_kernel<N><<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
+  kernel<<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
   CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
 
 void forward_tensor(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  c.n == 128 ? launch<128>(c, stream) : launch<64>(c, stream);
+  const bool silu = c.output_act == Act::silu;
+  if (c.n == 128) return silu ? launch<128, true>(c, stream) : launch<128, false>(c, stream);
+  silu ? launch<64, true>(c, stream) : launch<64, false>(c, stream);
 }
 
 }  // namespace hgrn::hgru2

@@ -94,7 +94,7 @@ struct KeyGates {
   float f[2][4];
 };
 
-// x: ldmatrix_trans, tile_major, of the xf tile at this warp's 16 channels.
+// x: ldmatrix_trans, tile_major, of the xf tile at this warp's 16 channels. rest = 1 - bound.
 __device__ __forceinline__ void key_gates(KeyGates& o, const uint32_t (&x)[4],
                                           const float (&bound)[2], const float (&rest)[2], int q,
                                           const Tokens& tokens) {
@@ -102,13 +102,18 @@ __device__ __forceinline__ void key_gates(KeyGates& o, const uint32_t (&x)[4],
   for (int r = 0; r < 2; ++r)
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      const float e = exp2_approx(-kLog2e * fmaxf(element(x, r, m), -80.0f));
+      const float e = exp2_approx(fminf(-kLog2e * element(x, r, m), 80.0f * kLog2e));
       const float s = rcp_approx(1.0f + e);
-      const bool valid = 4 * q + m < tokens.valid;
       o.open[r][m] = s;
-      o.close[r][m] = valid ? e * s : 0.0f;
-      o.f[r][m] = valid ? fmaxf(fmaf(rest[r], s, bound[r]), kMinForget) : 1.0f;
+      o.close[r][m] = e * s;
+      o.f[r][m] = fmaxf(fmaf(rest[r], s, bound[r]), kMinForget);
     }
+  if (tokens.valid < kSub)
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+        if (4 * q + m >= tokens.valid) o.close[r][m] = 0.0f, o.f[r][m] = 1.0f;
 }
 
 // The products over the four lanes of a channel.
@@ -135,77 +140,87 @@ struct Exchange {
   }
 };
 
-// after and total alone, for advancing a state.
-__device__ __forceinline__ void decay_after(float (&after)[2][4], float (&total)[2],
+// The decay products, as a thread's own part (up, down) times a factor a channel and thread:
+//   before = up outer_up    after = down outer_down    mid = up outer_mid    1/mid = down inner_mid
+// Resets are not in them but in total: see cut_before, cut_after.
+struct Decay {
+  float up[2][4], down[2][4];  // f_{4q} ... f_t and f_{t+1} ... f_{4q+3}
+  float outer_up[2], outer_down[2], outer_mid[2], inner_mid[2], total[2];
+};
+
+__device__ __forceinline__ void decay_products(Decay& o, const float (&f)[2][4], int q,
+                                               const Tokens& tokens) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    o.up[r][0] = f[r][0];
+    o.up[r][1] = f[r][0] * f[r][1];
+    o.up[r][2] = o.up[r][1] * f[r][2];
+    o.up[r][3] = o.up[r][2] * f[r][3];
+    o.down[r][3] = 1.0f;
+    o.down[r][2] = f[r][3];
+    o.down[r][1] = f[r][2] * f[r][3];
+    o.down[r][0] = f[r][1] * o.down[r][1];
+    const Exchange lanes(o.up[r][3]);
+    o.outer_up[r] = lanes.product_before(q);
+    o.outer_down[r] = lanes.product_after(q);
+    // Between this thread's tokens and the middle: the lane 2 or 1, for the lanes 3 and 0.
+    const float outer = q == 3 ? lanes.lane[2] : q == 0 ? lanes.lane[1] : 1.0f;
+    const float inverse = rcp_approx(o.up[r][3] * outer);
+    o.outer_mid[r] = q >= 2 ? outer : inverse;
+    o.inner_mid[r] = q >= 2 ? inverse : outer;
+    o.total[r] = tokens.reset ? 0.0f : lanes.product();
+  }
+}
+
+// after and total alone, for advancing a state: value[r][m] *= after.
+__device__ __forceinline__ void scale_after(float (&value)[2][4], float (&total)[2],
                                             const float (&f)[2][4], int q, const Tokens& tokens) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float p3 = f[r][3], p2 = f[r][2] * p3, p1 = f[r][1] * p2;
     const Exchange lanes(f[r][0] * p1);
     const float outer = lanes.product_after(q);
-    after[r][0] = outer * p1;
-    after[r][1] = outer * p2;
-    after[r][2] = outer * p3;
-    after[r][3] = outer;
-    total[r] = lanes.product();
+    value[r][0] *= outer * p1;
+    value[r][1] *= outer * p2;
+    value[r][2] *= outer * p3;
+    value[r][3] *= outer;
+    total[r] = tokens.reset ? 0.0f : lanes.product();
   }
-  if (tokens.reset)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      total[r] = 0.0f;
-#pragma unroll
-      for (int m = 0; m < 4; ++m)
-        if (tokens.cut_after(4 * q + m)) after[r][m] = 0.0f;
-    }
 }
 
-struct Decay {
-  float before[2][4], after[2][4], total[2];
-  float mid[2][4], inverse_mid[2][4];
-};
-
-__device__ __forceinline__ void decay_products(Decay& o, const float (&f)[2][4], int q,
-                                               const Tokens& tokens) {
-  const bool late = q >= 2;  // tokens 8..15
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float up[4] = {f[r][0], f[r][0] * f[r][1], f[r][0] * f[r][1] * f[r][2],
-                         f[r][0] * f[r][1] * f[r][2] * f[r][3]};
-    const float down[4] = {f[r][1] * (f[r][2] * f[r][3]), f[r][2] * f[r][3], f[r][3], 1.0f};
-    const Exchange lanes(up[3]);
-    const float outer_up = lanes.product_before(q), outer_down = lanes.product_after(q);
-    const float outer_mid = q == 3 ? lanes.lane[2] : q == 0 ? lanes.lane[1] : 1.0f;
-    o.total[r] = lanes.product();
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      o.before[r][m] = outer_up * up[m];
-      o.after[r][m] = outer_down * down[m];
-      const float u = outer_mid * (late ? up[m] : down[m]), inverse = rcp_approx(u);
-      o.mid[r][m] = late ? u : inverse;
-      o.inverse_mid[r][m] = late ? inverse : u;
-    }
-  }
+// Zero what a reset separates from the state before, or after, the sub-chunk.
+__device__ __forceinline__ void cut_before(float (&v)[2][4], int q, const Tokens& tokens) {
   if (tokens.reset)
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      o.total[r] = 0.0f;
+    for (int m = 0; m < 4; ++m)
+      if (tokens.cut_before_or_at(4 * q + m)) v[0][m] = v[1][m] = 0.0f;
+}
+__device__ __forceinline__ void cut_after(float (&v)[2][4], int q, const Tokens& tokens) {
+  if (tokens.reset)
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        if (tokens.cut_before_or_at(4 * q + m)) o.before[r][m] = 0.0f;
-        if (tokens.cut_after(4 * q + m)) o.after[r][m] = 0.0f;
-      }
-    }
+    for (int m = 0; m < 4; ++m)
+      if (tokens.cut_after(4 * q + m)) v[0][m] = v[1][m] = 0.0f;
 }
 
 // value = scale * act(x), slope = its derivative. Selects instead of branches: the eight elements
-// of a thread then share one basic block, and their special-function latencies overlap.
+// of a thread then share one basic block, and their special-function latencies overlap. kSilu: act
+// is known to be silu.
+template <bool kSilu = false>
 __device__ __forceinline__ float query_gate(float x, Act act, float scale) {
   const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
+  if (kSilu) return scale * x * s;
   return scale * ((act == Act::sigmoid ? 1.0f : x) * (act == Act::identity ? 1.0f : s));
 }
+template <bool kSilu = false>
 __device__ __forceinline__ void query_gate(float& value, float& slope, float x, Act act,
                                            float scale) {
   const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
+  if (kSilu) {
+    const float open = scale * s;
+    value = x * open;
+    slope = fmaf(value, 1.0f - s, open);
+    return;
+  }
   const float open = act == Act::identity ? 1.0f : s;
   const float a = (act == Act::sigmoid ? 1.0f : x) * open;
   value = scale * a;
@@ -220,13 +235,18 @@ __device__ __forceinline__ void pack(uint32_t (&o)[4], const float (&v)[2][4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) o[r + 2 * i] = pack_bf16(v[r][2 * i], v[r][2 * i + 1]);
 }
-__device__ __forceinline__ void store_narrow(uint32_t tile, const uint32_t (&v)[4], int channel0,
-                                             int g, int q) {
+// The same registers, rows times a factor: o = pack(v * factor).
+__device__ __forceinline__ void pack(uint32_t (&o)[4], const float (&v)[2][4],
+                                     const float (&factor)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      st_shared(tile + narrow_offset(channel0 + g + 8 * r, i) + 4 * q, v[r + 2 * i]);
+      o[r + 2 * i] = pack_bf16(v[r][2 * i] * factor[r], v[r][2 * i + 1] * factor[r]);
+}
+// Where a warp stores such registers in a narrow tile of channels, with stmatrix.
+__device__ __forceinline__ uint32_t lane_narrow_store(int channel0, int lane) {
+  return narrow_offset(channel0 + (lane & 15), lane >> 4);
 }
 
 // This warp's part, over its 16 channels, of A[t][s] = sum_c qd[t][c] kd[s][c], in positions.

@@ -48,6 +48,22 @@ __device__ __forceinline__ uint32_t transpose8x8(uint32_t a) {
   return d;
 }
 
+// Stores four 8x8 blocks; lane l gives the address of row l%8 of block l/8, as for ldmatrix.
+__device__ __forceinline__ void stmatrix(uint32_t address, const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#else
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int block = 0; block < 4; ++block) {
+    const uint32_t row = __shfl_sync(0xffffffffu, address, 8 * block + (lane >> 2));
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(row + 4 * (lane & 3)), "r"(r[block]) : "memory");
+  }
+#endif
+}
+
 // 16 bytes from global to shared memory; zeros where valid is false (then src is not read).
 __device__ __forceinline__ void cp_async16(uint32_t dst, const void* src, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src),
