@@ -12,6 +12,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -412,6 +413,13 @@ std::vector<Case> accuracy_cases() {
     c.options.input_act = Act::silu;
     add(kRegimes[0], 3, 17, 3, n).states = true;
   }
+  // More heads than the card holds CTAs, so that whole and split heads meet in one launch.
+  for (const auto& [B, H, n] : {std::array<int64_t, 3>{20, 7, 128}, {50, 8, 64}, {100, 6, 64}}) {
+    Case& c = add(kRegimes[0], B, 200, H, n);
+    c.states = true;
+    c.reset = 0.01;
+  }
+  add(kRegimes[5], 17, 512, 8, 128);
   for (int64_t n : {1, 2, 4, 8, 16, 32, 33, 96, 256})
     for (DType type : {DType::f32, DType::bf16}) {
       Case& c = add(kRegimes[n % 9], 2, n == 256 ? 90 : 150, 4, n);
@@ -562,6 +570,7 @@ int main(int argc, char** argv) {
       time_shape(10, 2048, 16, 128);
       time_shape(26, 2048, 6, 128);
       time_shape(15, 2048, 8, 128);
+      time_shape(2, 2048, 8, 128);
       time_shape(128, 512, 8, 64);
       time_shape(10, 2048, 16, 32);
       time_step(64, 16, 128);

@@ -2,12 +2,14 @@
 // Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #include "cuda/hgru2.h"
 
+#include "cuda/cuda_check.h"
 #include "cuda/hgru2_kernels.h"
 
 namespace hgrn {
 namespace {
 
 using hgru2::Call;
+using hgru2::Split;
 
 class CudaHgru2 final : public SeqKernel {
  public:
@@ -15,6 +17,9 @@ class CudaHgru2 final : public SeqKernel {
     check(dtype == DType::bf16 || dtype == DType::f32,
           "the CUDA HGRU2 kernel computes in bf16 or f32, not {}; set train.precision",
           name_of(dtype));
+    int device = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&sms_, cudaDevAttrMultiProcessorCount, device));
   }
 
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
@@ -23,10 +28,17 @@ class CudaHgru2 final : public SeqKernel {
   std::vector<SavedSpec> saved(const SeqShape& s) const override {
     check_shape(s);
     const int64_t chunks = (s.T + 63) / 64;
-    return {{"hgru2.states",
-             {s.B, s.H(), chunks, s.n, s.n},
-             tensor_cores(s) ? DType::bf16 : DType::f32},
-            {"hgru2.dbound_partial", {s.B, s.D}, DType::f32}};
+    if (!tensor_cores(s))
+      return {{"hgru2.states", {s.B, s.H(), chunks, s.n, s.n}, DType::f32},
+              {"hgru2.dbound_partial", {1, s.B, s.D}, DType::f32},
+              {"hgru2.boundaries", {1, 1, 1}, DType::f32}};
+    const int64_t heads = s.B * s.H();
+    const Split forward = split(s, true), backward = split(s, false);
+    const int64_t most =
+        std::max({int64_t(1), forward.boundaries(heads), backward.boundaries(heads)});
+    return {{"hgru2.states", {s.B, s.H(), chunks, s.n, s.n}, DType::bf16},
+            {"hgru2.dbound_partial", {backward.segments, s.B, s.D}, DType::f32},
+            {"hgru2.boundaries", {most, s.n, s.n}, DType::f32}};
   }
 
   void forward(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor hT, const SeqInputs& in,
@@ -49,7 +61,7 @@ class CudaHgru2 final : public SeqKernel {
     check_tensor(out.dh0, DType::f32, state_shape(s), "dh0");
     check_tensor(dhT, DType::f32, state_shape(s), "dhT");
     check(bool(out.dx) && bool(dy), "hgru2 backward needs dx and dy");
-    check(saved.size() == 2, "hgru2 backward needs what saved() lists, as forward left it");
+    check(saved.size() == 3, "hgru2 backward needs what saved() lists, as forward left it");
     if (dtype_ == DType::bf16)
       run_backward<__nv_bfloat16>(s, o, out, dy, dhT, in, saved);
     else
@@ -75,6 +87,12 @@ class CudaHgru2 final : public SeqKernel {
  private:
   bool tensor_cores(const SeqShape& s) const {
     return dtype_ == DType::bf16 && (s.n == 64 || s.n == 128);
+  }
+
+  // Without memory for the boundaries (no saved tensors) every head is whole.
+  Split split(const SeqShape& s, bool forward) const {
+    const int ctas = forward ? hgru2::forward_ctas(int(s.n)) : hgru2::backward_ctas(int(s.n));
+    return hgru2::plan_split(s.B * s.H(), s.T, int64_t(sms_) * ctas);
   }
 
   static void check_shape(const SeqShape& s) {
@@ -107,6 +125,7 @@ class CudaHgru2 final : public SeqKernel {
     c.x = static_cast<const E*>(in.x.data);
     c.bound = static_cast<const float*>(in.bound.data);
     c.reset = static_cast<const uint8_t*>(in.reset.data);
+    c.split = {int(s.B * s.H()), 1, int((s.T + 63) / 64)};
     c.h0 = static_cast<const float*>(in.h0.data);
     return c;
   }
@@ -129,6 +148,9 @@ class CudaHgru2 final : public SeqKernel {
     if (!saved.empty()) {
       check_saved(s, saved);
       c.states = saved[0].data;
+      c.boundaries = static_cast<float*>(saved[2].data);
+      // A segment must not overwrite the state that another one still starts from.
+      if (tensor && (!c.hT || c.hT != c.h0)) c.split = split(s, true);
     }
     if constexpr (sizeof(E) == 2)
       if (tensor) return hgru2::forward_tensor(c, stream_);
@@ -141,6 +163,8 @@ class CudaHgru2 final : public SeqKernel {
     check_saved(s, saved);
     Call<E> c = inputs<E>(s, o, in);
     c.states = saved[0].data;
+    c.boundaries = static_cast<float*>(saved[2].data);
+    if (tensor_cores(s) && (!out.dh0 || out.dh0.data != dhT.data)) c.split = split(s, false);
     c.dy = static_cast<const E*>(dy.data);
     c.dhT = static_cast<const float*>(dhT.data);
     c.dx = static_cast<E*>(out.dx.data);
@@ -151,11 +175,12 @@ class CudaHgru2 final : public SeqKernel {
       if (tensor_cores(s)) hgru2::backward_tensor(c, stream_), done = true;
     if (!done) hgru2::backward_plain(c, stream_);
     if (out.dbound)
-      hgru2::add_bound_gradient(static_cast<float*>(out.dbound.data), c.dbound_partial, s.B, s.D,
-                                stream_);
+      hgru2::add_bound_gradient(static_cast<float*>(out.dbound.data), c.dbound_partial,
+                                c.split.segments * s.B, s.D, stream_);
   }
 
   DType dtype_;
+  int sms_ = 0;
   cudaStream_t stream_;
 };
 

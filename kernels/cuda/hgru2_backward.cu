@@ -43,23 +43,7 @@ struct BackwardSmem {
   static constexpr int kKey = kDh + kState;                 // [N][16] bf16: k after
   static constexpr int kPartial = kKey + N * 32;            // [warps][A, D][2][32] float4
   static constexpr int kScores = kPartial + kWarps * 2048;  // [A, D][16][16] bf16
-  static constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt by token
-  static constexpr int kBytes = kDiagonal + 64;
-};
-
-struct BackwardArgs {
-  const __nv_bfloat16* x;
-  const __nv_bfloat16* dy;
-  const float* bound;
-  const uint8_t* reset;
-  const uint4* states;
-  const float* dhT;
-  __nv_bfloat16* dx;
-  float* dh0;
-  float* dbound_partial;
-  int T, D, H;
-  Act output_act, input_act;
-  float query_scale;
+  static constexpr int kBytes = kScores + 1024;
 };
 
 // The tile of dh: rows c of N bf16, 16-byte columns spread by the row.
@@ -85,38 +69,46 @@ __device__ __forceinline__ void store_channels(__nv_bfloat16* out, int stride,
 }
 
 template <int N, bool kSilu>
-__global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const BackwardArgs a) {
+__global__ __launch_bounds__(2 * N,
+                             backward_ctas(N)) void backward_kernel(const Call<__nv_bfloat16> a) {
   using Smem = BackwardSmem<N>;
+  const int T = int(a.T), D = int(a.D);
   constexpr int kThreads = 2 * N, kWarps = N / 16, kColumns = N / 8;
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
   const uint32_t smem = smem_address(smem_bytes);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
-  const int64_t b = blockIdx.x / a.H, head = blockIdx.x % a.H, bh = blockIdx.x;
+  const int chunks = (T + kChunk - 1) / kChunk, part = int(blockIdx.x) - a.split.whole;
+  const bool whole = part < 0 || a.split.segments == 1;
+  const int segment = whole ? 0 : part % a.split.segments;
+  const int64_t bh = whole ? blockIdx.x : a.split.whole + part / a.split.segments;
+  const int64_t b = bh / a.H, head = bh % a.H;
   const int own = 16 * warp;
-  const int chunks = (a.T + kChunk - 1) / kChunk;
+  const int first_chunk = segment * a.split.chunks;
+  const int last_chunk = whole ? chunks - 1 : min(chunks, first_chunk + a.split.chunks) - 1;
 
   // A thread copies one 16-byte column of one token of a sub-chunk, from each part of the inputs.
   const int load_token = tid / kColumns, load_column = tid % kColumns;
-  const __nv_bfloat16* const x = a.x + b * a.T * 3 * a.D + head * N + load_column * 8;
-  const __nv_bfloat16* const dy = a.dy + b * a.T * a.D + head * N + load_column * 8;
+  const __nv_bfloat16* const x = a.x + b * a.T * 3 * D + head * N + load_column * 8;
+  const __nv_bfloat16* const dy = a.dy + b * a.T * D + head * N + load_column * 8;
   const uint32_t load_to = smem + Smem::kRaw + token_tile_offset<N>(load_token, load_column);
   const auto load_x = [&](int chunk, int sub) {  // zeros beyond T; not committed
     const int64_t t = int64_t(chunk) * kChunk + sub * kSub + load_token;
-    const bool valid = t < a.T;
-    const __nv_bfloat16* const from = valid ? x + t * 3 * a.D : x;
+    const bool valid = t < T;
+    const __nv_bfloat16* const from = valid ? x + t * 3 * D : x;
 #pragma unroll
     for (int part = kQ; part <= kV; ++part)
-      cp_async16(load_to + (sub * 4 + part) * Smem::kTile, from + (valid ? part * a.D : 0), valid);
+      cp_async16(load_to + (sub * 4 + part) * Smem::kTile, from + (valid ? part * D : 0), valid);
   };
   const auto load_dy = [&](int chunk, int sub) {
     const int64_t t = int64_t(chunk) * kChunk + sub * kSub + load_token;
-    const bool valid = t < a.T;
-    cp_async16(load_to + (sub * 4 + kDy) * Smem::kTile, valid ? dy + t * a.D : dy, valid);
+    const bool valid = t < T;
+    cp_async16(load_to + (sub * 4 + kDy) * Smem::kTile, valid ? dy + t * D : dy, valid);
   };
   // This thread's part of a saved state into a slot that only this thread reads.
   const uint32_t own_states = smem + Smem::kStates + tid * 16;
   const auto load_state = [&](int chunk, int slot) {
-    const uint4* const src = a.states + (bh * chunks + chunk) * kWarps * kThreads + tid;
+    const uint4* const src =
+        static_cast<const uint4*>(a.states) + (bh * chunks + chunk) * kWarps * kThreads + tid;
 #pragma unroll
     for (int k = 0; k < kWarps; ++k)
       cp_async16(own_states + slot * Smem::kState + k * kThreads * 16, src + k * kThreads, true);
@@ -124,10 +116,10 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
 
 #pragma unroll
   for (int sub = 0; sub < kSubs; ++sub) {
-    load_x(chunks - 1, sub);
-    if (sub > 0) load_dy(chunks - 1, sub);
+    load_x(last_chunk, sub);
+    if (sub > 0) load_dy(last_chunk, sub);
   }
-  load_state(chunks - 1, 2);
+  load_state(last_chunk, 2);
   cp_async_commit();
 
   float bound[2], rest[2];
@@ -137,14 +129,17 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
     rest[r] = 1.0f - bound[r];
   }
   // dh: rows c = own + g (+8), columns v = 8j + 2q (+1)
+  const bool at_end = last_chunk == chunks - 1;
+  const float* const from = at_end ? a.dhT : a.boundaries;
+  const int64_t from_block = at_end ? bh : (bh - a.split.whole) * (a.split.segments - 1) + segment;
   float dh[kColumns][4];
 #pragma unroll
   for (int j = 0; j < kColumns; ++j)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float2 v = make_float2(0.0f, 0.0f);
-      if (a.dhT)
-        v = *reinterpret_cast<const float2*>(a.dhT + (bh * N + own + g + 8 * r) * N + 8 * j +
+      if (from)
+        v = *reinterpret_cast<const float2*>(from + (from_block * N + own + g + 8 * r) * N + 8 * j +
                                              2 * q);
       dh[j][2 * r] = v.x;
       dh[j][2 * r + 1] = v.y;
@@ -158,17 +153,17 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
 
   const auto load_reset = [&](int chunk, int half) -> uint32_t {
     const int t = chunk * kChunk + 32 * half + lane;
-    return a.reset && chunk >= 0 && t < a.T ? a.reset[b * a.T + t] : 0;
+    return a.reset && chunk >= 0 && t < T ? a.reset[b * a.T + t] : 0;
   };
-  uint32_t next_reset[2] = {load_reset(chunks - 1, 0), load_reset(chunks - 1, 1)};
+  uint32_t next_reset[2] = {load_reset(last_chunk, 0), load_reset(last_chunk, 1)};
 
 #pragma unroll 1
-  for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+  for (int chunk = last_chunk; chunk >= first_chunk; --chunk) {
     const int t0 = chunk * kChunk;
     const uint64_t reset = uint64_t(__ballot_sync(0xffffffffu, next_reset[1] != 0)) << 32 |
                            __ballot_sync(0xffffffffu, next_reset[0] != 0);
     const auto tokens_of = [&](int sub) {
-      return Tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, a.T - t0 - kSub * sub};
+      return Tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
     };
     cp_async_wait<0>();
     __syncthreads();
@@ -299,8 +294,6 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
           sum.y += part.y;
         }
         const int t = token_of(r, from >> 2), s = 4 * (from & 3) + 2 * i;
-        if (which == 1 && (t == s || t == s + 1))
-          reinterpret_cast<float*>(smem_bytes + Smem::kDiagonal)[t] = t == s ? sum.x : sum.y;
         bool keep_x = s + which <= t, keep_y = s + 1 + which <= t;
         if (tokens.reset) {
           keep_x = keep_x && tokens.connected(t, s);
@@ -311,6 +304,14 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
                   pack_bf16(keep_x ? sum.x : 0.0f, keep_y ? sum.y : 0.0f));
       }
       stmatrix(smem + Smem::kKey + lane_narrow_store(own, lane), key_b);
+      float diagonal = 0.0f;  // D_tt of token t = lane % 16, in fp32
+      {
+        const int t = lane & 15, tile = (t >> 1) & 1, from = 4 * row_of(t) + (t >> 2);
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w)
+          diagonal += reinterpret_cast<const float*>(smem_bytes + Smem::kPartial + w * 2048 + 1024 +
+                                                     tile * 512)[from * 4 + 2 * tile + (t & 1)];
+      }
 
       // ---- iq, ik, sum_v h dh; bf16(dh) for the other warps
       float iq[2][4] = {}, ik[2][4] = {}, cross[2] = {0.0f, 0.0f};  // [tile][..]: element [r][m]
@@ -352,7 +353,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
         load_state(chunk, 0);
         cp_async_commit();
       }
-      if (chunk > 0) {
+      if (chunk > first_chunk) {
         load_x(chunk - 1, sub);
         if (sub + 1 < kSubs)
           load_dy(chunk - 1, sub + 1);
@@ -362,7 +363,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
       cp_async_commit();
 
       // ---- dv, this warp's value columns
-      __nv_bfloat16* const dx = a.dx + (b * a.T + t0 + kSub * sub) * 3 * a.D + head * N + own;
+      __nv_bfloat16* const dx = a.dx + (b * a.T + t0 + kSub * sub) * 3 * D + head * N + own;
       {
         float dv[2][2][4] = {};
 #pragma unroll
@@ -384,7 +385,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
           if (token < tokens.valid)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-              const int at = (token * 3 + 2) * a.D + 8 * i + 2 * q;
+              const int at = (token * 3 + 2) * D + 8 * i + 2 * q;
               float low = dv[0][i][2 * r] + dv[1][i][2 * r];
               float high = dv[0][i][2 * r + 1] + dv[1][i][2 * r + 1];
               if (a.input_act != Act::identity) {
@@ -410,8 +411,9 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
         ldmatrix_trans(frag, smem + Smem::kScores + 512 + narrow_column);
         mma(gk[0], query_d, frag[0], frag[1]);
         mma(gk[1], query_d, frag[2], frag[3]);
-        const float4 diagonal = reinterpret_cast<const float4*>(smem_bytes + Smem::kDiagonal)[q];
-        const float diag[4] = {diagonal.x, diagonal.y, diagonal.z, diagonal.w};
+        float diag[4];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) diag[m] = __shfl_sync(0xffffffffu, diagonal, 4 * q + m);
         float dxq[2][4], dxf[2][4];
         if (tokens.reset)
 #pragma unroll
@@ -457,8 +459,8 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
             dxf[r][m] = rest[r] * key.open[r][m] * d;
           }
         }
-        store_channels(dx, 3 * a.D, dxq, g, q, tokens.valid);
-        store_channels(dx + a.D, 3 * a.D, dxf, g, q, tokens.valid);
+        store_channels(dx, 3 * D, dxq, g, q, tokens.valid);
+        store_channels(dx + D, 3 * D, dxf, g, q, tokens.valid);
       }
 
       // ---- dh
@@ -477,7 +479,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
     }
   }
 
-  if (a.dh0)
+  if (a.dh0 && first_chunk == 0)
 #pragma unroll
     for (int j = 0; j < kColumns; ++j)
 #pragma unroll
@@ -490,7 +492,12 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 1 : 3) void backward_kernel(const
       float sum = dbound[r];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (q == 0) a.dbound_partial[b * a.D + head * N + own + g + 8 * r] = sum;
+      float* const out = a.dbound_partial + b * D + head * N + own + g + 8 * r;
+      if (q == 0) {
+        out[segment * a.B * D] = sum;
+        if (whole)
+          for (int s = 1; s < a.split.segments; ++s) out[s * a.B * D] = 0.0f;
+      }
     }
 }
 
@@ -499,17 +506,14 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   constexpr int kBytes = BackwardSmem<N>::kBytes;
   const auto kernel = backward_kernel<N, kSilu>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  const BackwardArgs args{
-      c.x,      c.dy,     c.bound,      c.reset,          static_cast<const uint4*>(c.states),
-      c.dhT,    c.dx,     c.dh0,        c.dbound_partial, int(c.T),
-      int(c.D), int(c.H), c.output_act, c.input_act,      c.query_scale};
-  kernel<<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
+  kernel<<<unsigned(c.split.ctas(c.B * c.H)), 2 * N, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
 
 void backward_tensor(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
+  if (c.split.segments > 1) scan_reverse(c, stream);
   const bool silu = c.output_act == Act::silu;
   if (c.n == 128) return silu ? launch<128, true>(c, stream) : launch<128, false>(c, stream);
   silu ? launch<64, true>(c, stream) : launch<64, false>(c, stream);

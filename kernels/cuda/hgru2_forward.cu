@@ -37,49 +37,44 @@ struct ForwardSmem {
   static constexpr int kBytes = kTotal + 2 * N * 4;
 };
 
-struct ForwardArgs {
-  const __nv_bfloat16* x;
-  const float* bound;
-  const uint8_t* reset;
-  const float* h0;
-  uint4* states;
-  __nv_bfloat16* y;
-  float* hT;
-  int T, D, H;
-  Act output_act, input_act;
-  float query_scale;
-};
-
 template <int N, bool kSilu>
-__global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const ForwardArgs a) {
+__global__ __launch_bounds__(2 * N,
+                             forward_ctas(N)) void forward_kernel(const Call<__nv_bfloat16> a) {
   using Smem = ForwardSmem<N>;
+  const int T = int(a.T), D = int(a.D);
   constexpr int kThreads = 2 * N, kWarps = N / 16, kColumns = N / 8;
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
   const uint32_t smem = smem_address(smem_bytes);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
-  const int64_t b = blockIdx.x / a.H, h = blockIdx.x % a.H, bh = blockIdx.x;
+  const int chunks = (T + kChunk - 1) / kChunk, part = int(blockIdx.x) - a.split.whole;
+  const bool whole = part < 0 || a.split.segments == 1;
+  const int segment = whole ? 0 : part % a.split.segments;
+  const int64_t bh = whole ? blockIdx.x : a.split.whole + part / a.split.segments;
+  const int64_t b = bh / a.H, h = bh % a.H;
   const int own = 16 * warp;
-  const int steps = (a.T + kStep - 1) / kStep, chunks = (a.T + kChunk - 1) / kChunk;
+  constexpr int kSteps = kChunk / kStep;  // steps of a chunk
+  const int first_step = segment * a.split.chunks * kSteps;
+  const int steps = min((T + kStep - 1) / kStep, first_step + a.split.chunks * kSteps);
 
   // x of 32 tokens, zeros beyond T: a thread copies one column of one token of each sub-chunk.
   const int load_token = tid / kColumns, load_column = tid % kColumns;
-  const __nv_bfloat16* const x = a.x + b * a.T * 3 * a.D + h * N + load_column * 8;
+  const __nv_bfloat16* const x = a.x + b * a.T * 3 * D + h * N + load_column * 8;
   const uint32_t load_to = smem + Smem::kRaw + token_tile_offset<N>(load_token, load_column);
   const auto load = [&](int step) {
     const uint32_t buffer = load_to + (step & 1) * Smem::kRawBuffer;
     const int64_t t = int64_t(step) * kStep + load_token;
-    const __nv_bfloat16* from = x + t * 3 * a.D;
+    const __nv_bfloat16* from = x + t * 3 * D;
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      const bool valid = t + sub * kSub < a.T;
+      const bool valid = t + sub * kSub < T;
 #pragma unroll
       for (int part = 0; part < 3; ++part)
         cp_async16(buffer + (sub * 3 + part) * Smem::kTile,
-                   valid ? from + (sub * kSub * 3 + part) * int64_t(a.D) : x, valid);
+                   valid ? from + (sub * kSub * 3 + part) * int64_t(D) : x, valid);
     }
     cp_async_commit();
   };
-  load(0);
+  load(first_step);
 
   float bound[2], rest[2];
 #pragma unroll
@@ -88,22 +83,27 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
     rest[r] = 1.0f - bound[r];
   }
   // S^T: rows v = own + g (+8), columns c = 8j + 2q (+1)
+  const float* const from = segment == 0 ? a.h0 : a.boundaries;
+  const int64_t from_block =
+      segment == 0 ? bh : (bh - a.split.whole) * (a.split.segments - 1) + segment - 1;
   float S[kColumns][4];
 #pragma unroll
   for (int j = 0; j < kColumns; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int c = 8 * j + 2 * q + (e & 1), v = own + g + 8 * (e >> 1);
-      S[j][e] = a.h0 ? a.h0[(bh * N + c) * N + v] : 0.0f;
+      S[j][e] = from ? from[(from_block * N + c) * N + v] : 0.0f;
     }
   const uint32_t tile_major = lane_tile_major<N>(lane), column_major = lane_column_major<N>(lane);
   const uint32_t narrow_row = lane_narrow_row_major(lane);
   const uint32_t narrow_column = lane_narrow_column_major(lane);
   const uint32_t narrow_store = lane_narrow_store(own, lane);
-  uint32_t next_reset = a.reset && lane < a.T ? a.reset[b * a.T + lane] : 0;
+  uint32_t next_reset = 0;
+  if (a.reset && first_step * kStep + lane < T)
+    next_reset = a.reset[b * a.T + first_step * kStep + lane];
 
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
+  for (int step = first_step; step < steps; ++step) {
     const uint32_t raw = smem + Smem::kRaw + (step & 1) * Smem::kRawBuffer;
     const int t0 = step * kStep;
     const uint32_t reset = __ballot_sync(0xffffffffu, next_reset != 0);
@@ -111,10 +111,11 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
     __syncthreads();  // x has arrived, and the last step's tiles are no longer read
     if (step + 1 < steps) load(step + 1);
     next_reset = 0;
-    if (a.reset && t0 + kStep + lane < a.T) next_reset = a.reset[b * a.T + t0 + kStep + lane];
+    if (a.reset && t0 + kStep + lane < T) next_reset = a.reset[b * a.T + t0 + kStep + lane];
 
-    if (a.states && step % (kChunk / kStep) == 0) {
-      uint4* const out = a.states + ((bh * chunks + t0 / kChunk) * kWarps + warp) * kThreads + lane;
+    if (a.states && step % kSteps == 0) {
+      uint4* const out = static_cast<uint4*>(a.states) +
+                         ((bh * chunks + t0 / kChunk) * kWarps + warp) * kThreads + lane;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w)
         out[w * 32] = make_uint4(transpose8x8(pack_bf16(S[2 * w][0], S[2 * w][1])),
@@ -131,7 +132,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
         // ---- gates of this warp's 16 channels
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, a.T - t0 - 16 * sub};
+      const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, T - t0 - 16 * sub};
       const uint32_t tile = raw + sub * 3 * Smem::kTile;
       uint32_t xq[4], xf[4], query_b[4], key_b[4], query_d[4], key_d[4];
       ldmatrix_trans(xq, (tile + tile_major) ^ (warp * 32));
@@ -216,14 +217,14 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
       ldmatrix_trans(v, (value + column_major) ^ (warp * 32));
       mma(out[0][0], scores, v[0], v[1]);
       mma(out[1][1], scores, v[2], v[3]);
-      __nv_bfloat16* const y = a.y + ((b * a.T + t0 + 16 * sub) * a.D + h * N + own + 2 * q);
+      __nv_bfloat16* const y = a.y + ((b * a.T + t0 + 16 * sub) * D + h * N + own + 2 * q);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int token = token_of(r, g);
-        if (t0 + 16 * sub + token < a.T)
+        if (t0 + 16 * sub + token < T)
 #pragma unroll
           for (int i = 0; i < 2; ++i)
-            *reinterpret_cast<uint32_t*>(y + int64_t(token) * a.D + 8 * i) = pack_bf16(
+            *reinterpret_cast<uint32_t*>(y + int64_t(token) * D + 8 * i) = pack_bf16(
                 out[0][i][2 * r] + out[1][i][2 * r], out[0][i][2 * r + 1] + out[1][i][2 * r + 1]);
       }
       ldmatrix_trans(v, (value + tile_major) ^ (warp * 32));
@@ -245,7 +246,7 @@ __global__ __launch_bounds__(2 * N, N == 128 ? 2 : 4) void forward_kernel(const 
       }
     }
   }
-  if (a.hT)
+  if (a.hT && steps * kStep >= T)
 #pragma unroll
     for (int j = 0; j < kColumns; ++j)
 #pragma unroll
@@ -260,17 +261,14 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   constexpr int kBytes = ForwardSmem<N>::kBytes;
   const auto kernel = forward_kernel<N, kSilu>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  const ForwardArgs args{
-      c.x,          c.bound,     c.reset,      c.h0,     static_cast<uint4*>(c.states),
-      c.y,          c.hT,        int(c.T),     int(c.D), int(c.H),
-      c.output_act, c.input_act, c.query_scale};
-  kernel<<<unsigned(c.B * c.H), 2 * N, kBytes, stream>>>(args);
+  kernel<<<unsigned(c.split.ctas(c.B * c.H)), 2 * N, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
 
 void forward_tensor(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
+  if (c.split.segments > 1) scan_forward(c, stream);
   const bool silu = c.output_act == Act::silu;
   if (c.n == 128) return silu ? launch<128, true>(c, stream) : launch<128, false>(c, stream);
   silu ? launch<64, true>(c, stream) : launch<64, false>(c, stream);

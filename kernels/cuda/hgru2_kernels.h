@@ -3,11 +3,32 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "ops/seq_kernel.h"
 
 namespace hgrn::hgru2 {
+
+// How a launch lays heads over the card: the first `whole` heads one CTA each, the rest split into
+// segments of `chunks` chunks of 64 tokens, one CTA each. segments == 1: all heads are whole.
+constexpr int kMaxSegments = 16;
+struct Split {
+  int whole = 0, segments = 1, chunks = 0;
+  int64_t split_heads(int64_t heads) const { return segments > 1 ? heads - whole : 0; }
+  int64_t boundaries(int64_t heads) const { return split_heads(heads) * (segments - 1); }
+  int64_t ctas(int64_t heads) const { return heads - split_heads(heads) * (1 - segments); }
+};
+// slots: CTAs that fit the card at once.
+Split plan_split(int64_t heads, int64_t T, int64_t slots);
+
+// CTAs an SM holds of the tensor-core kernels, as their __launch_bounds__ and shared memory say.
+constexpr int forward_ctas(int n) {
+  return n == 128 ? 2 : 4;
+}
+constexpr int backward_ctas(int n) {
+  return n == 128 ? 1 : 3;
+}
 
 // All pointers are device memory; null = absent. E = element type of the activations.
 template <class E>
@@ -21,6 +42,8 @@ struct Call {
   const uint8_t* reset;  // (B,T)
   const float* h0;       // (B,H,n,n)
   void* states;          // saved states, one a 64 tokens
+  Split split;           // tensor cores only
+  float* boundaries;     // (split.boundaries(), n, n), scratch
   // forward
   E* y;       // (B,T,D)
   float* hT;  // (B,H,n,n)
@@ -29,7 +52,7 @@ struct Call {
   const float* dhT;       // (B,H,n,n)
   E* dx;                  // (B,T,3D)
   float* dh0;             // (B,H,n,n)
-  float* dbound_partial;  // (B,D), null = dbound is not wanted
+  float* dbound_partial;  // (segments,B,D), null = dbound is not wanted
 };
 
 // Tensor cores, bf16, n = 64 or 128. states: (B,H,ceil(T/64)) blocks of n*n bf16 in the order of
@@ -37,14 +60,18 @@ struct Call {
 void forward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 
+// Fill boundaries, before a forward or backward with split heads.
+void scan_forward(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+void scan_reverse(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+
 // Plain recurrences, fp32 or bf16, n = 1..256. states: (B,H,ceil(T/64),n,n) fp32.
 template <class E>
 void forward_plain(const Call<E>& call, cudaStream_t stream);
 template <class E>
 void backward_plain(const Call<E>& call, cudaStream_t stream);
 
-// dbound[d] += sum over b of partial[b][d], in the order of b.
-void add_bound_gradient(float* dbound, const float* partial, int64_t B, int64_t D,
+// dbound[d] += sum over rows of partial[row][d], in the order of the rows.
+void add_bound_gradient(float* dbound, const float* partial, int64_t rows, int64_t D,
                         cudaStream_t stream);
 
 }  // namespace hgrn::hgru2
