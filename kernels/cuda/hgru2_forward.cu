@@ -54,7 +54,8 @@ __global__ __launch_bounds__(2 * N,
   const int own = 16 * warp;
   constexpr int kSteps = kChunk / kStep;  // steps of a chunk
   const int first_step = segment * a.split.chunks * kSteps;
-  const int steps = min((T + kStep - 1) / kStep, first_step + a.split.chunks * kSteps);
+  const int all_steps = (T + kStep - 1) / kStep;
+  const int steps = whole ? all_steps : min(all_steps, first_step + a.split.chunks * kSteps);
 
   // x of 32 tokens, zeros beyond T: a thread copies one column of one token of each sub-chunk.
   const int load_token = tid / kColumns, load_column = tid % kColumns;
