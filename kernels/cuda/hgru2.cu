@@ -38,7 +38,7 @@ class CudaHgru2 final : public SeqKernel {
         std::max({int64_t(1), forward.boundaries(heads), backward.boundaries(heads)});
     return {{"hgru2.states", {s.B, s.H(), chunks, s.n, s.n}, DType::bf16},
             {"hgru2.dbound_partial", {backward.segments, s.B, s.D}, DType::f32},
-            {"hgru2.boundaries", {most, s.n, s.n}, DType::f32}};
+            {"hgru2.boundaries", {most, s.n + 1, s.n}, DType::f32}};
   }
 
   void forward(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor hT, const SeqInputs& in,
@@ -91,7 +91,8 @@ class CudaHgru2 final : public SeqKernel {
 
   // Without memory for the boundaries (no saved tensors) every head is whole.
   Split split(const SeqShape& s, bool forward) const {
-    const int ctas = forward ? hgru2::forward_ctas(int(s.n)) : hgru2::backward_ctas(int(s.n));
+    // Forward: segments join the whole heads as the second CTA of an SM instead of waiting.
+    const int ctas = forward ? 1 : hgru2::backward_ctas(int(s.n));
     return hgru2::plan_split(s.B * s.H(), s.T, int64_t(sms_) * ctas);
   }
 

@@ -129,21 +129,33 @@ __global__ __launch_bounds__(2 * N,
     rest[r] = 1.0f - bound[r];
   }
   // dh: rows c = own + g (+8), columns v = 8j + 2q (+1)
-  const bool at_end = last_chunk == chunks - 1;
-  const float* const from = at_end ? a.dhT : a.boundaries;
-  const int64_t from_block = at_end ? bh : (bh - a.split.whole) * (a.split.segments - 1) + segment;
   float dh[kColumns][4];
+  const auto state_at = [&](int j, int r) { return (own + g + 8 * r) * N + 8 * j + 2 * q; };
+  const float* const from = last_chunk == chunks - 1 ? a.dhT : nullptr;
 #pragma unroll
   for (int j = 0; j < kColumns; ++j)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float2 v = make_float2(0.0f, 0.0f);
-      if (from)
-        v = *reinterpret_cast<const float2*>(from + (from_block * N + own + g + 8 * r) * N + 8 * j +
-                                             2 * q);
+      if (from) v = *reinterpret_cast<const float2*>(from + bh * N * N + state_at(j, r));
       dh[j][2 * r] = v.x;
       dh[j][2 * r + 1] = v.y;
     }
+#pragma unroll 1
+  for (int behind = whole ? 0 : a.split.segments - 1; behind > segment; --behind) {
+    const float* const in =
+        a.boundaries + ((bh - a.split.whole) * (a.split.segments - 1) + behind - 1) * (N + 1) * N;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float decay = in[N * N + own + g + 8 * r];  // hgru2_scan.cu
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const float2 v = *reinterpret_cast<const float2*>(in + state_at(j, r));
+        dh[j][2 * r] = fmaf(decay, dh[j][2 * r], v.x);
+        dh[j][2 * r + 1] = fmaf(decay, dh[j][2 * r + 1], v.y);
+      }
+    }
+  }
   float dbound[2] = {0.0f, 0.0f};
   const uint32_t tile_major = lane_tile_major<N>(lane), column_major = lane_column_major<N>(lane);
   const uint32_t narrow_row = lane_narrow_row_major(lane);
@@ -484,7 +496,7 @@ __global__ __launch_bounds__(2 * N,
     for (int j = 0; j < kColumns; ++j)
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        *reinterpret_cast<float2*>(a.dh0 + (bh * N + own + g + 8 * r) * N + 8 * j + 2 * q) =
+        *reinterpret_cast<float2*>(a.dh0 + bh * N * N + state_at(j, r)) =
             make_float2(dh[j][2 * r], dh[j][2 * r + 1]);
   if (a.dbound_partial)
 #pragma unroll

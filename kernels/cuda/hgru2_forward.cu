@@ -84,17 +84,25 @@ __global__ __launch_bounds__(2 * N,
     rest[r] = 1.0f - bound[r];
   }
   // S^T: rows v = own + g (+8), columns c = 8j + 2q (+1)
-  const float* const from = segment == 0 ? a.h0 : a.boundaries;
-  const int64_t from_block =
-      segment == 0 ? bh : (bh - a.split.whole) * (a.split.segments - 1) + segment - 1;
   float S[kColumns][4];
+  const auto state_at = [&](int j, int e) {
+    return (8 * j + 2 * q + (e & 1)) * N + own + g + 8 * (e >> 1);
+  };
 #pragma unroll
   for (int j = 0; j < kColumns; ++j)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int c = 8 * j + 2 * q + (e & 1), v = own + g + 8 * (e >> 1);
-      S[j][e] = from ? from[(from_block * N + c) * N + v] : 0.0f;
-    }
+    for (int e = 0; e < 4; ++e)
+      S[j][e] = segment == 0 && a.h0 ? a.h0[bh * N * N + state_at(j, e)] : 0.0f;
+#pragma unroll 1
+  for (int before = 0; before < segment; ++before) {  // hgru2_scan.cu
+    const float* const in =
+        a.boundaries + ((bh - a.split.whole) * (a.split.segments - 1) + before) * (N + 1) * N;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        S[j][e] = fmaf(in[N * N + 8 * j + 2 * q + (e & 1)], S[j][e], in[state_at(j, e)]);
+  }
   const uint32_t tile_major = lane_tile_major<N>(lane), column_major = lane_column_major<N>(lane);
   const uint32_t narrow_row = lane_narrow_row_major(lane);
   const uint32_t narrow_column = lane_narrow_column_major(lane);
@@ -251,10 +259,7 @@ __global__ __launch_bounds__(2 * N,
 #pragma unroll
     for (int j = 0; j < kColumns; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int c = 8 * j + 2 * q + (e & 1), v = own + g + 8 * (e >> 1);
-        a.hT[(bh * N + c) * N + v] = S[j][e];
-      }
+      for (int e = 0; e < 4; ++e) a.hT[bh * N * N + state_at(j, e)] = S[j][e];
 }
 
 template <int N, bool kSilu>

@@ -19,7 +19,7 @@ struct Split {
   int64_t boundaries(int64_t heads) const { return split_heads(heads) * (segments - 1); }
   int64_t ctas(int64_t heads) const { return heads - split_heads(heads) * (1 - segments); }
 };
-// slots: CTAs that fit the card at once.
+// slots: CTAs of a wave.
 Split plan_split(int64_t heads, int64_t T, int64_t slots);
 
 // CTAs an SM holds of the tensor-core kernels, as their __launch_bounds__ and shared memory say.
@@ -43,7 +43,7 @@ struct Call {
   const float* h0;       // (B,H,n,n)
   void* states;          // saved states, one a 64 tokens
   Split split;           // tensor cores only
-  float* boundaries;     // (split.boundaries(), n, n), scratch
+  float* boundaries;     // (split.boundaries(), n+1, n), scratch: hgru2_scan.cu
   // forward
   E* y;       // (B,T,D)
   float* hT;  // (B,H,n,n)

@@ -1,17 +1,22 @@
-// The states at segment boundaries, for splitting few long sequences over many SMs.
+// What each segment adds to the state, for splitting few long sequences over many SMs.
 //
 // The tensor-core kernels walk one head from end to end on one CTA. Heads beyond a whole number of
 // waves are split into segments of whole chunks that run side by side (Split, hgru2_kernels.h);
-// each needs the state, or in backward its gradient, where it starts. This kernel walks ahead with
-// the recurrence of the state alone, about a sixth of the work:
+// each needs the state, or in backward its gradient, where it starts. This kernel runs the
+// recurrence of the state alone over every segment that another one follows, each from zero (the
+// first one from h0, in reverse the last one from dhT):
 //
 //   forward:  h = diag(total) h + (k after)^T v      reverse:  dh = diag(total) dh + (q before)^T
 //   dy
 //
-// One CTA a split head, n/16 warps; warp w owns the rows c = 16w..16w+15, as in hgru2_backward.cu.
-// boundaries (heads, segments-1, n, n) fp32: the state before segment s+1 (forward), the gradient
-// of the state after segment s (reverse). Twin: none (the CPU kernel needs no split)   Test:
-// tools/hgru2_check.cu
+// and writes the state it ends with and the product of its decays. The main kernels then start a
+// segment from a few of these: state = diag(decay_j) state + state_j, over the segments j before it
+// (reverse: behind it). A sum of few terms in a fixed order.
+//
+// One CTA a segment, n/16 warps; warp w owns the rows c = 16w..16w+15, as in hgru2_backward.cu.
+// boundaries (split heads, segments-1, n+1, n) fp32: n rows of state, then the decays; entry j is
+// segment j (reverse: j+1).
+// Twin: none (the CPU kernel needs no split)   Test: tools/hgru2_check.cu
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_gates.cuh"
 #include "cuda/hgru2_kernels.h"
@@ -36,11 +41,13 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
   const uint32_t smem = smem_address(smem_bytes);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
-  const int64_t bh = a.split.whole + blockIdx.x, b = bh / a.H, head = bh % a.H;
+  const int edges = a.split.segments - 1, entry = int(blockIdx.x) % edges;
+  const int64_t bh = a.split.whole + blockIdx.x / edges, b = bh / a.H, head = bh % a.H;
   const int own = 16 * warp, T = int(a.T), D = int(a.D);
-  const int chunks = (T + kChunk - 1) / kChunk, per_segment = a.split.chunks;
-  const int count = kReverse ? chunks - per_segment : (a.split.segments - 1) * per_segment;
-  const auto chunk_at = [&](int i) { return kReverse ? chunks - 1 - i : i; };
+  const int chunks = (T + kChunk - 1) / kChunk, segment = kReverse ? entry + 1 : entry;
+  const int first_chunk = segment * a.split.chunks;
+  const int end_chunk = min(chunks, first_chunk + a.split.chunks), count = end_chunk - first_chunk;
+  const auto chunk_at = [&](int i) { return kReverse ? end_chunk - 1 - i : first_chunk + i; };
 
   const int load_token = tid / kColumns, load_column = tid % kColumns;
   const __nv_bfloat16* const x = a.x + b * a.T * 3 * D + head * N + load_column * 8;
@@ -72,16 +79,16 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
     rest[r] = 1.0f - bound[r];
   }
   float state[kColumns][4];  // rows c = own + g (+8), columns v = 8j + 2q (+1)
-  const float* const first = kReverse ? a.dhT : a.h0;
-  const auto state_at = [&](int64_t block, int j, int r) {
-    return (block * N + own + g + 8 * r) * N + 8 * j + 2 * q;
-  };
+  const float* first = nullptr;
+  if (kReverse ? segment == edges : segment == 0) first = kReverse ? a.dhT : a.h0;
+  float decay_product[2] = {1.0f, 1.0f};
+  const auto state_at = [&](int j, int r) { return (own + g + 8 * r) * N + 8 * j + 2 * q; };
 #pragma unroll
   for (int j = 0; j < kColumns; ++j)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float2 v = make_float2(0.0f, 0.0f);
-      if (first) v = *reinterpret_cast<const float2*>(first + state_at(bh, j, r));
+      if (first) v = *reinterpret_cast<const float2*>(first + bh * N * N + state_at(j, r));
       state[j][2 * r] = v.x;
       state[j][2 * r + 1] = v.y;
     }
@@ -142,6 +149,8 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
         cut_after(value, q, tokens);
         pack(factor, value);
       }
+      decay_product[0] *= total[0];
+      decay_product[1] *= total[1];
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) {
         uint32_t frag[4];
@@ -154,17 +163,17 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
         }
       }
     }
-    const int edge = kReverse ? chunk : chunk + 1;  // a boundary lies before this chunk
-    if (edge % per_segment == 0) {
-      const int64_t block = int64_t(blockIdx.x) * (a.split.segments - 1) + edge / per_segment - 1;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j)
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          *reinterpret_cast<float2*>(a.boundaries + state_at(block, j, r)) =
-              make_float2(state[j][2 * r], state[j][2 * r + 1]);
-    }
   }
+  float* const out = a.boundaries + int64_t(blockIdx.x) * (N + 1) * N;
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      *reinterpret_cast<float2*>(out + state_at(j, r)) =
+          make_float2(state[j][2 * r], state[j][2 * r + 1]);
+  if (q == 0)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) out[N * N + own + g + 8 * r] = decay_product[r];
 }
 
 template <int N, bool kReverse>
@@ -172,7 +181,7 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   constexpr int kBytes = ScanSmem<N, kReverse>::kBytes;
   const auto kernel = scan_kernel<N, kReverse>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<unsigned(c.B * c.H - c.split.whole), 2 * N, kBytes, stream>>>(c);
+  kernel<<<unsigned(c.split.boundaries(c.B * c.H)), 2 * N, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
 }
 
