@@ -193,6 +193,26 @@ __global__ __launch_bounds__(2 * N,
 
     // ---- h before the sub-chunks 1, 2, 3 into slots 0, 1, 2; the saved one waits in slot 2
     {
+      uint32_t key_b[kSubs - 1][4];
+      float total[kSubs - 1][2];
+      // All gates first: their latencies overlap, where the products below are a chain.
+#pragma unroll
+      for (int sub = 0; sub < kSubs - 1; ++sub) {
+        const Tokens tokens = tokens_of(sub);
+        uint32_t raw[4];
+        ldmatrix_trans(
+            raw, (smem + Smem::kRaw + (sub * 4 + kF) * Smem::kTile + tile_major) ^ (warp * 32));
+        KeyGates key;
+        key_gates(key, raw, bound, rest, q, tokens);
+        float k_after[2][4];
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int m = 0; m < 4; ++m) k_after[r][m] = rest[r] * key.close[r][m];
+        scale_after(k_after, total[sub], key.f, q, tokens);
+        cut_after(k_after, q, tokens);
+        pack(key_b[sub], k_after);
+      }
       float h[kColumns][4];
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) {
@@ -202,31 +222,19 @@ __global__ __launch_bounds__(2 * N,
         h[2 * k + 1][0] = low_bf16(v.z), h[2 * k + 1][1] = high_bf16(v.z);
         h[2 * k + 1][2] = low_bf16(v.w), h[2 * k + 1][3] = high_bf16(v.w);
       }
-#pragma unroll 1
+#pragma unroll
       for (int sub = 0; sub < kSubs - 1; ++sub) {
-        const Tokens tokens = tokens_of(sub);
-        const uint32_t tile = smem + Smem::kRaw + sub * 4 * Smem::kTile;
-        uint32_t raw[4], key_b[4];
-        ldmatrix_trans(raw, (tile + kF * Smem::kTile + tile_major) ^ (warp * 32));
-        KeyGates key;
-        key_gates(key, raw, bound, rest, q, tokens);
-        float k_after[2][4], total[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) k_after[r][m] = rest[r] * key.close[r][m];
-        scale_after(k_after, total, key.f, q, tokens);
-        cut_after(k_after, q, tokens);
-        pack(key_b, k_after);
+        const uint32_t value = smem + Smem::kRaw + (sub * 4 + kV) * Smem::kTile;
 #pragma unroll
         for (int k = 0; k < kWarps; ++k) {
           uint32_t v[4];
-          ldmatrix_trans(v, (tile + kV * Smem::kTile + column_major) ^ (k * 32));
+          ldmatrix_trans(v, (value + column_major) ^ (k * 32));
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             float(&s)[4] = h[2 * k + i];
-            s[0] *= total[0], s[1] *= total[0], s[2] *= total[1], s[3] *= total[1];
-            mma(s, key_b, v[2 * i], v[2 * i + 1]);
+            s[0] *= total[sub][0], s[1] *= total[sub][0];
+            s[2] *= total[sub][1], s[3] *= total[sub][1];
+            mma(s, key_b[sub], v[2 * i], v[2 * i + 1]);
           }
         }
         // Apart from the products: stores between them would hold back the next loads.

@@ -27,7 +27,7 @@ constexpr int forward_ctas(int n) {
   return n == 128 ? 2 : 4;
 }
 constexpr int backward_ctas(int n) {
-  return n == 128 ? 1 : 3;
+  return n == 128 ? 1 : 2;
 }
 
 // All pointers are device memory; null = absent. E = element type of the activations.
