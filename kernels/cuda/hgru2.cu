@@ -20,6 +20,8 @@ class CudaHgru2 final : public SeqKernel {
     int device = 0;
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&sms_, cudaDevAttrMultiProcessorCount, device));
+    CUDA_CHECK(
+        cudaDeviceGetAttribute(&smem_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   }
 
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
@@ -85,8 +87,10 @@ class CudaHgru2 final : public SeqKernel {
   }
 
  private:
+  // n = 128 needs the shared memory of sm_90; an sm_80 card runs it with the plain kernels.
   bool tensor_cores(const SeqShape& s) const {
-    return dtype_ == DType::bf16 && (s.n == 64 || s.n == 128);
+    return dtype_ == DType::bf16 && (s.n == 64 || s.n == 128) &&
+           hgru2::tensor_smem_bytes(int(s.n)) <= smem_limit_;
   }
 
   // Without memory for the boundaries (no saved tensors) every head is whole.
@@ -181,7 +185,7 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   DType dtype_;
-  int sms_ = 0;
+  int sms_ = 0, smem_limit_ = 0;
   cudaStream_t stream_;
 };
 

@@ -532,6 +532,10 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 
 }  // namespace
 
+int tensor_smem_bytes(int n) {
+  return n == 128 ? BackwardSmem<128>::kBytes : BackwardSmem<64>::kBytes;
+}
+
 void backward_tensor(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   if (c.split.segments > 1) scan_reverse(c, stream);
   const bool silu = c.output_act == Act::silu;

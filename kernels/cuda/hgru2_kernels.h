@@ -57,6 +57,7 @@ struct Call {
 
 // Tensor cores, bf16, n = 64 or 128. states: (B,H,ceil(T/64)) blocks of n*n bf16 in the order of
 // the backward kernel's fragments.
+int tensor_smem_bytes(int n);  // shared memory a block of the largest of them needs
 void forward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 

@@ -306,8 +306,16 @@ void value_pass(const Call<E>& c, cudaStream_t stream) {
 
 template <class E, int kColumns>
 void launch_key(const Call<E>& c, cudaStream_t stream) {
-  constexpr int kMaxWarps = kColumns > 4 ? 4 : 8;  // shared memory holds no more at n > 128
-  const int warps = c.n < kMaxWarps ? c.n : kMaxWarps, bytes = key_smem_bytes<kColumns>(warps);
+  int device = 0, limit = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  int warps = std::min(c.n, 8);
+  while (warps > 1 && key_smem_bytes<kColumns>(warps) > limit) warps /= 2;
+  const int bytes = key_smem_bytes<kColumns>(warps);
+  check(bytes <= limit,
+        "hgru2 backward with n={} needs {} bytes of shared memory a block, this GPU has {}; set a "
+        "smaller model.expand_ratio",
+        c.n, bytes, limit);
   const auto kernel = key_kernel<E, kColumns>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   kernel<<<dim3(unsigned(c.B * c.H), unsigned((c.n + warps - 1) / warps)), 32 * warps, bytes,
