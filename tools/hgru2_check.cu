@@ -6,8 +6,9 @@
 //   ./hgru2_check [accuracy] [time] [small]     default: accuracy and time
 //
 // accuracy: every gate regime, T, head size, with and without h0, dhT and resets; a table of rms
-// errors over the rms of the reference, and the same call twice bit for bit. time: medians of 30
-// launches. small: a few tiny shapes, for compute-sanitizer. Exits 1 if a bar is missed.
+// errors over the rms of the reference, the same call twice bit for bit, and step() over the same
+// tokens. time: medians of 30 launches. small: a few tiny shapes, for compute-sanitizer.
+// Exits 1 if a bar is missed.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -268,6 +269,37 @@ void run_gpu(const Case& c, const Data& d, Results& out) {
   if (c.states) out[5] = hT.get(), out[6] = dh0.get();
 }
 
+// The same tokens one by one through step(): y and the final state.
+void run_steps(const Case& c, const Data& d, Results& out) {
+  const SeqShape& s = c.shape;
+  const SeqShape one{s.B, 1, s.D, s.n};
+  const auto kernel = make_cuda_hgru2(c.dtype, nullptr);
+  Buffer x(c.dtype, {s.B, 3 * s.D}), y(c.dtype, {s.B, s.D}), bound(DType::f32, {s.D});
+  Buffer h(DType::f32, kernel->state_shape(one)), reset(DType::u8, {s.B});
+  bound.put(d.bound);
+  h.put(d.h0);
+  out[0].resize(s.N() * s.D);
+  std::vector<float> row(s.B * 3 * s.D);
+  std::vector<uint8_t> cut(s.B);
+  SeqInputs in;
+  in.x = x.t;
+  if (c.regime.bound > 0) in.bound = bound.t;
+  if (c.reset > 0) in.reset = reset.t;
+  for (int64_t t = 0; t < s.T; ++t) {
+    for (int64_t b = 0; b < s.B; ++b) {
+      std::copy_n(d.x.begin() + (b * s.T + t) * 3 * s.D, 3 * s.D, row.begin() + b * 3 * s.D);
+      if (c.reset > 0) cut[b] = d.reset[b * s.T + t];
+    }
+    x.put(row);
+    CUDA_CHECK(cudaMemcpy(reset.t.data, cut.data(), cut.size(), cudaMemcpyHostToDevice));
+    kernel->step(one, c.options, y.t, h.t, in);
+    const std::vector<double> got = y.get();
+    for (int64_t b = 0; b < s.B; ++b)
+      std::copy_n(got.begin() + b * s.D, s.D, out[0].begin() + (b * s.T + t) * s.D);
+  }
+  out[5] = h.get();
+}
+
 // The tensor-core kernels clamp gates at e^-8. Where all of dh0 has passed through smaller gates,
 // that shows as an absolute error of e^-8 of the gradient before the gate: `ungated`, allowed for.
 double relative_error(const std::vector<double>& a, const std::vector<double>& ref,
@@ -362,6 +394,15 @@ int accuracy(const std::vector<Case>& cases) {
           std::memcmp(out[o].data(), again[o].data(), out[o].size() * sizeof(double)) != 0) {
         std::printf(" %s DIFFERS BETWEEN RUNS", kNames[o]);
         pass = false;
+      }
+    }
+    if (c.states && s.T <= 200 && s.B * s.H() <= 16) {
+      Results steps;
+      run_steps(c, data[i], steps);
+      for (int o : {0, 5}) {
+        const double e = relative_error(steps[o], reference[i][o], {}, 1);
+        std::printf(" step %s %.1e", kNames[o], e);
+        pass = pass && e <= bar(c, o);
       }
     }
     std::printf(" %s\n", pass ? "ok" : "FAIL");

@@ -16,12 +16,12 @@
 // both tokens behind r cancels to fp32 rounding; a dg from separately rounded q dq - k dk is up to
 // ten times less accurate, and dbound, a long sum of it, up to a thousand times.
 //
-// One CTA a (b,h), n/16 warps, one pass from the last chunk of 64 tokens to the first. Per chunk,
-// h is advanced from the saved state through the first three sub-chunks and kept in shared memory;
-// then the sub-chunks are done from last to first. Warp w owns the channels c = 16w..16w+15: their
-// gates, dh[c][:] in fp32 registers, dq, dk, dg; for dv it owns the value columns 16w..16w+15, and
-// the warps exchange bf16(dh) and the k tile through shared memory.
-// Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
+// One CTA a (b,h), or a segment of one (hgru2_scan.cu), n/16 warps, one pass from the last chunk of
+// 64 tokens to the first. Per chunk, h is advanced from the saved state through the first three
+// sub-chunks and kept in shared memory; then the sub-chunks are done from last to first. Warp w
+// owns the channels c = 16w..16w+15: their gates, dh[c][:] in fp32 registers, dq, dk, dg; for dv it
+// owns the value columns 16w..16w+15, and the warps exchange bf16(dh) and the k tile through shared
+// memory. Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_gates.cuh"
 #include "cuda/hgru2_kernels.h"

@@ -3,7 +3,8 @@
 //   h_t = diag(f_t) h_{t-1} + k_t (x) v_t      y_t = q_t^T h_t      gates: hgru2_gates.cuh
 //
 // x (B,T,3D) = [q|f|i], y (B,T,D), h (B,H,n,n): rows are key channels c, columns value channels v.
-// One CTA a (b,h), n/16 warps, sequential over sub-chunks of 16 tokens. With S = h before the
+// One CTA a (b,h), or a segment of one (hgru2_scan.cu), n/16 warps, sequential over sub-chunks of
+// 16 tokens. With S = h before the
 // sub-chunk and the decay products of hgru2_gates.cuh,
 //
 //   y = (q before) bf16(S) + A v       A[t][s] = sum_c (q mid)[t][c] (k / mid)[s][c], s <= t
