@@ -183,7 +183,7 @@ SeqKernel& CudaOps::seq(std::string_view name) {
         "the CUDA backend has no sequence kernel \"{}\"; it has: hgru2", name);
   const auto known = seq_.find(name);
   if (known != seq_.end()) return *known->second;
-  return *seq_.emplace(std::string(name), make_cuda_hgru2(stream_)).first->second;
+  return *seq_.emplace(std::string(name), make_cuda_hgru2(act_dtype(), stream_)).first->second;
 }
 
 std::unique_ptr<Ops> make_cuda_ops(DType act_dtype, int local_rank) {

@@ -1,0 +1,278 @@
+// HGRU2's gates and decay products for the tensor-core kernels, in registers.
+//
+//   f = bound + (1-bound) sigmoid(xf)    k = (1-bound) sigmoid(-xf)    q = scale * act(xq)
+//
+// A warp owns 16 channels and works on sub-chunks of 16 tokens. A thread (lane = 4g+q) holds the
+// channels g and g+8 (index r = 0, 1) at the four tokens 4q..4q+3 (index m): 8 elements. No log and
+// no exp beyond the sigmoids: decays enter as running products of f inside the sub-chunk,
+//
+//   before[t] = f_0 ... f_t        after[s] = f_{s+1} ... f_15        total = f_0 ... f_15
+//   mid[t]    = f_8 ... f_t for t >= 8, 1/(f_{t+1} ... f_7) for t < 8,
+//
+// so that before and after are <= 1 and serve every product with a state, and mid[t]/mid[s], the
+// decay between two tokens of the sub-chunk, splits into two factors that cannot overflow: at most
+// eight steps, each clamped to f >= e^-8. The clamp changes no result by more than rounding.
+//
+// Positions. Column j = 8i+2q+p of an MMA tile holds token 4q+2i+p, so that a thread's four tokens
+// are neighbours and a scan over the sub-chunk needs one exchange between four lanes. Every shared
+// memory tile keeps rows in token order; ldmatrix takes row addresses in position order.
+#pragma once
+#include "cuda/mma.cuh"
+#include "ops/seq_kernel.h"
+
+namespace hgrn::hgru2 {
+
+constexpr int kSub = 16;    // tokens of a sub-chunk
+constexpr int kChunk = 64;  // tokens between two saved states
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kMinForget = 3.3546263e-4f;  // e^-8
+
+// Token of row `row` (0..7) of tile i (0, 1).
+__device__ __forceinline__ int token_of(int i, int row) {
+  return 4 * (row >> 1) + 2 * i + (row & 1);
+}
+// Its inverse, without the tile: also the XOR key that spreads a tile's 16-byte columns over the
+// banks, since the eight rows that one ldmatrix reads have eight different keys.
+__device__ __forceinline__ int row_of(int token) {
+  return 2 * (token >> 2) + (token & 1);
+}
+
+// A tile [16 tokens][N] of bf16 as cp.async fills it.
+template <int N>
+__device__ __forceinline__ uint32_t token_tile_offset(int token, int column16) {
+  return uint32_t(token * N * 2 + ((column16 ^ row_of(token)) << 4));
+}
+// Lane addresses for ldmatrix in a token tile; 16-column step kk is at (offset ^ kk * 32).
+//   tile_major:   blocks (tile 0, left), (tile 0, right), (tile 1, left), (tile 1, right)
+//   column_major: blocks (tile 0, left), (tile 1, left), (tile 0, right), (tile 1, right)
+template <int N>
+__device__ __forceinline__ uint32_t lane_tile_major(int lane) {
+  return token_tile_offset<N>(token_of(lane >> 4, lane & 7), (lane >> 3) & 1);
+}
+template <int N>
+__device__ __forceinline__ uint32_t lane_column_major(int lane) {
+  return token_tile_offset<N>(token_of((lane >> 3) & 1, lane & 7), lane >> 4);
+}
+
+// A tile of rows of 16 bf16 (32 bytes): [channels][16 positions] or [16 positions][16 positions].
+__device__ __forceinline__ uint32_t narrow_offset(int row, int half) {
+  return uint32_t(row * 32 + ((half ^ ((row >> 2) & 1)) << 4));
+}
+// Blocks (rows 0-7, left), (rows 0-7, right), (rows 8-15, left), (rows 8-15, right).
+__device__ __forceinline__ uint32_t lane_narrow_row_major(int lane) {
+  return narrow_offset((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
+}
+// Blocks (rows 0-7, left), (rows 8-15, left), (rows 0-7, right), (rows 8-15, right).
+__device__ __forceinline__ uint32_t lane_narrow_column_major(int lane) {
+  return narrow_offset((lane & 7) + (((lane >> 3) & 1) << 3), lane >> 4);
+}
+
+// A sub-chunk's tokens: bit t of `reset` = the state is zeroed before token t; tokens from `valid`
+// on lie beyond the row's end and must change nothing.
+struct Tokens {
+  uint32_t reset;
+  int valid;
+  __device__ __forceinline__ bool cut_before_or_at(int t) const {
+    return (reset & ((2u << t) - 1u)) != 0;
+  }
+  __device__ __forceinline__ bool cut_after(int t) const { return (reset >> (t + 1)) != 0; }
+  // s <= t in the same segment
+  __device__ __forceinline__ bool connected(int t, int s) const {
+    return s <= t && ((reset >> (s + 1)) & ((1u << (t - s)) - 1u)) == 0;
+  }
+};
+
+__device__ __forceinline__ float element(const uint32_t (&raw)[4], int r, int m) {
+  const uint32_t v = raw[r + 2 * (m >> 1)];
+  return (m & 1) ? high_bf16(v) : low_bf16(v);
+}
+
+// The key side: everything that depends on xf.
+struct KeyGates {
+  float open[2][4];   // sigmoid(xf)
+  float close[2][4];  // sigmoid(-xf), exact for xf -> infinity
+  float f[2][4];
+};
+
+// x: ldmatrix_trans, tile_major, of the xf tile at this warp's 16 channels. rest = 1 - bound.
+__device__ __forceinline__ void key_gates(KeyGates& o, const uint32_t (&x)[4],
+                                          const float (&bound)[2], const float (&rest)[2], int q,
+                                          const Tokens& tokens) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const float e = exp2_approx(fminf(-kLog2e * element(x, r, m), 80.0f * kLog2e));
+      const float s = rcp_approx(1.0f + e);
+      o.open[r][m] = s;
+      o.close[r][m] = e * s;
+      o.f[r][m] = fmaxf(fmaf(rest[r], s, bound[r]), kMinForget);
+    }
+  if (tokens.valid < kSub)
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+        if (4 * q + m >= tokens.valid) o.close[r][m] = 0.0f, o.f[r][m] = 1.0f;
+}
+
+// The products over the four lanes of a channel.
+struct Exchange {
+  float lane[4];
+  __device__ __forceinline__ explicit Exchange(float own) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) lane[j] = __shfl_sync(0xffffffffu, own, j, 4);
+  }
+  __device__ __forceinline__ float product_before(int q) const {
+    return (q > 0 ? lane[0] : 1.0f) * (q > 1 ? lane[1] : 1.0f) * (q > 2 ? lane[2] : 1.0f);
+  }
+  __device__ __forceinline__ float product_after(int q) const {
+    return (q < 3 ? lane[3] : 1.0f) * (q < 2 ? lane[2] : 1.0f) * (q < 1 ? lane[1] : 1.0f);
+  }
+  __device__ __forceinline__ float product() const {
+    return lane[0] * lane[1] * lane[2] * lane[3];
+  }
+  __device__ __forceinline__ float sum_before(int q) const {
+    return (q > 0 ? lane[0] : 0.0f) + (q > 1 ? lane[1] : 0.0f) + (q > 2 ? lane[2] : 0.0f);
+  }
+  __device__ __forceinline__ float sum_after(int q) const {
+    return (q < 3 ? lane[3] : 0.0f) + (q < 2 ? lane[2] : 0.0f) + (q < 1 ? lane[1] : 0.0f);
+  }
+};
+
+// The decay products, as a thread's own part (up, down) times a factor a channel and thread:
+//   before = up outer_up    after = down outer_down    mid = up outer_mid    1/mid = down inner_mid
+// Resets are not in them but in total: see cut_before, cut_after.
+struct Decay {
+  float up[2][4], down[2][4];  // f_{4q} ... f_t and f_{t+1} ... f_{4q+3}
+  float outer_up[2], outer_down[2], outer_mid[2], inner_mid[2], total[2];
+};
+
+__device__ __forceinline__ void decay_products(Decay& o, const float (&f)[2][4], int q,
+                                               const Tokens& tokens) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    o.up[r][0] = f[r][0];
+    o.up[r][1] = f[r][0] * f[r][1];
+    o.up[r][2] = o.up[r][1] * f[r][2];
+    o.up[r][3] = o.up[r][2] * f[r][3];
+    o.down[r][3] = 1.0f;
+    o.down[r][2] = f[r][3];
+    o.down[r][1] = f[r][2] * f[r][3];
+    o.down[r][0] = f[r][1] * o.down[r][1];
+    const Exchange lanes(o.up[r][3]);
+    o.outer_up[r] = lanes.product_before(q);
+    o.outer_down[r] = lanes.product_after(q);
+    // Between this thread's tokens and the middle: the lane 2 or 1, for the lanes 3 and 0.
+    const float outer = q == 3 ? lanes.lane[2] : q == 0 ? lanes.lane[1] : 1.0f;
+    const float inverse = rcp_approx(o.up[r][3] * outer);
+    o.outer_mid[r] = q >= 2 ? outer : inverse;
+    o.inner_mid[r] = q >= 2 ? inverse : outer;
+    o.total[r] = tokens.reset ? 0.0f : lanes.product();
+  }
+}
+
+// after and total alone, for advancing a state: value[r][m] *= after.
+__device__ __forceinline__ void scale_after(float (&value)[2][4], float (&total)[2],
+                                            const float (&f)[2][4], int q, const Tokens& tokens) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float p3 = f[r][3], p2 = f[r][2] * p3, p1 = f[r][1] * p2;
+    const Exchange lanes(f[r][0] * p1);
+    const float outer = lanes.product_after(q);
+    value[r][0] *= outer * p1;
+    value[r][1] *= outer * p2;
+    value[r][2] *= outer * p3;
+    value[r][3] *= outer;
+    total[r] = tokens.reset ? 0.0f : lanes.product();
+  }
+}
+
+// Zero what a reset separates from the state before, or after, the sub-chunk.
+__device__ __forceinline__ void cut_before(float (&v)[2][4], int q, const Tokens& tokens) {
+  if (tokens.reset)
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+      if (tokens.cut_before_or_at(4 * q + m)) v[0][m] = v[1][m] = 0.0f;
+}
+__device__ __forceinline__ void cut_after(float (&v)[2][4], int q, const Tokens& tokens) {
+  if (tokens.reset)
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+      if (tokens.cut_after(4 * q + m)) v[0][m] = v[1][m] = 0.0f;
+}
+
+// value = scale * act(x), slope = its derivative. Selects instead of branches: the eight elements
+// of a thread then share one basic block, and their special-function latencies overlap. kSilu: act
+// is known to be silu.
+template <bool kSilu = false>
+__device__ __forceinline__ float query_gate(float x, Act act, float scale) {
+  const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
+  if (kSilu) return scale * x * s;
+  return scale * ((act == Act::sigmoid ? 1.0f : x) * (act == Act::identity ? 1.0f : s));
+}
+template <bool kSilu = false>
+__device__ __forceinline__ void query_gate(float& value, float& slope, float x, Act act,
+                                           float scale) {
+  const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
+  if (kSilu) {
+    const float open = scale * s;
+    value = x * open;
+    slope = fmaf(value, 1.0f - s, open);
+    return;
+  }
+  const float open = act == Act::identity ? 1.0f : s;
+  const float a = (act == Act::sigmoid ? 1.0f : x) * open;
+  value = scale * a;
+  slope = scale *
+          ((act == Act::sigmoid ? 0.0f : open) + (act == Act::identity ? 0.0f : a * (1.0f - s)));
+}
+
+// Elements [r][m] as the four registers of an A tile (rows = channels, columns = positions).
+__device__ __forceinline__ void pack(uint32_t (&o)[4], const float (&v)[2][4]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) o[r + 2 * i] = pack_bf16(v[r][2 * i], v[r][2 * i + 1]);
+}
+// The same registers, rows times a factor: o = pack(v * factor).
+__device__ __forceinline__ void pack(uint32_t (&o)[4], const float (&v)[2][4],
+                                     const float (&factor)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      o[r + 2 * i] = pack_bf16(v[r][2 * i] * factor[r], v[r][2 * i + 1] * factor[r]);
+}
+// Where a warp stores such registers in a narrow tile of channels, with stmatrix.
+__device__ __forceinline__ uint32_t lane_narrow_store(int channel0, int lane) {
+  return narrow_offset(channel0 + (lane & 15), lane >> 4);
+}
+
+// This warp's part, over its 16 channels, of A[t][s] = sum_c qd[t][c] kd[s][c], in positions.
+__device__ __forceinline__ void partial_scores(float (&c)[2][4], const uint32_t (&qd)[4],
+                                               const uint32_t (&kd)[4]) {
+  uint32_t a[4];
+  a[0] = transpose8x8(qd[0]);
+  a[1] = transpose8x8(qd[2]);
+  a[2] = transpose8x8(qd[1]);
+  a[3] = transpose8x8(qd[3]);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t b0 = transpose8x8(kd[2 * i]), b1 = transpose8x8(kd[2 * i + 1]);
+    c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.0f;
+    mma(c[i], a, b0, b1);
+  }
+}
+
+// x := act(x) over 16-byte pieces of shared memory.
+__device__ __forceinline__ void activate16(uint32_t address, Act act) {
+  uint4 v = ld_shared4(address);
+  uint32_t* const p = reinterpret_cast<uint32_t*>(&v);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    p[i] = pack_bf16(query_gate(low_bf16(p[i]), act, 1.0f), query_gate(high_bf16(p[i]), act, 1.0f));
+  st_shared(address, v);
+}
+
+}  // namespace hgrn::hgru2

@@ -1,0 +1,78 @@
+// Launchers of the HGRU2 kernels, and what they take. Internal to kernels/cuda.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "ops/seq_kernel.h"
+
+namespace hgrn::hgru2 {
+
+// How a launch lays heads over the card: the first `whole` heads one CTA each, the rest split into
+// segments of `chunks` chunks of 64 tokens, one CTA each. segments == 1: all heads are whole.
+constexpr int kMaxSegments = 16;
+struct Split {
+  int whole = 0, segments = 1, chunks = 0;
+  int64_t split_heads(int64_t heads) const { return segments > 1 ? heads - whole : 0; }
+  int64_t boundaries(int64_t heads) const { return split_heads(heads) * (segments - 1); }
+  int64_t ctas(int64_t heads) const { return heads - split_heads(heads) * (1 - segments); }
+};
+// slots: CTAs of a wave.
+Split plan_split(int64_t heads, int64_t T, int64_t slots);
+
+// CTAs an SM holds of the tensor-core kernels, as their __launch_bounds__ and shared memory say.
+constexpr int forward_ctas(int n) {
+  return n == 128 ? 2 : 4;
+}
+constexpr int backward_ctas(int n) {
+  return n == 128 ? 1 : 2;
+}
+
+// All pointers are device memory; null = absent. E = element type of the activations.
+template <class E>
+struct Call {
+  int64_t B, T, D, H;
+  int n;
+  Act output_act, input_act;
+  float query_scale;
+  const E* x;            // (B,T,3D) = [q|f|i]
+  const float* bound;    // (D)
+  const uint8_t* reset;  // (B,T)
+  const float* h0;       // (B,H,n,n)
+  void* states;          // saved states, one a 64 tokens
+  Split split;           // tensor cores only
+  float* boundaries;     // (split.boundaries(), n+1, n), scratch: hgru2_scan.cu
+  // forward
+  E* y;       // (B,T,D)
+  float* hT;  // (B,H,n,n)
+  // backward
+  const E* dy;            // (B,T,D)
+  const float* dhT;       // (B,H,n,n)
+  E* dx;                  // (B,T,3D)
+  float* dh0;             // (B,H,n,n)
+  float* dbound_partial;  // (segments,B,D), null = dbound is not wanted
+};
+
+// Tensor cores, bf16, n = 64 or 128. states: (B,H,ceil(T/64)) blocks of n*n bf16 in the order of
+// the backward kernel's fragments.
+int tensor_smem_bytes(int n);  // shared memory a block of the largest of them needs
+void forward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+
+// Fill boundaries, before a forward or backward with split heads.
+void scan_forward(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+void scan_reverse(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+
+// Plain recurrences, fp32 or bf16, n = 1..256. states: (B,H,ceil(T/64),n,n) fp32.
+template <class E>
+void forward_plain(const Call<E>& call, cudaStream_t stream);
+template <class E>
+void backward_plain(const Call<E>& call, cudaStream_t stream);
+
+// dbound[d] += sum over rows of partial[row][d], in the order of the rows.
+void add_bound_gradient(float* dbound, const float* partial, int64_t rows, int64_t D,
+                        cudaStream_t stream);
+
+}  // namespace hgrn::hgru2

@@ -1,0 +1,624 @@
+// Developer tool: holds the CUDA HGRU2 kernels to an fp64 recurrence and times them.
+//
+//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -DFMT_HEADER_ONLY -DFMT_USE_CONSTEXPR=1 -Isrc
+//     -Ikernels -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a
+//     tools/hgru2_check.cu kernels/cuda/hgru2*.cu -o hgru2_check
+//   ./hgru2_check [accuracy] [time] [small]     default: accuracy and time
+//
+// accuracy: every gate regime, T, head size, with and without h0, dhT and resets; a table of rms
+// errors over the rms of the reference, the same call twice bit for bit, and step() over the same
+// tokens. time: medians of 30 launches. small: a few tiny shapes, for compute-sanitizer.
+// Exits 1 if a bar is missed.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/rng.h"
+#include "cuda/cuda_check.h"
+#include "cuda/hgru2.h"
+
+using namespace hgrn;
+
+namespace {
+
+struct Regime {
+  const char* name;
+  double mean, deviation, bound;
+};
+constexpr Regime kRegimes[] = {
+    {"std normal", 0, 1, 0},      {"wide", 0, 4, 0},      {"forgetful", -4, 3, 0},
+    {"very forgetful", -9, 3, 0}, {"f->0", -30, 10, 0},   {"keep", 4, 2, 0},
+    {"bound .03", -3, 3, .03},    {"bound .5", 0, 2, .5}, {"bound .95", -3, 3, .95},
+};
+
+struct Case {
+  Regime regime;
+  SeqShape shape;
+  DType dtype = DType::bf16;
+  SeqOptions options;
+  bool states = false;  // h0, dhT, hT, dh0
+  double reset = 0;     // probability of a reset
+};
+
+constexpr const char* kNames[] = {"y", "dx_q", "dx_f", "dx_i", "dbound", "hT", "dh0"};
+constexpr int kOutputs = 7;
+constexpr int kSlots = 8;  // and: dh0 before the first token's gate
+using Results = std::vector<double>[kSlots];
+
+struct Data {
+  std::vector<float> x, dy, bound, h0, dhT;
+  std::vector<uint8_t> reset;
+};
+
+float rounded(double v, DType t) {
+  return t == DType::bf16 ? bf16_to_float(float_to_bf16(float(v))) : float(v);
+}
+
+Data draw(const Case& c, uint64_t seed) {
+  uint64_t counter = 0;
+  const auto uniform = [&] {
+    const Philox p = philox(seed, 0, counter++);
+    return (p.v[0] + 0.5) / 4294967296.0;
+  };
+  const auto normal = [&] {
+    const double u = uniform(), v = uniform();
+    return std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v);
+  };
+  const SeqShape& s = c.shape;
+  Data d;
+  d.x.resize(s.N() * 3 * s.D);
+  for (int64_t i = 0; i < int64_t(d.x.size()); ++i) {
+    const bool gate = i / s.D % 3 == 1;
+    d.x[i] = rounded(gate ? c.regime.mean + c.regime.deviation * normal() : normal(), c.dtype);
+  }
+  d.dy.resize(s.N() * s.D);
+  for (float& v : d.dy) v = rounded(normal(), c.dtype);
+  d.bound.resize(s.D);
+  for (float& v : d.bound) v = float(c.regime.bound * (0.9 + 0.1 * uniform()));
+  if (c.states) {
+    d.h0.resize(s.B * s.D * s.n);
+    d.dhT.resize(d.h0.size());
+    for (float& v : d.h0) v = float(normal());
+    for (float& v : d.dhT) v = float(normal());
+  }
+  if (c.reset > 0) {
+    d.reset.resize(s.N());
+    for (uint8_t& v : d.reset) v = uniform() < c.reset;
+  }
+  return d;
+}
+
+double sigmoid(double x) {
+  return 1 / (1 + std::exp(-x));
+}
+double act(double x, Act a) {
+  return a == Act::identity ? x : a == Act::silu ? x * sigmoid(x) : sigmoid(x);
+}
+double act_slope(double x, Act a) {
+  const double s = sigmoid(x);
+  return a == Act::identity ? 1 : a == Act::silu ? s + x * s * (1 - s) : s * (1 - s);
+}
+
+// One head, both directions, fp64; states recomputed from every 64th.
+void reference_head(const Case& c, const Data& d, Results& out, int64_t b, int64_t head) {
+  const SeqShape& s = c.shape;
+  const int64_t n = s.n, T = s.T, D = s.D, at0 = (b * s.H() + head) * n * n;
+  constexpr int64_t kEvery = 64;
+  std::vector<double> q(T * n), k(T * n), f(T * n), v(T * n);
+  const auto x = [&](int64_t t, int part, int64_t j) -> double {
+    return d.x[((b * T + t) * 3 + part) * D + head * n + j];
+  };
+  const auto reset = [&](int64_t t) { return !d.reset.empty() && d.reset[b * T + t]; };
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t j = 0; j < n; ++j) {
+      const double bound = d.bound[head * n + j];
+      q[t * n + j] = c.options.query_scale * act(x(t, 0, j), c.options.output_act);
+      k[t * n + j] = (1 - bound) * sigmoid(-x(t, 1, j));
+      f[t * n + j] = reset(t) ? 0 : bound + (1 - bound) * sigmoid(x(t, 1, j));
+      v[t * n + j] = act(x(t, 2, j), c.options.input_act);
+    }
+  std::vector<double> h(n * n), saved, inside((kEvery + 1) * n * n), dh(n * n), row(n);
+  for (int64_t i = 0; i < n * n; ++i) {
+    h[i] = c.states ? d.h0[at0 + i] : 0;
+    dh[i] = c.states ? d.dhT[at0 + i] : 0;
+  }
+  const auto advance = [&](std::vector<double>& state, int64_t t) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double fi = f[t * n + i], ki = k[t * n + i];
+      for (int64_t j = 0; j < n; ++j) state[i * n + j] = fi * state[i * n + j] + ki * v[t * n + j];
+    }
+  };
+  for (int64_t t = 0; t < T; ++t) {
+    if (t % kEvery == 0) saved.insert(saved.end(), h.begin(), h.end());
+    advance(h, t);
+    std::fill(row.begin(), row.end(), 0.0);
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j) row[j] += q[t * n + i] * h[i * n + j];
+    std::copy(row.begin(), row.end(), out[0].begin() + (b * T + t) * D + head * n);
+  }
+  if (c.states) std::copy(h.begin(), h.end(), out[5].begin() + at0);
+  for (int64_t chunk = (T - 1) / kEvery; chunk >= 0; --chunk) {
+    const int64_t t0 = chunk * kEvery, count = std::min(kEvery, T - t0);
+    std::copy_n(saved.begin() + chunk * n * n, n * n, h.begin());
+    std::copy(h.begin(), h.end(), inside.begin());
+    for (int64_t t = 0; t < count; ++t) {
+      advance(h, t0 + t);
+      std::copy(h.begin(), h.end(), inside.begin() + (t + 1) * n * n);
+    }
+    for (int64_t t = t0 + count - 1; t >= t0; --t) {
+      const double* const before = &inside[(t - t0) * n * n];
+      const double* const after = before + n * n;
+      const float* const dy = &d.dy[(b * T + t) * D + head * n];
+      const int64_t at = (b * T + t) * D + head * n;
+      std::fill(row.begin(), row.end(), 0.0);
+      for (int64_t i = 0; i < n; ++i) {
+        double dq = 0, dk = 0, df = 0;
+        for (int64_t j = 0; j < n; ++j) {
+          double& g = dh[i * n + j];
+          g += q[t * n + i] * dy[j];
+          dq += after[i * n + j] * dy[j];
+          dk += g * v[t * n + j];
+          df += g * before[i * n + j];
+          row[j] += g * k[t * n + i];
+          if (t == 0 && c.states) out[7][at0 + i * n + j] = g;
+          g *= f[t * n + i];
+        }
+        const double xf = x(t, 1, i), bound = d.bound[head * n + i];
+        const double z = (reset(t) ? 0 : df) - dk;
+        out[1][at + i] = c.options.query_scale * dq * act_slope(x(t, 0, i), c.options.output_act);
+        out[2][at + i] = (1 - bound) * sigmoid(xf) * sigmoid(-xf) * z;
+        // A sum over rows of the batch: one slot a row here, added up afterwards.
+        out[4][b * D + head * n + i] += sigmoid(-xf) * z;
+      }
+      for (int64_t j = 0; j < n; ++j)
+        out[3][at + j] = row[j] * act_slope(x(t, 2, j), c.options.input_act);
+    }
+  }
+  if (c.states) std::copy(dh.begin(), dh.end(), out[6].begin() + at0);
+}
+
+struct Buffer {  // device memory, filled with NaN bytes
+  Tensor t;
+  Buffer(DType type, Shape shape) : t(nullptr, type, shape) {
+    CUDA_CHECK(cudaMalloc(&t.data, std::max<size_t>(t.bytes(), 16)));
+    CUDA_CHECK(cudaMemset(t.data, 0xff, t.bytes()));
+  }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { cudaFree(t.data); }
+  void put(const std::vector<float>& v) {
+    if (t.dtype == DType::f32) {
+      CUDA_CHECK(cudaMemcpy(t.data, v.data(), t.bytes(), cudaMemcpyHostToDevice));
+      return;
+    }
+    std::vector<uint16_t> u(v.size());
+    for (size_t i = 0; i < v.size(); ++i) u[i] = float_to_bf16(v[i]);
+    CUDA_CHECK(cudaMemcpy(t.data, u.data(), t.bytes(), cudaMemcpyHostToDevice));
+  }
+  std::vector<double> get() const {
+    std::vector<double> out(t.numel());
+    std::vector<char> raw(t.bytes());
+    CUDA_CHECK(cudaMemcpy(raw.data(), t.data, raw.size(), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (t.dtype == DType::bf16) {
+        uint16_t u;
+        std::memcpy(&u, &raw[2 * i], 2);
+        out[i] = bf16_to_float(u);
+      } else {
+        float f;
+        std::memcpy(&f, &raw[4 * i], 4);
+        out[i] = f;
+      }
+    }
+    return out;
+  }
+};
+
+constexpr float kBoundStart = 0.25f;  // dbound is added to
+
+void run_gpu(const Case& c, const Data& d, Results& out) {
+  const SeqShape& s = c.shape;
+  const auto kernel = make_cuda_hgru2(c.dtype, nullptr);
+  Buffer x(c.dtype, {s.N(), 3 * s.D}), dy(c.dtype, {s.N(), s.D}), y(c.dtype, {s.N(), s.D});
+  Buffer dx(c.dtype, {s.N(), 3 * s.D}), bound(DType::f32, {s.D}), dbound(DType::f32, {s.D});
+  Buffer h0(DType::f32, kernel->state_shape(s)), hT(DType::f32, kernel->state_shape(s));
+  Buffer dh0(DType::f32, kernel->state_shape(s)), dhT(DType::f32, kernel->state_shape(s));
+  Buffer reset(DType::u8, {s.N()});
+  x.put(d.x);
+  dy.put(d.dy);
+  bound.put(d.bound);
+  dbound.put(std::vector<float>(s.D, kBoundStart));
+  if (c.states) h0.put(d.h0), dhT.put(d.dhT);
+  if (c.reset > 0)
+    CUDA_CHECK(cudaMemcpy(reset.t.data, d.reset.data(), s.N(), cudaMemcpyHostToDevice));
+  std::vector<std::unique_ptr<Buffer>> saved;
+  std::vector<Tensor> saved_tensors;
+  for (const SavedSpec& spec : kernel->saved(s)) {
+    saved.push_back(std::make_unique<Buffer>(spec.dtype, spec.shape));
+    saved_tensors.push_back(saved.back()->t);
+  }
+  SeqInputs in;
+  in.x = x.t;
+  if (c.regime.bound > 0) in.bound = bound.t;
+  if (c.reset > 0) in.reset = reset.t;
+  if (c.states) in.h0 = h0.t;
+  SeqGrads grads;
+  grads.dx = dx.t;
+  grads.dbound = dbound.t;
+  if (c.states) grads.dh0 = dh0.t;
+  kernel->forward(s, c.options, y.t, c.states ? hT.t : Tensor(), in, saved_tensors);
+  kernel->backward(s, c.options, grads, dy.t, c.states ? dhT.t : Tensor(), in, saved_tensors);
+  CUDA_CHECK(cudaDeviceSynchronize());
+  out[0] = y.get();
+  const std::vector<double> all = dx.get();
+  for (int part = 0; part < 3; ++part) {
+    out[1 + part].resize(s.N() * s.D);
+    for (int64_t i = 0; i < s.N() * s.D; ++i)
+      out[1 + part][i] = all[(i / s.D * 3 + part) * s.D + i % s.D];
+  }
+  out[4] = dbound.get();
+  for (double& v : out[4]) v -= kBoundStart;
+  if (c.states) out[5] = hT.get(), out[6] = dh0.get();
+}
+
+// The same tokens one by one through step(): y and the final state.
+void run_steps(const Case& c, const Data& d, Results& out) {
+  const SeqShape& s = c.shape;
+  const SeqShape one{s.B, 1, s.D, s.n};
+  const auto kernel = make_cuda_hgru2(c.dtype, nullptr);
+  Buffer x(c.dtype, {s.B, 3 * s.D}), y(c.dtype, {s.B, s.D}), bound(DType::f32, {s.D});
+  Buffer h(DType::f32, kernel->state_shape(one)), reset(DType::u8, {s.B});
+  bound.put(d.bound);
+  h.put(d.h0);
+  out[0].resize(s.N() * s.D);
+  std::vector<float> row(s.B * 3 * s.D);
+  std::vector<uint8_t> cut(s.B);
+  SeqInputs in;
+  in.x = x.t;
+  if (c.regime.bound > 0) in.bound = bound.t;
+  if (c.reset > 0) in.reset = reset.t;
+  for (int64_t t = 0; t < s.T; ++t) {
+    for (int64_t b = 0; b < s.B; ++b) {
+      std::copy_n(d.x.begin() + (b * s.T + t) * 3 * s.D, 3 * s.D, row.begin() + b * 3 * s.D);
+      if (c.reset > 0) cut[b] = d.reset[b * s.T + t];
+    }
+    x.put(row);
+    CUDA_CHECK(cudaMemcpy(reset.t.data, cut.data(), cut.size(), cudaMemcpyHostToDevice));
+    kernel->step(one, c.options, y.t, h.t, in);
+    const std::vector<double> got = y.get();
+    for (int64_t b = 0; b < s.B; ++b)
+      std::copy_n(got.begin() + b * s.D, s.D, out[0].begin() + (b * s.T + t) * s.D);
+  }
+  out[5] = h.get();
+}
+
+// The tensor-core kernels clamp gates at e^-8. Where all of dh0 has passed through smaller gates,
+// that shows as an absolute error of e^-8 of the gradient before the gate: `ungated`, allowed for.
+double relative_error(const std::vector<double>& a, const std::vector<double>& ref,
+                      const std::vector<double>& ungated, double allowed) {
+  double error = 0, norm = 0;
+  for (const double g : ungated) norm += std::pow(std::exp(-8.0) * g / allowed, 2);
+  for (size_t i = 0; i < ref.size(); ++i) {
+    error += (a[i] - ref[i]) * (a[i] - ref[i]);
+    norm += ref[i] * ref[i];
+  }
+  return std::sqrt(error / (norm + 1e-300));  // NaN stays NaN
+}
+
+double bar(const Case& c, int output) {
+  if (c.dtype == DType::f32) return output == 4 ? 1e-4 : 2e-5;
+  if (c.shape.T < 2048 || output > 4) return 5e-3;
+  return output == 4 ? 4e-3 : 3e-3;
+}
+
+int accuracy(const std::vector<Case>& cases) {
+  const size_t count = cases.size();
+  std::vector<Data> data(count);
+  std::vector<Results> reference(count);
+  std::vector<std::pair<size_t, int64_t>> jobs;
+  std::atomic<size_t> next{0};
+  const unsigned threads = std::max(1u, std::thread::hardware_concurrency());
+  const auto parallel = [&](size_t n, auto&& job) {
+    next = 0;
+    std::vector<std::thread> pool;
+    for (unsigned i = 0; i < threads; ++i)
+      pool.emplace_back([&] {
+        for (size_t j; (j = next++) < n;) job(j);
+      });
+    for (std::thread& t : pool) t.join();
+  };
+  parallel(count, [&](size_t i) {
+    const SeqShape& s = cases[i].shape;
+    data[i] = draw(cases[i], 1000 + i);
+    for (int o = 0; o < 4; ++o) reference[i][o].resize(s.N() * s.D);
+    reference[i][4].assign(s.B * s.D, 0.0);
+    if (cases[i].states)
+      for (int o = 5; o < kSlots; ++o) reference[i][o].resize(s.B * s.D * s.n);
+  });
+  for (size_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < cases[i].shape.B * cases[i].shape.H(); ++j) jobs.push_back({i, j});
+  std::stable_sort(jobs.begin(), jobs.end(), [&](const auto& l, const auto& r) {
+    const auto work = [&](size_t i) {
+      return cases[i].shape.T * cases[i].shape.n * cases[i].shape.n;
+    };
+    return work(l.first) > work(r.first);
+  });
+  parallel(jobs.size(), [&](size_t j) {
+    const auto [i, bh] = jobs[j];
+    reference_head(cases[i], data[i], reference[i], bh / cases[i].shape.H(),
+                   bh % cases[i].shape.H());
+  });
+
+  int failures = 0;
+  double worst[2][2][kOutputs] = {};  // [bf16, f32][short, long]
+  std::printf("%-15s %-4s %4s %4s %3s %3s %-16s", "regime", "type", "T", "n", "B", "H", "options");
+  for (const char* name : kNames) std::printf(" %8s", name);
+  std::printf("\n");
+  for (size_t i = 0; i < count; ++i) {
+    const Case& c = cases[i];
+    const SeqShape& s = c.shape;
+    std::vector<double> bound_sum(s.D, 0.0);
+    for (int64_t j = 0; j < s.B * s.D; ++j) bound_sum[j % s.D] += reference[i][4][j];
+    reference[i][4] = bound_sum;
+    Results out, again;
+    run_gpu(c, data[i], out);
+    run_gpu(c, data[i], again);
+    std::string options;
+    if (c.states) options += "h0 ";
+    if (c.reset > 0) options += "reset ";
+    if (c.options.input_act != Act::identity) options += "silu_i ";
+    if (c.options.output_act != Act::silu) options += "sigm_o";
+    std::printf("%-15s %-4s %4d %4d %3d %3d %-16s", c.regime.name, name_of(c.dtype), int(s.T),
+                int(s.n), int(s.B), int(s.H()), options.c_str());
+    bool pass = true;
+    for (int o = 0; o < kOutputs; ++o) {
+      if (reference[i][o].empty()) {
+        std::printf(" %8s", "-");
+        continue;
+      }
+      const double e = relative_error(out[o], reference[i][o],
+                                      o == 6 ? reference[i][7] : std::vector<double>(), bar(c, o));
+      std::printf(" %8.1e", e);
+      pass = pass && e <= bar(c, o);
+      double& w = worst[c.dtype == DType::f32][s.T >= 2048][o];
+      if (!(e <= w)) w = e;
+      if (out[o].size() != again[o].size() ||
+          std::memcmp(out[o].data(), again[o].data(), out[o].size() * sizeof(double)) != 0) {
+        std::printf(" %s DIFFERS BETWEEN RUNS", kNames[o]);
+        pass = false;
+      }
+    }
+    if (c.states && s.T <= 200 && s.B * s.H() <= 16) {
+      Results steps;
+      run_steps(c, data[i], steps);
+      for (int o : {0, 5}) {
+        const double e = relative_error(steps[o], reference[i][o], {}, 1);
+        std::printf(" step %s %.1e", kNames[o], e);
+        pass = pass && e <= bar(c, o);
+      }
+    }
+    std::printf(" %s\n", pass ? "ok" : "FAIL");
+    failures += !pass;
+  }
+  for (int type = 0; type < 2; ++type)
+    for (int length = 0; length < 2; ++length) {
+      std::printf("worst %s %s", type ? "f32" : "bf16", length ? "T=2048" : "T<2048");
+      for (int o = 0; o < kOutputs; ++o)
+        std::printf("  %s %.2e", kNames[o], worst[type][length][o]);
+      std::printf("\n");
+    }
+  std::printf("%zu cases, %d failed\n", count, failures);
+  return failures;
+}
+
+std::vector<Case> accuracy_cases() {
+  std::vector<Case> cases;
+  const auto add = [&](Regime r, int64_t B, int64_t T, int64_t H, int64_t n) -> Case& {
+    Case c;
+    c.regime = r;
+    c.shape = {B, T, H * n, n};
+    c.options.query_scale = float(1 / std::sqrt(double(n)));
+    cases.push_back(c);
+    return cases.back();
+  };
+  for (const Regime& r : kRegimes) {
+    for (int64_t n : {128, 64}) {
+      for (int64_t T : {1, 63, 64, 65, 200}) add(r, 2, T, 4, n);
+      add(r, 2, 2048, 2, n);
+      Case& c = add(r, 2, 200, 4, n);
+      c.states = true;
+      c.reset = 0.02;
+      c.options = {Act::sigmoid, Act::silu, 1.0f};
+    }
+    Case& plain = add(r, 2, 200, 2, 128);
+    plain.dtype = DType::f32;
+    plain.states = true;
+    plain.reset = 0.02;
+  }
+  for (int64_t n : {128, 64}) {
+    Case& a = add(kRegimes[0], 2, 2048, 2, n);
+    a.states = true;
+    a.reset = 0.002;
+    Case& b = add(kRegimes[5], 2, 200, 2, n);
+    b.reset = 0.3;
+    Case& c = add(kRegimes[5], 1, 130, 4, n);
+    c.states = true;
+    c.options.input_act = Act::silu;
+    add(kRegimes[0], 3, 17, 3, n).states = true;
+  }
+  // More heads than the card holds CTAs, so that whole and split heads meet in one launch.
+  for (const auto& [B, H, n] : {std::array<int64_t, 3>{20, 7, 128}, {50, 8, 64}, {15, 9, 64}}) {
+    Case& c = add(kRegimes[0], B, 200, H, n);
+    c.states = true;
+    c.reset = 0.01;
+  }
+  add(kRegimes[5], 17, 512, 8, 128);
+  for (int64_t n : {1, 2, 4, 8, 16, 32, 33, 96, 256})
+    for (DType type : {DType::f32, DType::bf16}) {
+      Case& c = add(kRegimes[n % 9], 2, n == 256 ? 90 : 150, 4, n);
+      c.dtype = type;
+      c.states = n % 3 != 0;
+      c.reset = 0.03;
+      if (n % 2 == 0) c.options = {Act::sigmoid, Act::silu, 1.0f};
+    }
+  add(kRegimes[1], 2, 2048, 2, 128).dtype = DType::f32;
+  return cases;
+}
+
+std::vector<Case> small_cases() {
+  std::vector<Case> cases;
+  for (int64_t n : {128, 64, 9})
+    for (int64_t T : {1, 67, 130}) {
+      Case c;
+      c.regime = kRegimes[0];
+      c.shape = {1, T, 2 * n, n};
+      c.states = T != 67;
+      c.reset = T == 67 ? 0.1 : 0;
+      c.options.input_act = T == 67 ? Act::silu : Act::identity;
+      c.dtype = n == 9 ? DType::f32 : DType::bf16;
+      cases.push_back(c);
+    }
+  return cases;
+}
+
+// ---- timing
+
+__global__ void fill_kernel(__nv_bfloat16* p, int64_t count, uint64_t seed) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    const uint64_t a = mix64(seed + i);
+    float sum = -2.0f;  // four uniforms: near enough to N(0, 1/3), scaled to N(0, 1)
+    for (int j = 0; j < 4; ++j) sum += float((a >> (16 * j)) & 0xffff) / 65536.0f;
+    p[i] = __float2bfloat16(sum * 1.732f);
+  }
+}
+
+template <class F>
+double median_us(F&& launch, int repeats = 33) {
+  std::vector<float> times;
+  cudaEvent_t start, stop;
+  CUDA_CHECK(cudaEventCreate(&start));
+  CUDA_CHECK(cudaEventCreate(&stop));
+  for (int i = 0; i < repeats; ++i) {
+    CUDA_CHECK(cudaEventRecord(start));
+    launch(i);
+    CUDA_CHECK(cudaEventRecord(stop));
+    CUDA_CHECK(cudaEventSynchronize(stop));
+    float ms;
+    CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
+    if (i >= 3 || repeats == 1) times.push_back(ms * 1000);
+  }
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+constexpr double kRoofline = 3.0e12;  // bytes/s, a device-to-device copy on an H100
+
+void time_shape(int64_t B, int64_t T, int64_t H, int64_t n, int repeats = 33) {
+  const SeqShape s{B, T, H * n, n};
+  const auto kernel = make_cuda_hgru2(DType::bf16, nullptr);
+  constexpr int kSets = 2;  // each larger than the L2 cache
+  std::vector<std::unique_ptr<Buffer>> all;
+  const auto make = [&](DType type, Shape shape, bool fill) {
+    all.push_back(std::make_unique<Buffer>(type, shape));
+    const Tensor t = all.back()->t;
+    if (fill)
+      fill_kernel<<<1024, 256>>>(static_cast<__nv_bfloat16*>(t.data), t.numel(), all.size() << 40);
+    return t;
+  };
+  SeqInputs in[kSets];
+  SeqGrads out[kSets];
+  Tensor y[kSets], dy[kSets];
+  std::vector<Tensor> saved[kSets];
+  double saved_bytes = 0;
+  for (int i = 0; i < kSets; ++i) {
+    in[i].x = make(DType::bf16, {s.N(), 3 * s.D}, true);
+    in[i].bound = make(DType::f32, {s.D}, false);
+    CUDA_CHECK(cudaMemset(in[i].bound.data, 0, in[i].bound.bytes()));
+    out[i].dx = make(DType::bf16, {s.N(), 3 * s.D}, false);
+    out[i].dbound = make(DType::f32, {s.D}, false);
+    y[i] = make(DType::bf16, {s.N(), s.D}, false);
+    dy[i] = make(DType::bf16, {s.N(), s.D}, true);
+    for (const SavedSpec& spec : kernel->saved(s))
+      saved[i].push_back(make(spec.dtype, spec.shape, false));
+    saved_bytes = double(saved[i][0].bytes());
+  }
+  SeqOptions o;
+  const auto forward = [&](int i) {
+    kernel->forward(s, o, y[i % kSets], Tensor(), in[i % kSets], saved[i % kSets]);
+  };
+  const auto backward = [&](int i) {
+    kernel->backward(s, o, out[i % kSets], dy[i % kSets], Tensor(), in[i % kSets],
+                     saved[i % kSets]);
+  };
+  const double tile = double(s.N()) * s.D * 2;
+  const double us[3] = {median_us(forward, repeats), median_us(backward, repeats),
+                        median_us(
+                            [&](int i) {
+                              forward(i);
+                              backward(i);
+                            },
+                            repeats)};
+  const double bytes[3] = {4 * tile + saved_bytes, 7 * tile + saved_bytes,
+                           11 * tile + 2 * saved_bytes};
+  const char* names[3] = {"forward", "backward", "both"};
+  for (int i = 0; i < 3; ++i)
+    std::printf("hgru2 %-8s | B=%d T=%d H=%d n=%d | %8.1f us | %6.0f GB/s | %3.0f %% of 3.0 TB/s\n",
+                names[i], int(B), int(T), int(H), int(n), us[i], bytes[i] / us[i] / 1e3,
+                100 * bytes[i] / (us[i] * 1e-6) / kRoofline);
+}
+
+void time_step(int64_t B, int64_t H, int64_t n) {
+  const SeqShape s{B, 1, H * n, n};
+  const auto kernel = make_cuda_hgru2(DType::bf16, nullptr);
+  Buffer x(DType::bf16, {s.N(), 3 * s.D}), y(DType::bf16, {s.N(), s.D});
+  Buffer h(DType::f32, kernel->state_shape(s));
+  CUDA_CHECK(cudaMemset(h.t.data, 0, h.t.bytes()));
+  fill_kernel<<<64, 256>>>(static_cast<__nv_bfloat16*>(x.t.data), x.t.numel(), 7);
+  SeqInputs in;
+  in.x = x.t;
+  const double us = median_us([&](int) { kernel->step(s, SeqOptions(), y.t, h.t, in); });
+  std::printf("hgru2 step     | B=%d H=%d n=%d | %8.1f us | %6.0f GB/s\n", int(B), int(H), int(n),
+              us, 2.0 * h.t.bytes() / us / 1e3);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    bool run_accuracy = argc < 2, run_time = argc < 2, run_small = false, profile = false;
+    for (int i = 1; i < argc; ++i) {
+      run_accuracy |= !std::strcmp(argv[i], "accuracy");
+      run_time |= !std::strcmp(argv[i], "time");
+      profile |= !std::strcmp(argv[i], "profile");
+      run_small |= !std::strcmp(argv[i], "small");
+    }
+    int failures = 0;
+    if (run_small) failures += accuracy(small_cases());
+    if (run_accuracy) failures += accuracy(accuracy_cases());
+    if (profile) time_shape(15, 1024, 8, 128, 1);
+    if (run_time) {
+      time_shape(10, 2048, 16, 128);
+      time_shape(26, 2048, 6, 128);
+      time_shape(15, 2048, 8, 128);
+      time_shape(2, 2048, 8, 128);
+      time_shape(128, 512, 8, 64);
+      time_shape(10, 2048, 16, 32);
+      time_step(64, 16, 128);
+    }
+    return failures ? 1 : 0;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+}
