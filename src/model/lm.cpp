@@ -94,6 +94,7 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   mixer_->take_shared(arena);
   acts_.clear();
   resid1_.clear();
+  state_ = {};
   for (int s = 0; s < sets; ++s) {
     acts_.push_back(Block::take_acts(arena, ops_, config_, N, /*with_resid1=*/false));
     mixer_->take_acts(arena, s, shape.B, shape.T, shape.train);

@@ -95,8 +95,12 @@ int64_t largest_micro_batch(const Config& c, const PlanOptions& o) {
 }
 
 std::string grouped(int64_t n) {  // 44,661,244
-  std::string s = std::to_string(n);
-  for (int64_t at = int64_t(s.size()) - 3; at > 0; at -= 3) s.insert(size_t(at), ",");
+  const std::string digits = std::to_string(n);
+  std::string s;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) s += ',';
+    s += digits[i];
+  }
   return s;
 }
 

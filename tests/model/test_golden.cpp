@@ -1,6 +1,7 @@
 // The whole model against float64 results of an independent PyTorch reference
 // (tests/golden/README.md): loss, logits, every gradient, ten AdamW steps, states and resets.
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "catch.h"
@@ -71,6 +72,10 @@ std::vector<double> logits_of(TinyModel& t, int64_t N) {
       std::vector<double> row(size_t(l.numel()));
       t.ops->download(row.data(), l);
       out.insert(out.end(), row.begin(), row.begin() + V);
+    } else if (l.dtype == DType::bf16) {
+      std::vector<uint16_t> row(size_t(l.numel()));
+      t.ops->download(row.data(), l);
+      for (int64_t v = 0; v < V; ++v) out.push_back(double(bf16_to_float(row[size_t(v)])));
     } else {
       std::vector<float> row(size_t(l.numel()));
       t.ops->download(row.data(), l);
@@ -82,11 +87,19 @@ std::vector<double> logits_of(TinyModel& t, int64_t N) {
 
 // Tolerances: f64 differs from the reference by the F32 rounding of the stored results and of the
 // scalars that Ops takes as float (6e-8 each); f32 by its own rounding through the model's depth.
-void check_golden(const std::string& dir, DType dtype, double tol_loss, double tol_grad,
+using Open = std::function<std::unique_ptr<Ops>()>;
+Open cpu(DType dtype) {
+  return [dtype] { return make_cpu_ops(dtype); };
+}
+Open cuda(DType dtype) {
+  return [dtype] { return make_cuda_ops(dtype, 0); };
+}
+
+void check_golden(const std::string& dir, const Open& open, double tol_loss, double tol_grad,
                   Recompute recompute = Recompute::none) {
   const Golden g(dir);
-  TinyModel t(make_cpu_ops(dtype), g.config,
-              {.B = g.B, .T = g.T, .train = true, .recompute = recompute}, g.optim());
+  TinyModel t(open(), g.config, {.B = g.B, .T = g.T, .train = true, .recompute = recompute},
+              g.optim());
   t.set(g.weights(t.model->params()));
 
   const std::vector<float> nll = t.nll(g.rows());
@@ -109,9 +122,9 @@ void check_golden(const std::string& dir, DType dtype, double tol_loss, double t
   CHECK(compared == t.model->params().count());
 }
 
-void check_adamw(const std::string& dir, DType dtype, double tol) {
+void check_adamw(const std::string& dir, const Open& open, double tol) {
   const Golden g(dir);
-  TinyModel t(make_cpu_ops(dtype), g.config, {.B = g.B, .T = g.T, .train = true}, g.optim());
+  TinyModel t(open(), g.config, {.B = g.B, .T = g.T, .train = true}, g.optim());
   t.set(g.weights(t.model->params()));
   const std::vector<double> losses = g.j["adamw_losses"], norms = g.j["adamw_grad_norms"];
   REQUIRE(losses.size() == 10);
@@ -133,21 +146,21 @@ const std::string kOwn = HGRN_SOURCE_DIR "/tests/golden/";
 TEST_CASE("golden: loss, logits and gradients of both parameterisations", "[model][golden]") {
   for (const char* name : {"llm", "wikitext"}) {
     INFO(name);
-    check_golden(kOwn + name, DType::f64, 1e-7, 3e-7);
-    check_golden(kOwn + name, DType::f32, 1e-5, 1e-4);
+    check_golden(kOwn + name, cpu(DType::f64), 1e-7, 3e-7);
+    check_golden(kOwn + name, cpu(DType::f32), 1e-5, 1e-4);
   }
 }
 
 TEST_CASE("golden: recomputation gives the same gradients", "[model][golden]") {
-  check_golden(kOwn + "llm", DType::f64, 1e-7, 3e-7, Recompute::block);
-  check_golden(kOwn + "wikitext", DType::f32, 1e-5, 1e-4, Recompute::block);
+  check_golden(kOwn + "llm", cpu(DType::f64), 1e-7, 3e-7, Recompute::block);
+  check_golden(kOwn + "wikitext", cpu(DType::f32), 1e-5, 1e-4, Recompute::block);
 }
 
 TEST_CASE("golden: ten AdamW steps", "[model][golden]") {
   for (const char* name : {"llm", "wikitext"}) {
     INFO(name);
-    check_adamw(kOwn + name, DType::f64, 1e-7);
-    check_adamw(kOwn + name, DType::f32, 1e-4);
+    check_adamw(kOwn + name, cpu(DType::f64), 1e-7);
+    check_adamw(kOwn + name, cpu(DType::f32), 1e-4);
   }
 }
 
@@ -157,9 +170,9 @@ TEST_CASE("golden: an fla checkpoint of the shared set", "[model][golden]") {
     WARN("skipped: " << dir << " is not here (set HGRN_SHARED to the folder that holds golden/)");
     return;
   }
-  check_golden(dir, DType::f32, 1e-5, 1e-4);
-  check_adamw(dir, DType::f32, 1e-4);
-  check_golden(dir, DType::f64, 1e-7, 1e-6);
+  check_golden(dir, cpu(DType::f32), 1e-5, 1e-4);
+  check_adamw(dir, cpu(DType::f32), 1e-4);
+  check_golden(dir, cpu(DType::f64), 1e-7, 1e-6);
 }
 
 TEST_CASE("golden: given states, resets inside rows, final states", "[model][golden]") {
@@ -183,4 +196,23 @@ TEST_CASE("golden: given states, resets inside rows, final states", "[model][gol
   std::vector<double> hT(h0.size());
   t.ops->download(hT.data(), t.model->state());
   CHECK(vector_error(hT.data(), want_hT.data(), int64_t(hT.size())) < 3e-7);
+}
+
+TEST_CASE("golden: the same on a GPU", "[model][golden][gpu]") {
+  if (!cuda_available()) {
+    WARN("skipped: no GPU is visible, or this build has no CUDA");
+    return;
+  }
+  std::vector<std::string> dirs = {kOwn + "llm", kOwn + "wikitext"};
+  if (exists(shared_dir() + "/golden/tiny-a/golden.json"))
+    dirs.push_back(shared_dir() + "/golden/tiny-a");
+  for (const std::string& dir : dirs) {
+    INFO(dir);
+    check_golden(dir, cuda(DType::f32), 1e-4, 1e-4);
+    check_golden(dir, cuda(DType::f32), 1e-4, 1e-4, Recompute::block);
+    check_adamw(dir, cuda(DType::f32), 1e-4);
+    // bf16 weights and activations: 2^-9 a rounding, through the depth of the model.
+    check_golden(dir, cuda(DType::bf16), 1e-2, 2.5e-2);
+    check_adamw(dir, cuda(DType::bf16), 2e-2);
+  }
 }
