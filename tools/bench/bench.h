@@ -1,0 +1,31 @@
+// What hgrn-bench shares: timing, and a model with everything a training step needs.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/lm.h"
+#include "train/optimizer.h"
+
+namespace hgrn::bench {
+
+// Median milliseconds of `runs` calls after `warmup`, the device waited for in each.
+double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f);
+
+struct OpTime {
+  std::string name, shape;
+  double us = 0, flops = 0, bytes = 0;  // bytes: what must move, each input and output once
+};
+// Every operation of a training step at the config's shapes; `only`: a name, or empty for all.
+std::vector<OpTime> time_ops(Ops& ops, const Config& config, const std::string& only);
+
+struct StepTime {
+  double ms = 0, tokens_per_s = 0, mfu = -1;
+  double memory_gib = 0;
+  int64_t tokens = 0;
+};
+// Whole optimizer steps of one micro-batch on random tokens.
+StepTime time_step(Ops& ops, const Config& config, int steps);
+
+}  // namespace hgrn::bench

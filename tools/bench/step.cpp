@@ -1,0 +1,67 @@
+#include <algorithm>
+#include <chrono>
+
+#include "bench.h"
+#include "core/rng.h"
+
+namespace hgrn::bench {
+
+double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f) {
+  std::vector<double> ms;
+  for (int i = -warmup; i < runs; ++i) {
+    ops.synchronize();
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    ops.synchronize();
+    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+    if (i >= 0) ms.push_back(took.count());
+  }
+  std::sort(ms.begin(), ms.end());
+  return ms[ms.size() / 2];
+}
+
+StepTime time_step(Ops& ops, const Config& config, int steps) {
+  LanguageModel model(ops, config.model, config.optim.decay == DecayKind::all);
+  Optimizer optimizer(ops, config.optim);
+  WeightStore weights;
+  Tensor nll_sum;
+  Arena arena("weights and optimizer");
+  void* memory = nullptr;
+  for (int pass = 0; pass < 2; ++pass) {
+    weights.take(arena, ops, model.params(), /*with_grad=*/true);
+    optimizer.take(arena, model.params());
+    nll_sum = arena.take("loss", {1}, DType::f64);
+    if (pass == 0) arena.bind(memory = ops.alloc(arena.peak(), arena.name()));
+  }
+  weights.set(ops, initial_weights(model.params(), config.train.seed));
+  optimizer.zero_state();
+  model.use(weights.weights());
+  const int64_t B = config.train.micro_batch, T = config.data.seq_len;
+  model.prepare({.B = B, .T = T, .train = true, .recompute = config.train.recompute});
+
+  std::vector<int32_t> tokens(size_t(B * T + 1));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = int32_t(philox(1, 0, i).v[0] % uint64_t(config.model.vocab_size));
+  int64_t t = 0;
+  Dropout drop;
+  drop.p = float(config.model.dropout);
+  StepTime r;
+  r.tokens = B * T;
+  r.ms = median_ms(ops, 3, steps, [&] {
+    drop.step = uint64_t(++t);
+    ops.zero(weights.weights().grad);
+    ops.zero(nll_sum);
+    model.forward_backward({B, T, tokens.data(), tokens.data() + 1, nullptr}, 1.0 / double(B * T),
+                           drop, nll_sum);
+    check(optimizer.step(weights.weights(), nll_sum, 1e-5, t).ok, "the step is not finite");
+  });
+  r.tokens_per_s = double(r.tokens) / r.ms * 1e3;
+  if (ops.peak_flops() > 0)
+    r.mfu = 6.0 * double(model.params().count()) * r.tokens_per_s / ops.peak_flops();
+  const MemoryInfo m = ops.memory();
+  r.memory_gib = double(m.total - m.free) / double(1 << 30);
+  ops.free(memory);
+  return r;
+}
+
+}  // namespace hgrn::bench
