@@ -64,7 +64,7 @@ __global__ void clip_control_kernel(double* control, const double* square_sum,
                                     const double* nll_sum, double max_norm) {
   const double norm = sqrt(*square_sum);
   control[0] = norm;
-  control[1] = max_norm > 0 && norm > max_norm ? max_norm / norm : 1.0;
+  control[1] = max_norm > 0 ? fmin(1.0, max_norm / (norm + 1e-6)) : 1.0;
   control[2] = isfinite(norm) && (!nll_sum || isfinite(*nll_sum)) ? 1.0 : 0.0;
 }
 
