@@ -2,7 +2,8 @@
 //   [q|f|i] = u Wqfi + b          one GEMM, (N,3D)
 //   y = recurrence(act_o(q), beta + (1-beta) sigmoid(f), act_i(i))    the sequence kernel "hgru2"
 //   out = norm_g(y) Wo + bo       norm over the whole D, all heads together
-// Twin of the recurrence: kernels/*/hgru2*   Test: tests/model/test_lm.cpp, tests/model/test_golden.cpp
+// Twin of the recurrence: kernels/*/hgru2*   Test: tests/model/test_lm.cpp,
+// tests/model/test_golden.cpp
 #include "mixers/lower_bound.h"
 #include "mixers/mixer.h"
 
