@@ -81,10 +81,10 @@ TEST_CASE("cli: wrong usage is exit 2 and names the nearest valid word", "[cli]"
         "did you mean lr?");
   usage({"train", "--config", HGRN_SOURCE_DIR "/configs/quickstart.json", "--set",
          "model.expand_ratio=100"},
-        "model.hidden_size: 192 is not a multiple of expand_ratio 100");
+        "model.hidden_size: 128 is not a multiple of expand_ratio 100");
   usage({"train", "--config", HGRN_SOURCE_DIR "/configs/quickstart.json", "--set",
          "train.micro_batch=5"},
-        "the nearest that is: 15");
+        "the nearest that is: 10");
 }
 
 TEST_CASE("cli: missing and damaged files are exit 3 and named", "[cli]") {
