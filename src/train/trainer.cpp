@@ -48,10 +48,7 @@ Trainer::Trainer(const TrainArgs& args)
   open_loader();
 }
 
-Trainer::~Trainer() {
-  loader_.reset();
-  if (state_memory_) ops_->free(state_memory_);
-}
+Trainer::~Trainer() = default;
 
 // ---- start
 
@@ -79,8 +76,8 @@ void Trainer::allocate() {
     nll_sum_ = arena.take("loss", {1}, DType::f64);
   };
   layout();
-  state_memory_ = ops_->alloc(arena.peak(), arena.name());
-  arena.bind(state_memory_);
+  state_memory_ = {ops_->alloc(arena.peak(), arena.name()), [this](void* p) { ops_->free(p); }};
+  arena.bind(state_memory_.get());
   layout();
   model_->use(weights_.weights());
   model_->prepare({.B = config_.train.micro_batch,

@@ -1,6 +1,7 @@
 // The training loop. docs/tour.md follows one step through train_step().
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -62,7 +63,7 @@ class Trainer {
   WeightStore weights_;
   std::unique_ptr<Optimizer> optimizer_;
   Tensor nll_sum_ /*(1) f64*/;
-  void* state_memory_ = nullptr;
+  std::unique_ptr<void, std::function<void(void*)>> state_memory_;  // freed before ops_ goes
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<MetricsFile> metrics_;
   std::unique_ptr<DataLoader> loader_;

@@ -19,9 +19,15 @@ struct Result {
 };
 
 std::string quoted(const std::string& word) {
-  std::string q = "'";
-  for (char c : word) q += c == '\'' ? "'\\''" : std::string(1, c);
-  return q + "'";
+  std::string q(1, '\'');
+  for (char c : word) {
+    if (c == '\'')
+      q.append("'\\''");
+    else
+      q.push_back(c);
+  }
+  q.push_back('\'');
+  return q;
 }
 
 Result hgrn_(const TempFolder& tmp, const std::vector<std::string>& words) {
