@@ -64,7 +64,7 @@ Command train_command(CLI::App& root) {
 }
 
 struct EvalArgs {
-  std::string checkpoint, tokenizer, json, per_token, task, task_data;
+  std::string checkpoint, tokenizer, json, per_token;
   Device device = Device::automatic;
   PerplexityOptions options;
 };

@@ -16,7 +16,9 @@ constexpr int kThreads = 256;
 
 template <class To, class From>
 __device__ __forceinline__ To convert(From v) {
-  if constexpr (std::is_same_v<To, bf16>)
+  if constexpr (std::is_same_v<To, bf16> && std::is_same_v<From, double>)
+    return __double2bfloat16(v);  // by way of float it would round twice
+  else if constexpr (std::is_same_v<To, bf16>)
     return __float2bfloat16_rn(float(v));
   else
     return To(v);
