@@ -22,11 +22,14 @@ class CpuOps final : public Ops {
   DType stat_dtype() const override { return dtype_; }
   DType master_dtype() const override { return dtype_; }
   int64_t vocab_multiple() const override { return 16; }  // rows of logits start on a cache line
+  int64_t width_multiple() const override { return 16; }
   double peak_flops() const override { return 0; }
   MemoryInfo memory() const override;
   void* alloc(size_t bytes, std::string_view what) override;
   void free(void* p) override;
   void synchronize() override {}
+  size_t scratch_bytes(int64_t, int64_t) const override { return 0; }
+  void use_scratch(Tensor) override {}
   SeqKernel& seq(std::string_view name) override;
 
   // elementwise.cpp

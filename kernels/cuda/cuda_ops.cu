@@ -2,6 +2,7 @@
 // Twin: kernels/cpu/cpu_ops.cpp   Test: tests/ops
 #include "cuda/cuda_ops.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/cuda_check.h"
@@ -16,7 +17,7 @@
 namespace hgrn {
 namespace {
 
-constexpr size_t kScratchBytes = size_t(32) << 20;
+constexpr size_t kOwnScratchBytes = size_t(1) << 20;  // at least
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 
 std::string cublas_version() {
@@ -51,7 +52,6 @@ CudaOps::CudaOps(DType act_dtype, int local_rank) : act_dtype_(act_dtype), devic
         prop_.name, prop_.major, prop_.minor);
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   gemm_ = std::make_unique<Gemm>(stream_);
-  scratch(kScratchBytes);
   for (Staging& s : staging_) {
     CUDA_CHECK(cudaMallocHost(&s.host, kStagingBytes));
     CUDA_CHECK(cudaEventCreateWithFlags(&s.free, cudaEventDisableTiming));
@@ -66,7 +66,7 @@ CudaOps::~CudaOps() {
     cudaEventDestroy(s.free);
     cudaFreeHost(s.host);
   }
-  cudaFree(scratch_);
+  cudaFree(own_scratch_);
   cudaStreamDestroy(stream_);
 }
 
@@ -130,14 +130,17 @@ void CudaOps::free(void* p) {
 }
 
 char* CudaOps::scratch(size_t bytes) {
-  if (bytes > scratch_bytes_) {
+  if (planned_scratch_ && bytes <= planned_scratch_.bytes())
+    return static_cast<char*>(planned_scratch_.data);
+  if (bytes > own_scratch_bytes_) {
+    bytes = std::max(bytes, kOwnScratchBytes);
     CUDA_CHECK(cudaStreamSynchronize(stream_));
-    CUDA_CHECK(cudaFree(scratch_));
-    scratch_ = nullptr, scratch_bytes_ = 0;
-    scratch_ = static_cast<char*>(alloc(bytes, "temporaries of an operation"));
-    scratch_bytes_ = bytes;
+    CUDA_CHECK(cudaFree(own_scratch_));
+    own_scratch_ = nullptr, own_scratch_bytes_ = 0;
+    own_scratch_ = static_cast<char*>(alloc(bytes, "temporaries of an operation"));
+    own_scratch_bytes_ = bytes;
   }
-  return scratch_;
+  return own_scratch_;
 }
 
 void CudaOps::zero(Tensor t) {

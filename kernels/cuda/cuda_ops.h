@@ -2,10 +2,9 @@
 // every operation. act_dtype() is bf16 (training) or f32 (tests, full precision); statistics,
 // states, gradients and master weights are f32.
 //
-// Memory of its own, beside what alloc() hands out: 64 MiB for cuBLASLt, scratch for the
-// temporaries within one call (32 MiB, grown by the first call of a larger shape: a wait and a
-// cudaMalloc, in practice in the first step of a run; linear layers of odd width take the most, a
-// copy of their operands) and 2 MiB of pinned host memory.
+// Memory of its own, beside what alloc() hands out: 64 MiB for cuBLASLt and 2 MiB of pinned host
+// memory. Temporaries within one call lie in what use_scratch() was given; a caller that gave none,
+// or an unusual shape that needs more, costs a cudaMalloc at its first call.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -15,6 +14,7 @@
 
 #include "cuda/gemm.h"
 #include "ops/ops.h"
+#include "ops/scratch.h"
 
 namespace hgrn {
 
@@ -33,6 +33,7 @@ class CudaOps final : public Ops {
   DType stat_dtype() const override { return DType::f32; }
   DType master_dtype() const override { return DType::f32; }
   int64_t vocab_multiple() const override { return 128; }
+  int64_t width_multiple() const override { return 128; }
   double peak_flops() const override;
   MemoryInfo memory() const override;
 
@@ -44,6 +45,8 @@ class CudaOps final : public Ops {
   void upload(Tensor dst, const void* host) override;
   void download(void* host, Tensor src) override;
   void synchronize() override;
+  size_t scratch_bytes(int64_t N, int64_t D) const override { return gpu_scratch_bytes(N, D); }
+  void use_scratch(Tensor bytes) override { planned_scratch_ = bytes; }
 
   void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
   void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
@@ -87,19 +90,19 @@ class CudaOps final : public Ops {
                         Tensor b, Norm kind, float eps, const Dropout& drop);
   // out (cols) += column sums of partial (rows, cols), both f32, rows in order.
   void add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols);
-  // out (O) += column sums of dy (N,O) in act_dtype(), rows ld apart; partial has partial_rows
-  // rows.
-  int64_t column_sum_rows(int64_t N, int64_t O, int64_t ld) const;
+  // out (O) += column sums of dy (N,O) in act_dtype(); partial has partial_rows rows.
+  int64_t column_sum_rows(int64_t N, int64_t O) const;
   void add_column_sums(float* out, float* partial, int64_t partial_rows, const void* dy, int64_t N,
-                       int64_t O, int64_t ld);
+                       int64_t O);
   void reduce_to(Tensor out, Tensor x, bool squares);
 
   DType act_dtype_;
   int device_ = 0;
   cudaDeviceProp prop_{};
   cudaStream_t stream_ = nullptr;
-  char* scratch_ = nullptr;
-  size_t scratch_bytes_ = 0;
+  Tensor planned_scratch_;
+  char* own_scratch_ = nullptr;
+  size_t own_scratch_bytes_ = 0;
   std::unique_ptr<Gemm> gemm_;
   std::map<std::string, std::unique_ptr<SeqKernel>, std::less<>> seq_;
 

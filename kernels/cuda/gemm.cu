@@ -2,12 +2,12 @@
 // A row-major (R,C) matrix is a column-major (C,R) one, so that with column-major eyes
 //   y' (O,N) = w'^T x'     dx' (I,N) = w' dy'     dw' (I,O) += x' dy'^T
 // Products are summed in fp32. dw leaves the product in fp32 with beta = 1: no rounding to bf16
-// between micro-batches. db is a column sum in two fixed stages.
+// between micro-batches. db is a column sum in two fixed stages. cuBLASLt's tensor-core kernels
+// want widths that are multiples of 8 in bf16; the model pads what is not (Ops::width_multiple()).
 // Twin: kernels/cpu/gemm.cpp   Test: tests/ops/test_linear.cpp
 #include "cuda/gemm.h"
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
@@ -149,11 +149,10 @@ void Gemm::run(const GemmCall& c) {
 
 namespace {
 
-// partial[blockIdx.y] (O) = column sums of rows blockIdx.y, + gridDim.y, ... of dy (N,O), whose
-// rows lie ld apart.
+// partial[blockIdx.y] (O) = column sums of rows blockIdx.y, + gridDim.y, ... of dy (N,O).
 template <class T, int kVec>
 __global__ __launch_bounds__(256) void column_sum_kernel(float* partial, const T* dy, int64_t N,
-                                                         int64_t O, int64_t ld) {
+                                                         int64_t O) {
   __shared__ float sums[8][32][kVec + 1];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t col = (int64_t(blockIdx.x) * 32 + lane) * kVec;
@@ -162,7 +161,7 @@ __global__ __launch_bounds__(256) void column_sum_kernel(float* partial, const T
 #pragma unroll 4
     for (int64_t row = int64_t(blockIdx.y) * 8 + warp; row < N; row += int64_t(gridDim.y) * 8) {
       float v[kVec];
-      load<kVec>(v, dy + row * ld + col);
+      load<kVec>(v, dy + row * O + col);
 #pragma unroll
       for (int i = 0; i < kVec; ++i) total[i] += v[i];
     }
@@ -180,119 +179,6 @@ __global__ __launch_bounds__(256) void column_sum_kernel(float* partial, const T
   }
 }
 
-// dst (all_rows, ld) = src (rows, cols), zeros in the added columns and rows. ld % kWide == 0.
-template <class T>
-__global__ __launch_bounds__(256) void widen_rows_kernel(T* dst, const T* src, int64_t rows,
-                                                         int64_t cols, int64_t all_rows,
-                                                         int64_t ld) {
-  const int64_t col = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kWide;
-  if (col >= ld) return;
-  for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < all_rows;
-       row += int64_t(gridDim.y) * blockDim.y) {
-    float v[kWide];
-#pragma unroll
-    for (int i = 0; i < kWide; ++i) {
-      float one[1] = {0};
-      if (row < rows && col + i < cols) load<1>(one, src + row * cols + col + i);
-      v[i] = one[0];
-    }
-    store<kWide>(dst + row * ld + col, v);
-  }
-}
-
-// dst (rows, cols) = (or, kAdd, +=) the first cols columns of src (rows, ld). A thread takes kWide
-// elements of dst, which is dense and so may be written 16 bytes at a time across its rows' ends.
-template <class T, bool kAdd>
-__global__ __launch_bounds__(256) void narrow_rows_kernel(T* dst, const T* src, int64_t rows,
-                                                          int64_t cols, int64_t ld) {
-  const int64_t at = (int64_t(blockIdx.x) * 256 + threadIdx.x) * kWide, n = rows * cols;
-  if (at >= n) return;
-  int64_t row = at / cols, col = at - row * cols;
-  float v[kWide];
-#pragma unroll
-  for (int i = 0; i < kWide; ++i) {
-    float one[1] = {0};
-    if (at + i < n) load<1>(one, src + row * ld + col);
-    v[i] = one[0];
-    if (++col == cols) ++row, col = 0;
-  }
-  if (at + kWide <= n) {
-    float before[kWide];
-    if constexpr (kAdd) {
-      load<kWide>(before, dst + at);
-#pragma unroll
-      for (int i = 0; i < kWide; ++i) v[i] += before[i];
-    }
-    store<kWide>(dst + at, v);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kWide; ++i) {
-    float one[1] = {v[i]}, before[1];
-    if (at + i >= n) continue;
-    if constexpr (kAdd) load<1>(before, dst + at + i), one[0] += before[0];
-    store<1>(dst + at + i, one);
-  }
-}
-
-// cuBLASLt's tensor-core kernels need every extent along a row to be a multiple of 16 bytes; for
-// others (a GLU of 1365) it falls back on kernels of a sixth of the speed. Large products therefore
-// work on copies with such extents rounded up and zeros in what is added.
-class WideRows {
- public:
-  // A plain view while `on` is false or the width is already even. all_extents: the number of rows
-  // is another operand's width, and is rounded up too.
-  WideRows(Tensor t, bool on, bool all_extents = false) : t(t), ld(t.cols()), rows(t.rows()) {
-    if (!t || !on) return;
-    ld = round_up(ld);
-    if (all_extents) rows = round_up(rows);
-  }
-  static int64_t round_up(int64_t n) { return (n + kWide - 1) / kWide * kWide; }
-  bool copied() const { return t && (ld != t.cols() || rows != t.rows()); }
-  size_t bytes() const {
-    return copied() ? (size_t(rows * ld) * size_of(t.dtype) + 255) / 256 * 256 : 0;
-  }
-  void* data() const { return copied() ? copy : t.data; }
-  void place(char*& at) { copy = at, at += bytes(); }
-
-  void fill(cudaStream_t stream) const {
-    if (!copied()) return;
-    dispatch(t.dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      const int64_t vectors = ld / kWide, x = std::min<int64_t>(256, (vectors + 31) / 32 * 32);
-      const dim3 threads(unsigned(x), unsigned(256 / x));
-      const dim3 blocks(unsigned((vectors + x - 1) / x),
-                        unsigned(std::min<int64_t>((rows + threads.y - 1) / threads.y, 65535)));
-      widen_rows_kernel<T><<<blocks, threads, 0, stream>>>(reinterpret_cast<T*>(copy), t.ptr<T>(),
-                                                           t.rows(), t.cols(), rows, ld);
-      CUDA_CHECK(cudaGetLastError());
-    });
-  }
-  template <bool kAdd>
-  void give_back(cudaStream_t stream) const {
-    if (!copied()) return;
-    dispatch(t.dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      const int64_t vectors = (t.numel() + kWide - 1) / kWide;
-      narrow_rows_kernel<T, kAdd><<<unsigned((vectors + 255) / 256), 256, 0, stream>>>(
-          t.ptr<T>(), reinterpret_cast<const T*>(copy), t.rows(), t.cols(), ld);
-      CUDA_CHECK(cudaGetLastError());
-    });
-  }
-
-  Tensor t;
-  int64_t ld, rows;
-  char* copy = nullptr;
-};
-
-// Copies pay where the product is much longer than they are, and need 16-byte aligned tensors.
-bool copies_pay(int64_t N, int64_t I, int64_t O, std::initializer_list<Tensor> tensors) {
-  bool aligned = true;
-  for (const Tensor& t : tensors)
-    aligned = aligned && reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
-  return aligned && double(N) * double(I) * double(O) > 1e8;
-}
-
 }  // namespace
 
 void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
@@ -303,20 +189,13 @@ void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
   check(x.dtype == act_dtype_ && w.dtype == act_dtype_ && y.dtype == act_dtype_ &&
             (!b || b.dtype == act_dtype_),
         "linear_forward: tensors must be {}", name_of(act_dtype_));
-  const bool wide = copies_pay(N, I, O, {x, w, y});
-  WideRows wx(x, wide), ww(w, wide, true), wy(y, wide);
-  WideRows wb(b ? b.view({1, O}) : b, wide);
-  char* at = scratch(wx.bytes() + ww.bytes() + wy.bytes() + wb.bytes());
-  wx.place(at), ww.place(at), wy.place(at), wb.place(at);
-  wx.fill(stream_), ww.fill(stream_), wb.fill(stream_);
   GemmCall c;
-  c.m = wy.ld, c.n = N, c.k = wx.ld;
+  c.m = O, c.n = N, c.k = I;
   c.transpose_a = true;
   c.in = c.out = act_dtype_;
-  c.a = ww.data(), c.b = wx.data(), c.d = wy.data(), c.bias = wb.data();
-  c.lda = ww.ld, c.ldb = wx.ld, c.ldd = wy.ld;
+  c.a = w.data, c.b = x.data, c.d = y.data, c.bias = b.data;
+  c.lda = I, c.ldb = I, c.ldd = O;
   gemm_->run(c);
-  wy.give_back<false>(stream_);
 }
 
 void CudaOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) {
@@ -330,59 +209,49 @@ void CudaOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor
             (!dw || (x.dtype == act_dtype_ && dw.dtype == DType::f32)),
         "linear_backward: dx, dy, x and w must be {}, dw f32", name_of(act_dtype_));
   if (N == 0 || O == 0) return;
-  if (!dx) w = Tensor();
-  if (!dw) x = Tensor();
-  const int64_t I = dx ? dx.cols() : dw ? dw.cols() : 0;
-  const bool wide = copies_pay(N, I, O, {dx, dw, dy, x, w});
-  WideRows wdx(dx, wide), wdw(dw, wide, true), wdy(dy, wide), wx(x, wide), ww(w, wide, true);
-  const int64_t partial_rows = db ? column_sum_rows(N, O, wdy.ld) : 0;
-  const size_t partial_bytes = size_t(partial_rows * O) * sizeof(float);
-  char* at =
-      scratch(wdx.bytes() + wdw.bytes() + wdy.bytes() + wx.bytes() + ww.bytes() + partial_bytes);
-  wdx.place(at), wdw.place(at), wdy.place(at), wx.place(at), ww.place(at);
-  wdy.fill(stream_), wx.fill(stream_), ww.fill(stream_);
   GemmCall c;
   c.in = act_dtype_;
+  c.b = dy.data, c.ldb = O;
   if (dx) {
-    c.m = wdx.ld, c.n = N, c.k = wdy.ld;
+    c.m = dx.cols(), c.n = N, c.k = O;
     c.out = act_dtype_;
-    c.a = ww.data(), c.b = wdy.data(), c.d = wdx.data();
-    c.lda = ww.ld, c.ldb = wdy.ld, c.ldd = wdx.ld;
+    c.a = w.data, c.d = dx.data;
+    c.lda = c.ldd = dx.cols();
     gemm_->run(c);
-    wdx.give_back<false>(stream_);
   }
   if (dw) {
-    c.m = wdw.ld, c.n = wdw.rows, c.k = N;
+    c.m = dw.cols(), c.n = O, c.k = N;
     c.transpose_b = true;
     c.out = DType::f32;
-    c.a = wx.data(), c.b = wdy.data(), c.d = wdw.data();
-    c.lda = wx.ld, c.ldb = wdy.ld, c.ldd = wdw.ld;
-    c.beta = wdw.copied() ? 0.0f : 1.0f;
+    c.a = x.data, c.d = dw.data;
+    c.lda = c.ldd = dw.cols();
+    c.beta = 1;
     gemm_->run(c);
-    wdw.give_back<true>(stream_);
   }
-  if (db)
-    add_column_sums(db.ptr<float>(), reinterpret_cast<float*>(at), partial_rows, wdy.data(), N, O,
-                    wdy.ld);
+  if (db) {
+    const int64_t rows = column_sum_rows(N, O);
+    auto* partial = reinterpret_cast<float*>(scratch(size_t(rows * O) * sizeof(float)));
+    add_column_sums(db.ptr<float>(), partial, rows, dy.data, N, O);
+  }
 }
 
 // Enough CTAs to fill the card, of at least 32 rows each.
-int64_t CudaOps::column_sum_rows(int64_t N, int64_t O, int64_t ld) const {
-  const int64_t a_block = 32 * (ld % kWide == 0 ? kWide : 1);
+int64_t CudaOps::column_sum_rows(int64_t N, int64_t O) const {
+  const int64_t a_block = 32 * (O % kWide == 0 ? kWide : 1);
   const int64_t column_blocks = (O + a_block - 1) / a_block;
   const int64_t wanted = int64_t(prop_.multiProcessorCount) * 8 / column_blocks + 1;
   return std::clamp<int64_t>((N + 31) / 32, 1, wanted);
 }
 
 void CudaOps::add_column_sums(float* out, float* partial, int64_t partial_rows, const void* dy,
-                              int64_t N, int64_t O, int64_t ld) {
+                              int64_t N, int64_t O) {
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
-    dispatch_width(ld, {dy}, [&](auto width) {
+    dispatch_width(O, {dy}, [&](auto width) {
       constexpr int kVec = width();
       const dim3 blocks(unsigned((O + 32 * kVec - 1) / (32 * kVec)), unsigned(partial_rows));
       column_sum_kernel<T, kVec>
-          <<<blocks, 256, 0, stream_>>>(partial, static_cast<const T*>(dy), N, O, ld);
+          <<<blocks, 256, 0, stream_>>>(partial, static_cast<const T*>(dy), N, O);
       CUDA_CHECK(cudaGetLastError());
     });
   });

@@ -10,13 +10,46 @@ constexpr int64_t kAlignElements = 128;  // 256 bytes in bf16, 512 in fp32
 int64_t aligned(int64_t n) {
   return (n + kAlignElements - 1) / kAlignElements * kAlignElements;
 }
+
+// Calls run(flat position, dense position, count) for each stretch of [begin, end) without padding.
+template <class Run>
+void each_run(const Param& p, int64_t begin, int64_t end, const Run& run) {
+  const int64_t cols = p.cols() == p.stored_cols() ? p.shape.numel() : p.cols();
+  for (int64_t i = begin; i < end;) {
+    const int64_t count = std::min(end - i, cols - i % cols);
+    run(p.at(i), i - begin, count);
+    i += count;
+  }
+}
+
 }  // namespace
 
-ParamId ParamTable::add(Param param, int64_t stored_rows) {
+int64_t Param::elements_before(int64_t position) const {
+  const int64_t at = std::clamp<int64_t>(position - offset, 0, stored.numel());
+  const int64_t row = at / stored_cols(), col = std::min(at % stored_cols(), cols());
+  return std::min(row * cols() + col, shape.numel());
+}
+
+void gather(float* dense, const float* flat, const Param& p, int64_t begin, int64_t end,
+            int64_t first) {
+  each_run(p, begin, end, [&](int64_t from, int64_t to, int64_t count) {
+    std::copy_n(flat + (from - first), count, dense + to);
+  });
+}
+
+void scatter(float* flat, const float* dense, const Param& p, int64_t begin, int64_t end,
+             int64_t first) {
+  each_run(p, begin, end, [&](int64_t to, int64_t from, int64_t count) {
+    std::copy_n(dense + from, count, flat + (to - first));
+  });
+}
+
+ParamId ParamTable::add(Param param) {
   check(total_ == 0, "parameter {} comes after finalize()", param.name);
   check(find(param.name) == kNoParam, "parameter {} is registered twice", param.name);
-  param.stored = param.shape;
-  if (stored_rows > 0) param.stored.dim[0] = stored_rows;
+  if (param.stored.rank == 0) param.stored = param.shape;
+  check(param.stored.rank == param.shape.rank && param.stored.numel() >= param.shape.numel(),
+        "parameter {} {} is stored as {}", param.name, param.shape.str(), param.stored.str());
   params_.push_back(std::move(param));
   return ParamId(params_.size()) - 1;
 }
@@ -73,12 +106,6 @@ Tensor ParamTable::view(Tensor flat, ParamId id) const {
   }
   Tensor t = flat.slice(first.offset, shape.numel());
   t.shape = shape;
-  return t;
-}
-
-Tensor ParamTable::true_view(Tensor flat, ParamId id) const {
-  Tensor t = flat.slice(params_[id].offset, params_[id].shape.numel());
-  t.shape = params_[id].shape;
   return t;
 }
 

@@ -36,14 +36,29 @@ struct Param {
   double init_scale = 0;
   Decay decay = Decay::yes;
   ReadAs read_as = ReadAs::compute;
-  Shape stored{};       // in memory: first axis possibly padded (vocabulary), zeros there
+  // In memory, where kernels want widths that are multiples of some number: rows (vocabulary, GLU
+  // width) or columns (GLU width) may be padded, with zeros that stay zeros. Empty: as saved.
+  Shape stored{};
   int64_t offset = -1;  // elements from the start of a flat buffer, after finalize()
+
+  int64_t cols() const { return shape.rank ? shape[shape.rank - 1] : 1; }
+  int64_t stored_cols() const { return stored.rank ? stored[stored.rank - 1] : 1; }
+  // Where element i (row-major, as saved) lies in a flat buffer.
+  int64_t at(int64_t i) const { return offset + i / cols() * stored_cols() + i % cols(); }
+  // How many elements, as saved, lie before this position of a flat buffer.
+  int64_t elements_before(int64_t position) const;
 };
+
+// Elements [begin, end) of a weight, as saved, out of or into its place in a flat buffer that
+// starts at position `first` of the whole. dense has end - begin elements.
+void gather(float* dense, const float* flat, const Param& p, int64_t begin, int64_t end,
+            int64_t first = 0);
+void scatter(float* flat, const float* dense, const Param& p, int64_t begin, int64_t end,
+             int64_t first = 0);
 
 class ParamTable {
  public:
-  // Registers a weight. stored_rows > 0 pads the first axis in memory.
-  ParamId add(Param param, int64_t stored_rows = 0);
+  ParamId add(Param param);
   // The members, already added in this order, lie back to back and view() of the returned id sees
   // them as one weight with their first axes summed: q, f and i become one GEMM.
   ParamId pack(std::vector<ParamId> members);
@@ -59,8 +74,6 @@ class ParamTable {
 
   // The weight inside a flat buffer (total() elements of any dtype); absent for kNoParam.
   Tensor view(Tensor flat, ParamId id) const;
-  // The same as saved: without the padded rows.
-  Tensor true_view(Tensor flat, ParamId id) const;
 
  private:
   struct Pack {

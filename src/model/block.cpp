@@ -12,49 +12,57 @@ void Block::add_params(ParamTable& table, const MixerConfig& shared) {
   const std::string prefix = fmt::format("model.layers.{}.", layer_);
   const bool fairseq = config_.initializer == InitKind::fairseq;
 
-  auto vector = [&](const std::string& name, int64_t size, Init init, double scale,
+  const int64_t Fp = stored_width(ops_, config_);
+  auto vector = [&](const std::string& name, int64_t size, int64_t stored, Init init, double scale,
                     ReadAs read_as) {
     return table.add({.name = prefix + name,
                       .shape = {size},
                       .init = init,
                       .init_scale = scale,
                       .decay = shared.decay_of(/*matrix=*/false),
-                      .read_as = read_as});
+                      .read_as = read_as,
+                      .stored = {stored}});
   };
   auto norm = [&](const std::string& name, ParamId& weight, ParamId& bias) {
-    weight = vector(name + ".weight", D, Init::ones, 0, ReadAs::master);
+    weight = vector(name + ".weight", D, D, Init::ones, 0, ReadAs::master);
     if (config_.norm == Norm::layer)
-      bias = vector(name + ".bias", D, Init::zeros, 0, ReadAs::master);
+      bias = vector(name + ".bias", D, D, Init::zeros, 0, ReadAs::master);
   };
   // fairseq's linear layers start as torch's default: uniform within 1/sqrt(fan_in).
-  auto linear = [&](const std::string& name, int64_t out, int64_t in) {
+  auto linear = [&](const std::string& name, int64_t out, int64_t in, Shape stored) {
     return table.add({.name = prefix + "mlp." + name + ".weight",
                       .shape = {out, in},
                       .init = shared.linear_init,
                       .init_scale = fairseq ? 1 / std::sqrt(double(in)) : shared.linear_init_scale,
-                      .decay = Decay::yes});
+                      .decay = Decay::yes,
+                      .stored = stored});
   };
-  auto bias = [&](const std::string& name, int64_t out, int64_t in) {
-    return vector("mlp." + name + ".bias", out, shared.bias_init, 1 / std::sqrt(double(in)),
+  auto bias = [&](const std::string& name, int64_t out, int64_t in, int64_t stored) {
+    return vector("mlp." + name + ".bias", out, stored, shared.bias_init, 1 / std::sqrt(double(in)),
                   ReadAs::compute);
   };
 
   norm("attn_norm", norm1_, norm1_bias_);
   mixer_.add_layer_params(table, prefix, layer_);
   norm("mlp_norm", norm2_, norm2_bias_);
-  const ParamId gate = linear("gate_proj", F, D), up = linear("up_proj", F, D);
+  const ParamId gate = linear("gate_proj", F, D, {Fp, D}), up = linear("up_proj", F, D, {Fp, D});
   gate_up_ = table.pack({gate, up});
   if (config_.bias) {
-    const ParamId gate_bias = bias("gate_proj", F, D), up_bias = bias("up_proj", F, D);
+    const ParamId gate_bias = bias("gate_proj", F, D, Fp), up_bias = bias("up_proj", F, D, Fp);
     gate_up_bias_ = table.pack({gate_bias, up_bias});
   }
-  down_ = linear("down_proj", D, F);
-  if (config_.bias) down_bias_ = bias("down_proj", D, F);
+  down_ = linear("down_proj", D, F, {D, Fp});
+  if (config_.bias) down_bias_ = bias("down_proj", D, F, D);
+}
+
+int64_t Block::stored_width(const Ops& ops, const ModelConfig& c) {
+  const int64_t m = ops.width_multiple();
+  return (c.intermediate_size + m - 1) / m * m;
 }
 
 Block::Acts Block::take_acts(Arena& arena, const Ops& ops, const ModelConfig& c, int64_t N,
                              bool with_resid1) {
-  const int64_t D = c.hidden_size, F = c.intermediate_size;
+  const int64_t D = c.hidden_size, F = stored_width(ops, c);
   const DType act = ops.act_dtype(), stat = ops.stat_dtype();
   Acts a;
   if (with_resid1) a.resid1 = arena.take("residual stream", {N, D}, act);
@@ -80,7 +88,7 @@ Block::Scratch Block::take_scratch(Arena& arena, const Ops& ops, const ModelConf
 
 void Block::take_glu_scratch(Arena& arena, Scratch& s, const Ops& ops, const ModelConfig& c,
                              int64_t N) {
-  const int64_t F = c.intermediate_size;
+  const int64_t F = stored_width(ops, c);
   s.dhidden = arena.take("GLU gradients", {N, F}, ops.act_dtype());
   s.dgate_up = arena.take("GLU gradients", {N, 2 * F}, ops.act_dtype());
 }

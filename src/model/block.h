@@ -16,6 +16,11 @@ class Block {
   Block(Ops& ops, const ModelConfig& config, Mixer& mixer, int layer);
   void add_params(ParamTable& table, const MixerConfig& shared);
 
+  // F as it lies in memory, rounded up to what the kernels like. Gate, up and down have zeros in
+  // what is added; so have their activations and gradients, and no update moves them.
+  static int64_t stored_width(const Ops& ops, const ModelConfig& c);
+
+  // F below is stored_width().
   struct Acts {
     Tensor resid1 /*(N,D)*/, norm1 /*(N,D)*/, stats1 /*(N,2)*/;  // before the mixer
     Tensor resid2 /*(N,D)*/, norm2 /*(N,D)*/, stats2 /*(N,2)*/;  // before the GLU

@@ -47,8 +47,11 @@ LanguageModel::LanguageModel(Ops& ops, const ModelConfig& config, bool decay_all
   const bool fairseq = config_.initializer == InitKind::fairseq;
   const double scale = fairseq ? 1 / std::sqrt(double(D)) : config_.initializer_range;
   auto matrix = [&](const char* name) {
-    return table_.add({.name = name, .shape = {V, D}, .init = Init::normal, .init_scale = scale},
-                      Vp);
+    return table_.add({.name = name,
+                       .shape = {V, D},
+                       .init = Init::normal,
+                       .init_scale = scale,
+                       .stored = {Vp, D}});
   };
   auto vector = [&](const char* name, Init init) {
     return table_.add({.name = name,
@@ -71,7 +74,14 @@ LanguageModel::LanguageModel(Ops& ops, const ModelConfig& config, bool decay_all
 }
 
 LanguageModel::~LanguageModel() {
-  if (memory_) ops_.free(memory_);
+  release();
+}
+
+void LanguageModel::release() {
+  if (!memory_) return;
+  ops_.use_scratch({});
+  ops_.free(memory_);
+  memory_ = nullptr;
 }
 
 int64_t LanguageModel::logit_rows(int64_t N) const {
@@ -111,7 +121,10 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   const int64_t Vp = padded(config_.vocab_size, ops_.vocab_multiple());
   const int64_t slice = std::max(logit_rows(N), shape.train ? int64_t(1) : shape.B);
   auto take_logits = [&] { logits_ = arena.take("logits", {slice, Vp}, act); };
+  op_scratch_ = {};
   if (shape.train) {
+    if (const size_t bytes = ops_.scratch_bytes(N, D))
+      op_scratch_ = arena.take("temporaries of operations", {int64_t(bytes)}, DType::u8);
     // Logits, the GLU's gradients and the mixer's never live at the same time: one place for all.
     scratch_ = Block::take_scratch(arena, ops_, config_, N);
     const size_t mark = arena.mark();
@@ -136,13 +149,13 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
 }
 
 void LanguageModel::prepare(const LmShape& shape) {
-  if (memory_) ops_.free(memory_);
-  memory_ = nullptr;
+  release();
   Arena arena("activations");
   layout(arena, shape);
   memory_ = ops_.alloc(arena.peak(), "activations");
   arena.bind(memory_);
   layout(arena, shape);
+  ops_.use_scratch(op_scratch_);
   zero_state();
 }
 

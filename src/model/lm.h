@@ -64,6 +64,7 @@ class LanguageModel {
   double flops_per_token() const;  // forward + backward, recurrence included
 
  private:
+  void release();
   void upload(const TokenRows& rows);
   void run_forward(const TokenRows& rows, const Dropout& drop, bool train);
   void run_backward(const TokenRows& rows, const Dropout& drop);
@@ -84,6 +85,7 @@ class LanguageModel {
   LmShape shape_;
   bool per_layer_ = false;  // one activation set a layer
   void* memory_ = nullptr;
+  Tensor op_scratch_ /*bytes, u8*/;  // lent to ops_
   Tensor tokens_ /*(N) i32*/, targets_ /*(N) i32*/, reset_ /*(N) u8*/;
   std::vector<Block::Acts> acts_;
   std::vector<Tensor> resid1_ /*L x (N,D)*/;  // the layers' inputs, which recomputation starts from

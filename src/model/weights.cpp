@@ -64,21 +64,21 @@ std::vector<float> WeightStore::get(Ops& ops) const {
 std::vector<float> initial_weights(const ParamTable& table, uint64_t seed) {
   std::vector<float> flat(size_t(table.total()), 0.0f);
   for (const Param& p : table.params()) {
-    float* w = flat.data() + p.offset;
     const int64_t count = p.shape.numel();
     const uint64_t key = mix64(seed ^ hash_of(p.name));
+    float* const w = flat.data();
     switch (p.init) {
       case Init::zeros: break;
       case Init::ones:
-        for (int64_t i = 0; i < count; ++i) w[i] = 1.0f;
+        for (int64_t i = 0; i < count; ++i) w[p.at(i)] = 1.0f;
         break;
       case Init::normal:
 #pragma omp parallel for
-        for (int64_t i = 0; i < count; ++i) w[i] = float(p.init_scale * normal_at(key, i));
+        for (int64_t i = 0; i < count; ++i) w[p.at(i)] = float(p.init_scale * normal_at(key, i));
         break;
       case Init::uniform:
 #pragma omp parallel for
-        for (int64_t i = 0; i < count; ++i) w[i] = float(p.init_scale * uniform_at(key, i));
+        for (int64_t i = 0; i < count; ++i) w[p.at(i)] = float(p.init_scale * uniform_at(key, i));
         break;
     }
   }

@@ -39,10 +39,12 @@ class Ops {
   // ---- identity
   virtual std::string describe() const = 0;  // "cpu fp32, 2 threads, OpenBLAS 0.3.21"
   virtual DType act_dtype() const = 0;
-  virtual DType stat_dtype() const = 0;        // f32; f64 in gradient checks
-  virtual DType master_dtype() const = 0;      // f32; f64 in gradient checks
-  virtual int64_t vocab_multiple() const = 0;  // the vocabulary is padded in memory to this
-  virtual double peak_flops() const = 0;       // dense, of act_dtype(), for MFU; 0: unknown
+  virtual DType stat_dtype() const = 0;    // f32; f64 in gradient checks
+  virtual DType master_dtype() const = 0;  // f32; f64 in gradient checks
+  // The vocabulary and the GLU's width are padded in memory to multiples of these.
+  virtual int64_t vocab_multiple() const = 0;
+  virtual int64_t width_multiple() const = 0;
+  virtual double peak_flops() const = 0;  // dense, of act_dtype(), for MFU; 0: unknown
   virtual MemoryInfo memory() const = 0;
 
   // ---- memory
@@ -55,6 +57,10 @@ class Ops {
   virtual void upload(Tensor dst, const void* host) = 0;  // dst.bytes()
   virtual void download(void* host, Tensor src) = 0;      // src.bytes(); waits
   virtual void synchronize() = 0;
+  // What a training step over N rows of width D needs for temporaries within a call, in bytes; the
+  // model takes it from its arena, so that it is planned, and hands it over. It stays the owner.
+  virtual size_t scratch_bytes(int64_t N, int64_t D) const = 0;
+  virtual void use_scratch(Tensor bytes /*(scratch_bytes()) u8, or absent*/) = 0;
 
   // ---- embedding
   // x (N,D) = dropout(scale * w[token]);  tokens (N) i32, w (V,D)

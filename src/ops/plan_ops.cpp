@@ -1,5 +1,7 @@
 #include "ops/plan_ops.h"
 
+#include "ops/scratch.h"
+
 namespace hgrn {
 namespace {
 
@@ -41,6 +43,11 @@ class PlanOps final : public Ops {
   DType stat_dtype() const override { return DType::f32; }
   DType master_dtype() const override { return DType::f32; }
   int64_t vocab_multiple() const override { return cpu_ ? 16 : 128; }
+  int64_t width_multiple() const override { return cpu_ ? 16 : 128; }
+  size_t scratch_bytes(int64_t N, int64_t D) const override {
+    return cpu_ ? 0 : gpu_scratch_bytes(N, D);
+  }
+  void use_scratch(Tensor) override { not_run(); }
   double peak_flops() const override { return 0; }
   MemoryInfo memory() const override { return {}; }
   SeqKernel& seq(std::string_view) override { return seq_; }

@@ -22,13 +22,9 @@ struct Slice {
   int64_t size() const { return end - begin; }
 };
 
-// What of a parameter lies in a range of the flat buffers. The padding behind it is never saved.
+// What of a parameter lies in a range of the flat buffers. Padding is never saved.
 Slice part_of(const Param& p, FlatRange range) {
-  const int64_t numel = p.shape.numel();
-  Slice s{std::clamp<int64_t>(range.begin - p.offset, 0, numel),
-          std::clamp<int64_t>(range.end - p.offset, 0, numel)};
-  s.end = std::max(s.begin, s.end);
-  return s;
+  return {p.elements_before(range.begin), p.elements_before(range.end)};
 }
 
 TensorInfo tensor(const std::string& name, const Shape& shape) {
@@ -100,9 +96,10 @@ void read_optimizer_file(const std::string& path, const ParamTable& table, FlatR
             "{}: tensor {} has shape {}, its slice says ({})", path, t->name, t->shape.str(),
             have.size());
       ++known;
-      if (out && both.begin < both.end)
-        file.read_f32(*t, out + (p.offset + both.begin - range.begin), both.begin - have.begin,
-                      both.size());
+      if (!out || both.begin >= both.end) continue;
+      std::vector<float> dense(size_t(both.size()));
+      file.read_f32(*t, dense.data(), both.begin - have.begin, both.size());
+      scatter(out, dense.data(), p, both.begin, both.end, range.begin);
     }
     seen[size_t(id)].push_back(have);
   }
@@ -136,7 +133,20 @@ void read_optimizer(const std::string& dir, int world, const ParamTable& table, 
 
 void read_master(const ModelFolder& folder, const ParamTable& table, float* master) {
   std::memset(master, 0, size_t(table.total()) * sizeof(float));  // the padding
-  for (const Param& p : table.params()) folder.read_f32(p.name, p.shape, master + p.offset);
+  std::vector<float> dense;
+  for (const Param& p : table.params()) {
+    dense.resize(size_t(p.shape.numel()));
+    folder.read_f32(p.name, p.shape, dense.data());
+    scatter(master, dense.data(), p, 0, p.shape.numel());
+  }
+}
+
+// Appends elements [s.begin, s.end) of a parameter out of a flat buffer that starts at `first`.
+void write_slice(SafetensorsWriter& out, const float* flat, const Param& p, Slice s,
+                 int64_t first) {
+  std::vector<float> dense(size_t(s.size()));
+  gather(dense.data(), flat, p, s.begin, s.end, first);
+  out.write(dense.data(), dense.size() * sizeof(float));
 }
 
 }  // namespace
@@ -158,7 +168,7 @@ Manifest::Entry write_model_file(const std::string& path, const ParamTable& tabl
   for (size_t i = 0; i < table.params().size(); ++i) {
     const Param& p = table.params()[i];
     if (i == table.params().size() / 2) fault_point("save.mid-model");
-    out.write(master.data() + p.offset, size_t(p.shape.numel()) * sizeof(float));
+    write_slice(out, master.data(), p, {0, p.shape.numel()}, 0);
   }
   out.finish();
   return {out.size(), out.hash()};
@@ -188,8 +198,7 @@ Manifest::Entry write_optimizer_file(const std::string& path, const Snapshot& sn
     for (const Param& p : table.params()) {
       const Slice s = part_of(p, range);
       if (s.size() == 0) continue;
-      out.write(moment->data() + (p.offset + s.begin - range.begin),
-                size_t(s.size()) * sizeof(float));
+      write_slice(out, moment->data(), p, s, range.begin);
     }
     if (moment == &snapshot.m) fault_point("save.mid-optimizer");
   }

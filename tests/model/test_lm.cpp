@@ -17,7 +17,7 @@ std::vector<double> random_weights(const ParamTable& table) {
     for (int64_t i = 0; i < p.shape.numel(); ++i) {
       const double u =
           double(philox(uint64_t(p.offset) + 1, 3, uint64_t(i)).v[0]) / 4294967296.0 * 2 - 1;
-      w[size_t(p.offset + i)] = p.init == Init::ones ? 1 + 0.3 * u : 0.5 * u;
+      w[size_t(p.at(i))] = p.init == Init::ones ? 1 + 0.3 * u : 0.5 * u;
     }
   return w;
 }
@@ -37,7 +37,7 @@ double grad_error(const ModelConfig& config, const Dropout& drop, bool reset,
     double largest = 1e-3, error = 0;
     const int64_t count = p.shape.numel(), step = std::max<int64_t>(1, count / 7);
     for (int64_t i = 0; i < count; i += step) {
-      const size_t at = size_t(p.offset + i);
+      const size_t at = size_t(p.at(i));
       const double h = 1e-5, kept = w[at];
       auto loss_at = [&](double value) {
         w[at] = value;
@@ -186,8 +186,8 @@ TEST_CASE("lm: initial weights have the stated spread and depend on name and see
   auto spread = [](const std::vector<float>& w, const Param& p) {
     double mean = 0, square = 0;
     for (int64_t i = 0; i < p.shape.numel(); ++i) {
-      mean += w[size_t(p.offset + i)];
-      square += double(w[size_t(p.offset + i)]) * double(w[size_t(p.offset + i)]);
+      mean += w[size_t(p.at(i))];
+      square += double(w[size_t(p.at(i))]) * double(w[size_t(p.at(i))]);
     }
     const double n = double(p.shape.numel());
     return std::pair(mean / n, std::sqrt(square / n));

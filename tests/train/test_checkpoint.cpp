@@ -26,21 +26,24 @@ namespace fs = std::filesystem;
 
 namespace {
 
-Param param(const std::string& name, const Shape& shape, Decay decay = Decay::yes) {
+Param param(const std::string& name, const Shape& shape, Decay decay = Decay::yes,
+            const Shape& stored = {}) {
   Param p;
-  p.name = name, p.shape = shape, p.decay = decay;
+  p.name = name, p.shape = shape, p.decay = decay, p.stored = stored;
   return p;
 }
 
-// Padded rows, a pack, both decay groups, and gaps between the weights.
+// Padded rows and columns, a pack, both decay groups, and gaps between the weights.
 ParamTable make_table(bool tied = true, int64_t rows = 37) {
   ParamTable t;
-  t.add(param("model.embeddings.weight", {rows, 8}), (rows + 15) / 16 * 16);
-  if (!tied) t.add(param("lm_head.weight", {rows, 8}), (rows + 15) / 16 * 16);
+  const Shape padded = {(rows + 15) / 16 * 16, 8};
+  t.add(param("model.embeddings.weight", {rows, 8}, Decay::yes, padded));
+  if (!tied) t.add(param("lm_head.weight", {rows, 8}, Decay::yes, padded));
   t.add(param("model.lower_bounds", {2, 8}, Decay::no));
   const ParamId q = t.add(param("model.layers.0.attn.q_proj.weight", {8, 8}));
   const ParamId f = t.add(param("model.layers.0.attn.f_proj.weight", {8, 8}));
   t.pack({q, f});
+  t.add(param("model.layers.0.mlp.down_proj.weight", {8, 11}, Decay::yes, {8, 16}));
   t.add(param("model.norm.weight", {8}, Decay::no));
   t.finalize();
   return t;
@@ -51,8 +54,7 @@ std::vector<float> filled(const ParamTable& t, uint64_t seed) {
   std::vector<float> flat(size_t(t.total()), 0.0f);
   for (const Param& p : t.params())
     for (int64_t i = 0; i < p.shape.numel(); ++i)
-      flat[size_t(p.offset + i)] =
-          float(int32_t(philox(seed, 0, uint64_t(p.offset + i)).v[0])) / 7e8f;
+      flat[size_t(p.at(i))] = float(int32_t(philox(seed, 0, uint64_t(p.at(i))).v[0])) / 7e8f;
   return flat;
 }
 
@@ -643,8 +645,8 @@ TEST_CASE("weights come from any Hugging Face folder", "[train]") {
     for (const Param& p : table.params()) {
       std::vector<uint16_t> half(size_t(p.shape.numel()));
       for (size_t i = 0; i < half.size(); ++i) {
-        half[i] = float_to_bf16(s.master[size_t(p.offset) + i]);
-        rounded[size_t(p.offset) + i] = bf16_to_float(half[i]);
+        half[i] = float_to_bf16(s.master[size_t(p.at(int64_t(i)))]);
+        rounded[size_t(p.at(int64_t(i)))] = bf16_to_float(half[i]);
       }
       TensorInfo info;
       info.name = p.name, info.dtype = "BF16", info.shape = p.shape;

@@ -103,7 +103,7 @@ void time_hgru2(Ops& ops, const Timer& timer, const Config& c) {
 void time_rowwise(Ops& ops, const Timer& timer, const Config& c) {
   Pool pool(ops);
   const int64_t N = c.train.micro_batch * c.data.seq_len, D = c.model.hidden_size;
-  const int64_t F = c.model.intermediate_size;
+  const int64_t F = Block::stored_width(ops, c.model);
   const DType act = ops.act_dtype(), master = ops.master_dtype();
   const double row = double(N * D) * double(size_of(act));
   const Tensor x = pool.make({N, D}, act), b = pool.make({N, D}, act), y = pool.make({N, D}, act);
@@ -175,7 +175,7 @@ std::vector<OpTime> time_ops(Ops& ops, const Config& c, const std::string& only)
   std::vector<OpTime> out;
   const Timer timer{ops, only, out};
   const int64_t N = c.train.micro_batch * c.data.seq_len;
-  const int64_t D = c.model.hidden_size, F = c.model.intermediate_size;
+  const int64_t D = c.model.hidden_size, F = Block::stored_width(ops, c.model);
   time_ends(ops, timer, c);
   time_rowwise(ops, timer, c);
   time_linear(ops, timer, "linear q,f,i", N, 3 * D, D);
