@@ -23,6 +23,16 @@ std::string CpuOps::describe() const {
                      threads == 1 ? "" : "s", cpu::blas_name());
 }
 
+int64_t CpuOps::mark() {
+  marks_.push_back(std::chrono::steady_clock::now());
+  return int64_t(marks_.size()) - 1;
+}
+
+double CpuOps::elapsed_ms(int64_t from, int64_t to) {
+  const std::chrono::duration<double, std::milli> span = marks_[size_t(to)] - marks_[size_t(from)];
+  return span.count();
+}
+
 MemoryInfo CpuOps::memory() const {
   MemoryInfo info;
   std::ifstream file("/proc/meminfo");

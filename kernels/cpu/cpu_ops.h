@@ -3,9 +3,11 @@
 // are computed with and master weights are one buffer here.
 // Twin: kernels/cuda/cuda_ops.h   Tests: tests/ops/
 #pragma once
+#include <chrono>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "cpu/parallel.h"
 #include "ops/ops.h"
@@ -28,6 +30,9 @@ class CpuOps final : public Ops {
   void* alloc(size_t bytes, std::string_view what) override;
   void free(void* p) override;
   void synchronize() override {}
+  int64_t mark() override;
+  double elapsed_ms(int64_t from, int64_t to) override;
+  void forget_marks() override { marks_.clear(); }
   size_t scratch_bytes(int64_t, int64_t) const override { return 0; }
   void use_scratch(Tensor) override {}
   SeqKernel& seq(std::string_view name) override;
@@ -77,6 +82,7 @@ class CpuOps final : public Ops {
  private:
   DType dtype_;
   cpu::Scratch scratch_;
+  std::vector<std::chrono::steady_clock::time_point> marks_;
   std::map<std::string, std::unique_ptr<SeqKernel>, std::less<>> seq_;
 };
 

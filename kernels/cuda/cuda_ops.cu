@@ -62,6 +62,7 @@ CudaOps::~CudaOps() {
   cudaStreamSynchronize(stream_);
   seq_.clear();
   gemm_.reset();
+  for (cudaEvent_t event : events_) cudaEventDestroy(event);
   for (Staging& s : staging_) {
     cudaEventDestroy(s.free);
     cudaFreeHost(s.host);
@@ -179,6 +180,22 @@ void CudaOps::download(void* host, Tensor src) {
 
 void CudaOps::synchronize() {
   CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
+
+int64_t CudaOps::mark() {
+  if (marks_ == int64_t(events_.size())) {
+    cudaEvent_t event;
+    CUDA_CHECK(cudaEventCreate(&event));
+    events_.push_back(event);
+  }
+  CUDA_CHECK(cudaEventRecord(events_[size_t(marks_)], stream_));
+  return marks_++;
+}
+
+double CudaOps::elapsed_ms(int64_t from, int64_t to) {
+  float ms = 0;
+  CUDA_CHECK(cudaEventElapsedTime(&ms, events_[size_t(from)], events_[size_t(to)]));
+  return double(ms);
 }
 
 SeqKernel& CudaOps::seq(std::string_view name) {

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "cuda/gemm.h"
 #include "ops/ops.h"
@@ -45,6 +46,9 @@ class CudaOps final : public Ops {
   void upload(Tensor dst, const void* host) override;
   void download(void* host, Tensor src) override;
   void synchronize() override;
+  int64_t mark() override;
+  double elapsed_ms(int64_t from, int64_t to) override;
+  void forget_marks() override { marks_ = 0; }
   size_t scratch_bytes(int64_t N, int64_t D) const override { return gpu_scratch_bytes(N, D); }
   void use_scratch(Tensor bytes) override { planned_scratch_ = bytes; }
 
@@ -105,6 +109,9 @@ class CudaOps final : public Ops {
   size_t own_scratch_bytes_ = 0;
   std::unique_ptr<Gemm> gemm_;
   std::map<std::string, std::unique_ptr<SeqKernel>, std::less<>> seq_;
+
+  std::vector<cudaEvent_t> events_;  // of mark(), kept for the next round
+  int64_t marks_ = 0;
 
   // Small uploads (the tokens of a micro-batch) pass through pinned memory and need no wait.
   static constexpr size_t kStagingBytes = size_t(1) << 20;

@@ -11,14 +11,9 @@ namespace hgrn {
 namespace {
 
 constexpr double kGiB = double(int64_t(1) << 30);
-// Of the device's memory, what the driver, CUDA's context and the libraries' workspaces keep.
-constexpr double kReservedGiB = 1.5;
+// Left free for what varies: fragmentation, another context's leftovers.
+constexpr double kMarginGiB = 0.5;
 
-// Ceilings measured on the card: an 8192^3 bf16 GEMM and a device-to-device copy.
-struct Card {
-  const char* name;
-  double gemm_flops, bytes_per_s;
-};
 constexpr Card kCards[] = {{"H100", 798e12, 3.0e12}, {"H200", 798e12, 4.3e12}};
 
 struct Memory {
@@ -44,7 +39,9 @@ Memory count_memory(const Config& c, int64_t micro_batch, const PlanOptions& o) 
                                : std::string("optimizer moments"),
                     moments / size_t(shards)});
   m.rows.insert(m.rows.end(), acts.rows().begin(), acts.rows().end());
-  m.total = state.peak() + moments / size_t(shards) + acts.peak();
+  const size_t context = o.cpu ? 0 : size_t(kContextGiB * kGiB);
+  if (context > 0) m.rows.push_back({"CUDA context and libraries", context});
+  m.total = state.peak() + moments / size_t(shards) + acts.peak() + context;
   return m;
 }
 
@@ -81,19 +78,6 @@ double roofline_seconds(const Config& c, const LanguageModel& model, const Card&
          (recurrence + norms + glu + cross_entropy + update) / card.bytes_per_s;
 }
 
-int64_t largest_micro_batch(const Config& c, const PlanOptions& o) {
-  const double room = (o.device_memory_gib - kReservedGiB) * kGiB;
-  auto fits = [&](int64_t b) { return double(count_memory(c, b, o).total) <= room; };
-  if (!fits(1)) return 0;
-  int64_t low = 1, high = 2;
-  while (high < (1 << 20) && fits(high)) low = high, high *= 2;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (fits(middle) ? low : high) = middle;
-  }
-  return low;
-}
-
 std::string grouped(int64_t n) {  // 44,661,244
   const std::string digits = std::to_string(n);
   std::string s;
@@ -105,6 +89,26 @@ std::string grouped(int64_t n) {  // 44,661,244
 }
 
 }  // namespace
+
+std::span<const Card> cards() {
+  return kCards;
+}
+
+size_t planned_bytes(const Config& c, const PlanOptions& o) {
+  return count_memory(c, c.train.micro_batch, o).total;
+}
+
+int64_t largest_micro_batch(const std::function<size_t(int64_t)>& bytes, double room) {
+  const auto fits = [&](int64_t b) { return double(bytes(b)) <= room; };
+  if (!fits(1)) return 0;
+  int64_t low = 1, high = 2;
+  while (high < (1 << 20) && fits(high)) low = high, high *= 2;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (fits(middle) ? low : high) = middle;
+  }
+  return low;
+}
 
 std::string plan_text(const Config& c, const PlanOptions& o) {
   const auto ops = make_plan_ops(o.cpu ? DType::f32 : DType::bf16, o.cpu);
@@ -131,7 +135,9 @@ std::string plan_text(const Config& c, const PlanOptions& o) {
   if (o.cpu) return out;
   out += fmt::format("limits ({} GPU{}, {:g} GiB each)\n", o.gpus, o.gpus == 1 ? "" : "s",
                      o.device_memory_gib);
-  const int64_t largest = largest_micro_batch(c, o);
+  const int64_t largest =
+      largest_micro_batch([&](int64_t b) { return count_memory(c, b, o).total; },
+                          (o.device_memory_gib - kMarginGiB) * kGiB);
   row("largest micro-batch that fits", largest > 0 ? grouped(largest) : "none fits");
   for (const Card& card : kCards) {
     const double rate = double(o.gpus) / roofline_seconds(c, model, card);

@@ -57,6 +57,13 @@ class Ops {
   virtual void upload(Tensor dst, const void* host) = 0;  // dst.bytes()
   virtual void download(void* host, Tensor src) = 0;      // src.bytes(); waits
   virtual void synchronize() = 0;
+  // ---- time
+  // A point on the device's timeline, between the calls before and after it. elapsed_ms() of two of
+  // them needs synchronize() first. Marks cost a little memory each until forget_marks().
+  virtual int64_t mark() = 0;
+  virtual double elapsed_ms(int64_t from, int64_t to) = 0;
+  virtual void forget_marks() = 0;
+
   // What a training step over N rows of width D needs for temporaries within a call, in bytes; the
   // model takes it from its arena, so that it is planned, and hands it over. It stays the owner.
   virtual size_t scratch_bytes(int64_t N, int64_t D) const = 0;

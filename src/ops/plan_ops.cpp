@@ -44,6 +44,9 @@ class PlanOps final : public Ops {
   DType master_dtype() const override { return DType::f32; }
   int64_t vocab_multiple() const override { return cpu_ ? 16 : 128; }
   int64_t width_multiple() const override { return cpu_ ? 16 : 128; }
+  int64_t mark() override { not_run(); }
+  double elapsed_ms(int64_t, int64_t) override { not_run(); }
+  void forget_marks() override {}
   size_t scratch_bytes(int64_t N, int64_t D) const override {
     return cpu_ ? 0 : gpu_scratch_bytes(N, D);
   }

@@ -7,6 +7,7 @@
 
 #include "core/log.h"
 #include "model/hf_config.h"
+#include "model/plan.h"
 #include "train/schedule.h"
 
 namespace hgrn {
@@ -76,18 +77,47 @@ void Trainer::allocate() {
     nll_sum_ = arena.take("loss", {1}, DType::f64);
   };
   layout();
+  check_memory(arena.peak());
   state_memory_ = {ops_->alloc(arena.peak(), arena.name()), [this](void* p) { ops_->free(p); }};
   arena.bind(state_memory_.get());
   layout();
   model_->use(weights_.weights());
-  model_->prepare({.B = config_.train.micro_batch,
-                   .T = config_.data.seq_len,
-                   .train = true,
-                   .recompute = config_.train.recompute,
-                   .state = false});
+  model_->prepare(shape(config_.train.micro_batch));
   // Padding between weights is never written again; it must not hold NaN for the norm to meet.
   ops_->zero(weights_.weights().master);
   ops_->zero(weights_.weights().grad);
+}
+
+LmShape Trainer::shape(int64_t micro_batch) const {
+  return {.B = micro_batch,
+          .T = config_.data.seq_len,
+          .train = true,
+          .recompute = config_.train.recompute,
+          .state = false};
+}
+
+// Before anything large is allocated, so that the error can say what would fit.
+void Trainer::check_memory(size_t state_bytes) {
+  const double free = double(ops_->memory().free);
+  const auto bytes = [&](int64_t B) {
+    Arena arena("activations");
+    model_->layout(arena, shape(B));
+    return state_bytes + arena.peak();
+  };
+  const int64_t B = config_.train.micro_batch;
+  if (free == 0 || double(bytes(B)) <= free) return;
+  int64_t fits = std::min(B, largest_micro_batch(bytes, free));
+  while (fits > 0 && config_.train.global_batch % fits != 0) --fits;
+  constexpr double kGiB = double(1 << 30);
+  const std::string mend =
+      fits > 0 ? fmt::format("the largest that fits and divides train.global_batch is {}", fits)
+               : std::string("not one sequence fits");
+  fail(Exit::failed,
+       "{}:train.micro_batch: {} sequences of {} tokens need {:.2f} GiB, of which {:.2f} for "
+       "weights and optimizer; {:.2f} GiB are free: {}{}",
+       args_.config, B, config_.data.seq_len, double(bytes(B)) / kGiB, double(state_bytes) / kGiB,
+       free / kGiB, mend,
+       config_.train.recompute == Recompute::block ? "" : "; or set train.recompute to \"block\"");
 }
 
 void Trainer::start() {

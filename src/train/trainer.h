@@ -41,6 +41,8 @@ class Trainer {
   void prepare_folder();
   void open_tokenizer_and_eos();
   void allocate();
+  void check_memory(size_t state_bytes);
+  LmShape shape(int64_t micro_batch) const;
   void start();  // from a checkpoint, given weights, or the seed
   void load_state(const std::string& dir);
   void open_loader();

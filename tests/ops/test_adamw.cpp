@@ -35,7 +35,7 @@ State run(Bench& b, const Values& w0, int steps, double factor) {
   Tensor w = b.real({count}, w0, type), m = b.zeros({count}, type), v = b.zeros({count}, type);
   Tensor control = b.real({3}, {1.0, factor, 1.0}, DType::f64);
   for (int t = 1; t <= steps; ++t) {
-    Tensor g = b.real({count}, as_float(normals(w0.size(), unsigned(10 + t), 0, 0.1)), type);
+    Tensor g = b.real({count}, exact(normals(w0.size(), unsigned(10 + t), 0, 0.1)), type);
     b->adamw(w, {}, m, v, g, step_at(t), control);
   }
   return {b.read(w), b.read(m), b.read(v)};
@@ -46,7 +46,7 @@ State run_scalar(Values w, int steps, double factor) {
   s.m.assign(s.w.size(), 0);
   s.v.assign(s.w.size(), 0);
   for (int t = 1; t <= steps; ++t) {
-    const Values g = as_float(normals(s.w.size(), unsigned(10 + t), 0, 0.1));
+    const Values g = exact(normals(s.w.size(), unsigned(10 + t), 0, 0.1));
     for (size_t i = 0; i < g.size(); ++i)
       scalar_adamw(s.w[i], s.m[i], s.v[i], g[i] * factor, step_at(t));
   }
@@ -63,7 +63,7 @@ Values control_of(Bench& b, double square_sum, double nll_sum, double max_norm) 
 }  // namespace
 
 TEST_CASE("adamw: five updates against a scalar reference", "[ops]") {
-  const Values w = as_float(normals(kCount, 1));
+  const Values w = exact(normals(kCount, 1));
   for (double factor : {1.0, 0.25}) {
     const State expected = run_scalar(w, 5, factor);
     Bench ref(reference_ops());
@@ -88,8 +88,8 @@ TEST_CASE("adamw: with ok = 0 not one bit changes", "[ops]") {
     Bench b(backend.open());
     const DType type = b->master_dtype();
     const auto count = int64_t(kCount);
-    const Values w0 = as_float(normals(kCount, 2)), m0 = as_float(normals(kCount, 3)),
-                 v0 = as_float(normals(kCount, 4, 1, 0.1)), c0(kCount, 7);
+    const Values w0 = exact(normals(kCount, 2)), m0 = exact(normals(kCount, 3)),
+                 v0 = exact(normals(kCount, 4, 1, 0.1)), c0(kCount, 7);
     Tensor w = b.real({count}, w0, type), m = b.real({count}, m0, type),
            v = b.real({count}, v0, type), compute = b.real({count}, c0, type);
     Tensor control = b.real({3}, {double(NAN), 1.0, 0.0}, DType::f64);
@@ -106,7 +106,7 @@ TEST_CASE("adamw: the compute copy follows, in its own type", "[ops]") {
     INFO(backend.name);
     Bench b(backend.open());
     const auto count = int64_t(1000);
-    const Values w0 = as_float(normals(1000, 5)), g = as_float(normals(1000, 6));
+    const Values w0 = exact(normals(1000, 5)), g = exact(normals(1000, 6));
     for (DType compute_type : {DType::f32, DType::bf16}) {
       Tensor w = b.real({count}, w0, b->master_dtype());
       Tensor m = b.zeros({count}, b->master_dtype()), v = b.zeros({count}, b->master_dtype());
@@ -141,7 +141,7 @@ TEST_CASE("clip control: norm, factor and the verdict", "[ops]") {
 
 TEST_CASE("sums: accumulate in double and let NaN through", "[ops]") {
   const size_t count = 100003;
-  Values x = as_float(normals(count, 8, 1, 1));
+  Values x = exact(normals(count, 8, 1, 1));
   double sum = 0, square = 0;
   for (double v : x) sum += v, square += v * v;
   for (const Backend& backend : backends()) {

@@ -60,8 +60,7 @@ TEST_CASE("embedding: backward adds to what is there", "[ops]") {
 }
 
 TEST_CASE("embedding: every backend against double", "[ops]") {
-  const Values w = as_float(normals(kVocab * kD, 6)),
-               dx = as_float(normals(kTokens.size() * kD, 7));
+  const Values w = exact(normals(kVocab * kD, 6)), dx = exact(normals(kTokens.size() * kD, 7));
   Bench ref(reference_ops());
   for (const Backend& backend : backends()) {
     INFO(backend.name);

@@ -58,7 +58,7 @@ TEST_CASE("glu: gradient against central differences", "[ops]") {
 }
 
 TEST_CASE("glu: every backend against double", "[ops]") {
-  const Values gu = as_float(normals(kN * 2 * kF, 4, 0, 4)), dh = as_float(normals(kN * kF, 5));
+  const Values gu = exact(normals(kN * 2 * kF, 4, 0, 4)), dh = exact(normals(kN * kF, 5));
   Bench ref(reference_ops());
   for (const Backend& backend : backends()) {
     INFO(backend.name);

@@ -32,11 +32,11 @@ Case make_case(SeqShape s, const Regime& g, unsigned seed) {
   for (int64_t r = 0; r < s.N(); ++r)
     for (int64_t d = 0; d < s.D; ++d)
       c.x[size_t(r * 3 * s.D + s.D + d)] = gate[size_t(r * s.D + d)];
-  c.x = as_float(c.x);
-  c.bound = as_float(Values(size_t(s.D), g.bound));
-  c.h0 = as_float(normals(size_t(s.D * s.B * s.n), seed + 2));
-  c.dhT = as_float(normals(size_t(s.D * s.B * s.n), seed + 3));
-  c.dy = as_float(normals(size_t(s.N() * s.D), seed + 4));
+  c.x = exact(c.x);
+  c.bound = exact(Values(size_t(s.D), g.bound));
+  c.h0 = exact(normals(size_t(s.D * s.B * s.n), seed + 2));
+  c.dhT = exact(normals(size_t(s.D * s.B * s.n), seed + 3));
+  c.dy = exact(normals(size_t(s.N() * s.D), seed + 4));
   return c;
 }
 
@@ -56,7 +56,7 @@ double act_slope(Act a, double x) {
 }
 
 // One head of one row, both directions, all states kept.
-void truth_head(const Case& c, int64_t b, int64_t head, Result& out) {
+void truth_head(const Case& c, int64_t b, int64_t head, Result& out, double* dbound) {
   const int64_t n = c.s.n, D = c.s.D, T = c.s.T, nn = n * n;
   const auto at = [&](int64_t t, int64_t part, int64_t i) {
     return size_t((b * T + t) * 3 * D + part * D + head * n + i);
@@ -108,7 +108,7 @@ void truth_head(const Case& c, int64_t b, int64_t head, Result& out) {
       const double xf = c.x[at(t, 1, i)];
       out.dx[at(t, 0, i)] = dq * scale * act_slope(c.o.output_act, c.x[at(t, 0, i)]);
       out.dx[at(t, 1, i)] = (1 - low(i)) * sigmoid(xf) * sigmoid(-xf) * (df - dk);
-      out.dbound[size_t(head * n + i)] += sigmoid(-xf) * (df - dk);
+      dbound[size_t(head * n + i)] += sigmoid(-xf) * (df - dk);
     }
     for (int64_t j = 0; j < n; ++j)
       out.dx[at(t, 2, j)] = dv[size_t(j)] * act_slope(c.o.input_act, c.x[at(t, 2, j)]);
@@ -121,8 +121,13 @@ Result truth(const Case& c) {
   const auto state = size_t(c.s.B * c.s.D * c.s.n);
   Result r{Values(size_t(c.s.N() * c.s.D)), Values(state), Values(size_t(c.s.N() * 3 * c.s.D)),
            Values(size_t(c.s.D)), Values(state)};
+  std::vector<Values> dbound(size_t(c.s.B), Values(size_t(c.s.D)));
+#pragma omp parallel for collapse(2) schedule(dynamic)
   for (int64_t b = 0; b < c.s.B; ++b)
-    for (int64_t head = 0; head < c.s.H(); ++head) truth_head(c, b, head, r);
+    for (int64_t head = 0; head < c.s.H(); ++head)
+      truth_head(c, b, head, r, dbound[size_t(b)].data());
+  for (const Values& row : dbound)
+    for (size_t d = 0; d < row.size(); ++d) r.dbound[d] += row[d];
   return r;
 }
 
@@ -210,6 +215,34 @@ TEST_CASE("hgru2: plain and chunked in every gate regime", "[ops]") {
     INFO("hgru2_plain fp32");
     check_close(run(plain, c, "hgru2_plain"), want, c.s, 2e-6);
   }
+}
+
+// The bars of the bf16 tensor-core kernels (docs/benchmarks.md): rms error over rms reference, all
+// heads together.
+TEST_CASE("hgru2: bf16 on a GPU, every gate regime and length", "[ops][gpu]") {
+  if (!cuda_available()) {
+    WARN("skipped: no GPU is visible, or this build has no CUDA");
+    return;
+  }
+  Bench b(make_cuda_ops(DType::bf16, 0));
+  for (int64_t n : {128, 64})
+    for (int64_t T : {1, 63, 64, 65, 200, 2048})
+      for (const Regime& g : kRegimes) {
+        INFO(g.name << ", T " << T << ", n " << n);
+        Case c = make_case({2, T, 2 * n, n}, g, unsigned(n + T));
+        if (T == 200) c.reset = some_resets(c.s.N());
+        const Result want = truth(c), got = run(b, c);
+        const double bar = T >= 2048 ? 3e-3 : 5e-3, bound_bar = T >= 2048 ? 4e-3 : 5e-3;
+        CHECK(relative_error(got.y, want.y) < bar);
+        for (int64_t part = 0; part < 3; ++part) {
+          INFO("dx of "
+               << "qfi"[part]);
+          CHECK(relative_error(part_of(got.dx, c.s, part), part_of(want.dx, c.s, part)) < bar);
+        }
+        CHECK(relative_error(got.dbound, want.dbound) < bound_bar);
+        CHECK(relative_error(got.hT, want.hT) < 5e-3);
+        CHECK(relative_error(got.dh0, want.dh0) < 5e-3);
+      }
 }
 
 TEST_CASE("hgru2: every length and head size", "[ops]") {

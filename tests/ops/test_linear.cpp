@@ -9,8 +9,8 @@ namespace {
 constexpr int64_t kN = 37, kI = 11, kO = 19;
 
 struct Inputs {
-  Values x = as_float(normals(kN * kI, 1)), w = as_float(normals(kO * kI, 2)),
-         b = as_float(normals(kO, 3)), dy = as_float(normals(kN * kO, 4));
+  Values x = exact(normals(kN * kI, 1)), w = exact(normals(kO * kI, 2)), b = exact(normals(kO, 3)),
+         dy = exact(normals(kN * kO, 4));
 };
 
 Values forward(Bench& bench, const Inputs& in, bool bias = true) {

@@ -55,7 +55,7 @@ TEST_CASE("lower bound: backward adds to what is there", "[ops]") {
 }
 
 TEST_CASE("lower bound: every backend against double", "[ops]") {
-  const Values gamma = as_float(normals(kL * kD, 6, 0, 3)), dbeta = as_float(normals(kL * kD, 7));
+  const Values gamma = exact(normals(kL * kD, 6, 0, 3)), dbeta = exact(normals(kL * kD, 7));
   Bench ref(reference_ops());
   for (const Backend& backend : backends()) {
     INFO(backend.name);

@@ -10,9 +10,9 @@ constexpr int64_t kN = 37, kD = 10;  // more rows than partial sums; not a multi
 constexpr float kEps = 1e-5f;
 
 struct Inputs {
-  Values x = as_float(normals(kN * kD, 1, 0.5)), branch = as_float(normals(kN * kD, 2)),
-         w = as_float(normals(kD, 3, 1, 0.3)), b = as_float(normals(kD, 4)),
-         dy = as_float(normals(kN * kD, 5)), dsum = as_float(normals(kN * kD, 6));
+  Values x = exact(normals(kN * kD, 1, 0.5)), branch = exact(normals(kN * kD, 2)),
+         w = exact(normals(kD, 3, 1, 0.3)), b = exact(normals(kD, 4)),
+         dy = exact(normals(kN * kD, 5)), dsum = exact(normals(kN * kD, 6));
 };
 
 struct Result {
@@ -178,7 +178,7 @@ TEST_CASE("norm: every backend against double", "[ops]") {
 // x^2 summed naively as E[x^2] - E[x]^2 would lose everything here.
 TEST_CASE("norm: a large common offset costs no accuracy", "[ops]") {
   Inputs in;
-  in.x = as_float(normals(kN * kD, 9, 1000, 1));
+  in.x = exact(normals(kN * kD, 9, 1000, 1));
   Bench ref(reference_ops());
   const Result expected = plain(ref, in, Norm::layer);
   for (const Backend& backend : backends()) {

@@ -51,6 +51,17 @@ TEST_CASE("trainer: 2N steps equal N, stop, resume, N, byte for byte", "[train]"
   CHECK(losses(r, "whole") == losses(r, "halves"));
 }
 
+TEST_CASE("trainer: a batch that does not fit the memory names one that does", "[train]") {
+  const RunFolder r;
+  const std::string huge = std::to_string(1 << 26);
+  const Thrown e = thrown_by([&] {
+    train(r.args("run", {"train.global_batch=" + huge, "train.micro_batch=" + huge}));
+  });
+  CHECK(e.code == Exit::failed);
+  CHECK(e.has("train.micro_batch: " + huge + " sequences of 20 tokens need "));
+  CHECK(e.has("the largest that fits and divides train.global_batch is "));
+}
+
 TEST_CASE("trainer: the loss falls, the metrics say so", "[train]") {
   const RunFolder r;
   CHECK(train(r.args("run", {"train.steps=60", "train.eval_every=30"})) == Exit::ok);

@@ -20,10 +20,19 @@ struct OpTime {
 // Every operation of a training step at the config's shapes; `only`: a name, or empty for all.
 std::vector<OpTime> time_ops(Ops& ops, const Config& config, const std::string& only);
 
+struct OpShare {
+  std::string name;
+  int64_t calls = 0;
+  double ms = 0;  // of one step
+};
+
 struct StepTime {
   double ms = 0, tokens_per_s = 0, mfu = -1;
-  double memory_gib = 0;
+  double memory_gib = 0;   // in use on the device, of all processes
+  double context_gib = 0;  // of which before the model was laid out
   int64_t tokens = 0;
+  std::vector<OpShare> breakdown;  // of one step, the longest first
+  double breakdown_ms = 0;         // that whole step, on the device's own clock
 };
 // Whole optimizer steps of one micro-batch on random tokens.
 StepTime time_step(Ops& ops, const Config& config, int steps);

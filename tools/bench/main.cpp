@@ -6,36 +6,42 @@
 #include "bench.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "model/plan.h"
 
 namespace hgrn::bench {
 namespace {
 
 struct Args {
   std::string config, only, json;
+  std::vector<std::string> overrides;
   Device device = Device::automatic;
   int64_t micro_batch = 0;
   int steps = 20;
 };
 
-// Ceilings measured on H100s: an 8192^3 bf16 GEMM and a device-to-device copy.
-constexpr double kGemmFlops = 790e12, kCopyBytes = 3.0e12;
+const Card* card_of(const Ops& ops) {
+  for (const Card& c : cards())
+    if (ops.describe().find(c.name) != std::string::npos) return &c;
+  return nullptr;
+}
 
 void run_ops(Ops& ops, const Config& config, const Args& a) {
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  const bool roofline = ops.peak_flops() > 0;
+  const Card* const card = card_of(ops);
   std::printf("%-26s %-24s %12s %9s %9s %9s\n", "op", "shape", "us", "TFLOP/s", "GB/s", "roofline");
   for (const OpTime& t : time_ops(ops, config, a.only)) {
     const double s = t.us * 1e-6;
-    const double share = std::max(t.flops / kGemmFlops, t.bytes / kCopyBytes) / s;
+    const double share =
+        card ? std::max(t.flops / card->gemm_flops, t.bytes / card->bytes_per_s) / s : 0;
     std::printf("%-26s %-24s %12.1f %9.2f %9.1f %9s\n", t.name.c_str(), t.shape.c_str(), t.us,
                 t.flops / s / 1e12, t.bytes / s / 1e9,
-                roofline ? fmt::format("{:.2f}", share).c_str() : "-");
+                card ? fmt::format("{:.2f}", share).c_str() : "-");
     rows.push_back({{"name", t.name},
                     {"shape", t.shape},
                     {"us", t.us},
                     {"tflops", t.flops / s / 1e12},
                     {"gbps", t.bytes / s / 1e9}});
-    if (roofline) rows.back()["roofline"] = share;
+    if (card) rows.back()["roofline"] = share;
   }
   if (!a.json.empty()) write_file_atomic(a.json, rows.dump(2) + "\n");
 }
@@ -45,8 +51,24 @@ void run_step(Ops& ops, const Config& config, const Args& a) {
   std::printf("step  %lld tokens  %.2f ms  %.0f tokens/s", static_cast<long long>(t.tokens), t.ms,
               t.tokens_per_s);
   if (t.mfu >= 0) std::printf("  mfu %.1f%%", 100 * t.mfu);
-  std::printf("  memory in use on the device %.2f GiB  (median of %d steps)\n", t.memory_gib,
-              a.steps);
+  std::printf("  (median of %d steps)\n", a.steps);
+  std::printf("%-44s %6s %10s %8s\n", "one step by operation", "calls", "ms", "share");
+  double sum = 0, products = 0;
+  for (const OpShare& o : t.breakdown) {
+    sum += o.ms;
+    if (o.name.rfind("linear", 0) == 0) products += o.ms;
+    std::printf("%-44s %6lld %10.3f %7.1f%%\n", o.name.c_str(), static_cast<long long>(o.calls),
+                o.ms, 100 * o.ms / t.breakdown_ms);
+  }
+  std::printf("%-44s %6s %10.3f %7.1f%%\n", "all operations", "", sum, 100 * sum / t.breakdown_ms);
+  std::printf("%-44s %6s %10.3f %7.1f%%\n", "of which matrix products (BLAS)", "", products,
+              100 * products / t.breakdown_ms);
+  if (t.mfu < 0) return;
+  const double planned = double(planned_bytes(config, {})) / double(1 << 30);
+  std::printf(
+      "memory in use on the device %.2f GiB, %.2f of it before the model; planned %.2f (%+.1f "
+      "%%)\n",
+      t.memory_gib, t.context_gib, planned, 100 * (planned / t.memory_gib - 1));
 }
 
 int run(int argc, char** argv) {
@@ -62,6 +84,8 @@ int run(int argc, char** argv) {
   step_app->add_option("--steps", a.steps, "steps to time")->check(CLI::PositiveNumber);
   for (CLI::App* app : {ops_app, step_app}) {
     app->add_option("--config", a.config, "config file (default: configs/quickstart.json)");
+    app->add_option("--set", a.overrides, "KEY=VALUE, overrides a config key; repeatable")
+        ->take_all();
     app->add_option("--micro-batch", a.micro_batch, "sequences a step (default: the config's)")
         ->check(CLI::PositiveNumber);
     app->add_option("--device", a.device, "auto, cpu or cuda")
@@ -73,7 +97,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return root.exit(e) == 0 ? 0 : int(Exit::usage);
   }
-  Config config = load_config(a.config.empty() ? "configs/quickstart.json" : a.config);
+  Config config = load_config(a.config.empty() ? "configs/quickstart.json" : a.config, a.overrides);
   if (a.micro_batch > 0) config.train.micro_batch = a.micro_batch;
   const auto ops = open_ops(a.device, config.train.precision == Precision::bf16 ? "bf16" : "fp32");
   std::printf("%s\n", ops->describe().c_str());

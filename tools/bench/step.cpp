@@ -3,8 +3,13 @@
 
 #include "bench.h"
 #include "core/rng.h"
+#include "timed_ops.h"
 
 namespace hgrn::bench {
+
+namespace {
+constexpr int kBreakdownSteps = 5;
+}
 
 double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f) {
   std::vector<double> ms;
@@ -20,7 +25,9 @@ double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f)
   return ms[ms.size() / 2];
 }
 
-StepTime time_step(Ops& ops, const Config& config, int steps) {
+StepTime time_step(Ops& backend, const Config& config, int steps) {
+  const MemoryInfo before = backend.memory();
+  TimedOps ops(backend);
   LanguageModel model(ops, config.model, config.optim.decay == DecayKind::all);
   Optimizer optimizer(ops, config.optim);
   WeightStore weights;
@@ -47,19 +54,38 @@ StepTime time_step(Ops& ops, const Config& config, int steps) {
   drop.p = float(config.model.dropout);
   StepTime r;
   r.tokens = B * T;
-  r.ms = median_ms(ops, 3, steps, [&] {
+  const auto step = [&] {
     drop.step = uint64_t(++t);
     ops.zero(weights.weights().grad);
     ops.zero(nll_sum);
     model.forward_backward({B, T, tokens.data(), tokens.data() + 1, nullptr}, 1.0 / double(B * T),
                            drop, nll_sum);
     check(optimizer.step(weights.weights(), nll_sum, 1e-5, t).ok, "the step is not finite");
-  });
+  };
+  ops.enable(false);
+  r.ms = median_ms(ops, 3, steps, step);
+  // The breakdown is of other steps: marks between the operations cost a little themselves.
+  ops.enable(true);
+  std::vector<std::vector<OpShare>> runs;
+  std::vector<double> whole;
+  for (int i = 0; i < kBreakdownSteps; ++i) {
+    ops.start();
+    const int64_t from = ops.mark();
+    step();
+    const int64_t to = ops.mark();
+    runs.push_back(ops.finish());
+    whole.push_back(ops.elapsed_ms(from, to));
+  }
+  const size_t middle =
+      size_t(std::min_element(whole.begin(), whole.end()) - whole.begin());  // the least disturbed
+  r.breakdown = std::move(runs[middle]);
+  r.breakdown_ms = whole[middle];
   r.tokens_per_s = double(r.tokens) / r.ms * 1e3;
   if (ops.peak_flops() > 0)
     r.mfu = 6.0 * double(model.params().count()) * r.tokens_per_s / ops.peak_flops();
   const MemoryInfo m = ops.memory();
   r.memory_gib = double(m.total - m.free) / double(1 << 30);
+  r.context_gib = double(before.total - before.free) / double(1 << 30);
   ops.free(memory);
   return r;
 }
