@@ -25,7 +25,9 @@ std::string default_out(const std::string& config_path) {
 }  // namespace
 
 Trainer::Trainer(const TrainArgs& args)
-    : args_(args), config_(load_config(args.config, args.overrides)) {
+    : args_(args),
+      config_(load_config(args.config, args.overrides)),
+      spikes_(config_.train.spike_zscore, config_.train.spike_window) {
   check_batch(config_.train, /*ranks=*/1);
   out_ = args_.out.empty() ? default_out(args_.config) : args_.out;
   open_tokenizer_and_eos();
@@ -153,6 +155,7 @@ void Trainer::load_state(const std::string& dir) {
   updates_ = state.updates;
   tokens_ = state.tokens;
   next_sample_ = state.next_sample;
+  spikes_.load(state.series, dir);
   saved_step_ = step_;
 }
 
@@ -231,7 +234,10 @@ bool Trainer::train_step() {
                              /*grad_scale=*/1.0 / double(tokens), drop, nll_sum_);
   }
   const double lr = learning_rate(config_.optim, t.steps, step);
-  const StepVerdict verdict = optimizer_->step(weights_.weights(), nll_sum_, lr, updates_ + 1);
+  LossSpikes::Verdict spike;
+  const bool wanted = wants_update(spike);
+  const StepVerdict verdict =
+      optimizer_->step(weights_.weights(), nll_sum_, lr, updates_ + 1, wanted);
   double nll_sum = 0;
   ops_->download(&nll_sum, nll_sum_);
   const double loss = nll_sum / double(tokens);
@@ -239,16 +245,42 @@ bool Trainer::train_step() {
   step_ = step;
   tokens_ += tokens;
   next_sample_ += t.global_batch;
-  if (verdict.ok)
-    ++updates_;
-  else
-    on_nonfinite(loss, verdict);
+  const bool applied = verdict.ok && wanted;
+  updates_ += applied;
+  after_update(loss, applied, spike);
+  if (!verdict.ok) on_nonfinite(loss, verdict);
   window_seconds_ += now_s() - started;
   ++window_steps_;
   if (step_ != step) return false;
   if (step_ > failed_step_) rollbacks_ = 0;
-  if (t.log_every > 0 && (step % t.log_every == 0 || step == t.steps)) log_step(loss, verdict, lr);
+  if (t.log_every > 0 && (step % t.log_every == 0 || step == t.steps))
+    log_step(loss, verdict, spike.z, lr);
   return true;
+}
+
+// The loss is fetched ahead of the update only where it decides about it: one wait for the device
+// more a step.
+bool Trainer::wants_update(LossSpikes::Verdict& spike) {
+  if (!spikes_.on() || config_.train.on_spike != OnSpike::skip) return true;
+  double nll_sum = 0;
+  ops_->download(&nll_sum, nll_sum_);
+  spike = spikes_.judge(nll_sum / double(config_.train.global_batch * config_.data.seq_len));
+  return !spike.spike;
+}
+
+void Trainer::after_update(double loss, bool applied, LossSpikes::Verdict& spike) {
+  if (!spikes_.on()) return;
+  if (config_.train.on_spike == OnSpike::warn) spike = spikes_.judge(loss);
+  if (spike.spike)
+    log_warn("step {}: loss {:.4f} is a spike, {:.1f} robust deviations above the median {:.4f}{}",
+             step_, loss, spike.z, spike.median, applied ? "" : "; the update was left out");
+  if (applied)
+    spikes_.applied(loss, spike);
+  else if (spikes_.left_out(spike))
+    log_warn(
+        "step {}: {} spikes in a row were left out; the loss has a new level, from here on "
+        "updates are applied and the window starts anew",
+        step_, int(LossSpikes::kMaxInARow));
 }
 
 void Trainer::on_nonfinite(double loss, const StepVerdict& verdict) {
@@ -288,7 +320,7 @@ void Trainer::rollback() {
   open_loader();
 }
 
-void Trainer::log_step(double loss, const StepVerdict& verdict, double lr) {
+void Trainer::log_step(double loss, const StepVerdict& verdict, double loss_z, double lr) {
   const TrainConfig& t = config_.train;
   const double tokens = double(t.global_batch * config_.data.seq_len);
   StepMetrics m;
@@ -306,6 +338,8 @@ void Trainer::log_step(double loss, const StepVerdict& verdict, double lr) {
   m.memory_gib = double(memory.total - memory.free) / double(1 << 30);
   m.eta_s = double(t.steps - step_) * m.step_ms / 1e3;
   m.skipped = step_ - updates_;
+  if (spikes_.on()) m.spikes = spikes_.spikes();
+  m.loss_z = loss_z;
   log_info("{}", log_line(m));
   metrics_->write(m);
   window_seconds_ = 0;
@@ -353,6 +387,7 @@ void Trainer::save(bool wait) {
   s.state.next_sample = next_sample_;
   s.state.seed = config_.train.seed;
   s.state.config_json = config_json_;
+  spikes_.save(s.state.series);
   s.hf_config_json = hf_config_json(config_.model, eos_, config_.data.seq_len);
   if (tokenizer_)
     for (const std::string& file : tokenizer_->files())

@@ -13,6 +13,7 @@
 #include "text/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/data_loader.h"
+#include "train/loss_spike.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/signals.h"
@@ -48,7 +49,10 @@ class Trainer {
   bool train_step();
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();
-  void log_step(double loss, const StepVerdict& verdict, double lr);
+  // Before the update: false where the loss is a spike that train.on_spike leaves out.
+  bool wants_update(LossSpikes::Verdict& spike);
+  void after_update(double loss, bool applied, LossSpikes::Verdict& spike);
+  void log_step(double loss, const StepVerdict& verdict, double loss_z, double lr);
   void evaluate();
   void save(bool wait);
 
@@ -69,6 +73,7 @@ class Trainer {
   std::unique_ptr<DataLoader> loader_;
   std::unique_ptr<ValidLoader> valid_;
   StopSignals signals_;
+  LossSpikes spikes_;
 
   int64_t step_ = 0;         // steps done
   int64_t updates_ = 0;      // updates applied: steps less the skipped ones
