@@ -18,6 +18,14 @@ double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+void tell_set_aside(const std::string& folder) {
+  if (!folder.empty())
+    log_warn(
+        "checkpoints that this run does not go on from were set aside: {}; remove them when "
+        "they are no longer wanted",
+        folder);
+}
+
 std::string default_out(const std::string& config_path) {
   return "runs/" + std::filesystem::path(config_path).stem().string();
 }
@@ -94,6 +102,7 @@ void Trainer::allocate() {
 
 void Trainer::start() {
   std::string from;
+  if (args_.resume != "never") tell_set_aside(store_->finish_go_on());
   if (args_.resume == "auto") {
     std::vector<std::string> complaints;
     const auto found = store_->newest_valid(&complaints);
@@ -101,7 +110,9 @@ void Trainer::start() {
     if (found) from = found->dir;
   } else if (args_.resume == "never") {
     if (exists(store_->folder())) {  // nothing is lost: the old run stays beside the new one
-      const std::string suffix = fmt::format(".before-{}", std::time(nullptr));
+      std::string suffix = fmt::format(".before-{}", std::time(nullptr));
+      while (exists(store_->folder() + suffix) || exists(out_ + "/metrics.jsonl" + suffix))
+        suffix += "+";  // a clock may show one second twice
       rename_path(store_->folder(), store_->folder() + suffix);
       if (exists(out_ + "/metrics.jsonl"))
         rename_path(out_ + "/metrics.jsonl", out_ + "/metrics.jsonl" + suffix);
@@ -120,6 +131,7 @@ void Trainer::start() {
   if (!from.empty()) {
     load_state(from);
     log_info("resumed from {} at step {}", from, step_);
+    settle_branch(from);
     return;
   }
   std::vector<float> master;
@@ -157,6 +169,14 @@ void Trainer::load_state(const std::string& dir) {
   next_sample_ = state.next_sample;
   spikes_.load(state.series, dir);
   saved_step_ = step_;
+}
+
+// What is in the run folder but is not the past of `from` must not win the next resume.
+void Trainer::settle_branch(const std::string& from) {
+  tell_set_aside(store_->go_on_from(from, step_));
+  if (store_->owns(from)) return;
+  saved_step_ = -1;
+  save(/*wait=*/true);
 }
 
 void Trainer::open_loader() {
@@ -199,8 +219,8 @@ Exit Trainer::run() {
     if (advanced && due(t.checkpoint_every)) save(/*wait=*/false);
     if (signals_.received() != 0) {
       save(/*wait=*/true);
-      log_warn("stopped by signal {} after step {}; the same command goes on from there",
-               signals_.received(), step_);
+      log_warn("stopped by signal {} after step {}; the same command{} goes on from there",
+               signals_.received(), step_, args_.resume == "auto" ? "" : " with --resume auto");
       return Exit::stopped;
     }
   }
@@ -313,6 +333,7 @@ void Trainer::rollback() {
   const int64_t position = next_sample_;
   load_state(found->dir);
   next_sample_ = position;
+  settle_branch(found->dir);
   saved_step_ = -1;  // the data position differs from what is on the disk
   log_warn("rolled back to {}; going on with sample {}", found->dir, next_sample_);
   metrics_.reset();

@@ -44,6 +44,7 @@ class Trainer {
   void allocate();
   void start();  // from a checkpoint, given weights, or the seed
   void load_state(const std::string& dir);
+  void settle_branch(const std::string& from);
   void open_loader();
 
   bool train_step();
