@@ -1,5 +1,7 @@
 #include "train/trainer.h"
 
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cmath>
 #include <ctime>
@@ -167,6 +169,7 @@ void Trainer::load_state(const std::string& dir) {
   updates_ = state.updates;
   tokens_ = state.tokens;
   next_sample_ = state.next_sample;
+  sequences_ = state.series["sequences"];
   spikes_.load(state.series, dir);
   saved_step_ = step_;
 }
@@ -192,6 +195,7 @@ void Trainer::open_loader() {
   o.first_sample = next_sample_;
   loader_.reset();
   loader_ = std::make_unique<DataLoader>(o);
+  compare_data();
   if (!config_.data.valid.empty() && config_.train.eval_every > 0 && !valid_) {
     ValidOptions v;
     v.path = config_.data.valid;
@@ -202,6 +206,18 @@ void Trainer::open_loader() {
     v.reset_token = o.reset_token;
     valid_ = std::make_unique<ValidLoader>(v);
   }
+}
+
+// A shard that went or came between two starts makes another order of samples: allowed, but told.
+void Trainer::compare_data() {
+  const std::vector<int64_t> counts = loader_->by_source();
+  const std::vector<double> now(counts.begin(), counts.end());
+  if (!sequences_.empty() && now != sequences_)
+    log_warn(
+        "data.train holds {} sequences, it held {} when the checkpoint was saved: from here "
+        "on the samples come in another order",
+        fmt::join(now, " + "), fmt::join(sequences_, " + "));
+  sequences_ = now;
 }
 
 // ---- the loop
@@ -408,6 +424,7 @@ void Trainer::save(bool wait) {
   s.state.next_sample = next_sample_;
   s.state.seed = config_.train.seed;
   s.state.config_json = config_json_;
+  if (!sequences_.empty()) s.state.series["sequences"] = sequences_;
   spikes_.save(s.state.series);
   s.hf_config_json = hf_config_json(config_.model, eos_, config_.data.seq_len);
   if (tokenizer_)

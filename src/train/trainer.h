@@ -46,6 +46,7 @@ class Trainer {
   void load_state(const std::string& dir);
   void settle_branch(const std::string& from);
   void open_loader();
+  void compare_data();
 
   bool train_step();
   void on_nonfinite(double loss, const StepVerdict& verdict);
@@ -80,6 +81,7 @@ class Trainer {
   int64_t updates_ = 0;      // updates applied: steps less the skipped ones
   int64_t tokens_ = 0;       // tokens seen
   int64_t next_sample_ = 0;  // data position
+  std::vector<double> sequences_;  // of each source of data.train
   int64_t saved_step_ = -1;
   int64_t rollbacks_ = 0, failed_step_ = -1;  // to get past this step
   double window_seconds_ = 0;  // since the last log line, evaluation and saving left out
