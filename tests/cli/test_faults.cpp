@@ -91,9 +91,9 @@ TEST_CASE("faults: a signal saves at the next step, exit 75, and the same comman
 
 TEST_CASE("faults: a second SIGINT ends at once and leaves the last good checkpoint", "[cli]") {
   const Endless r;
-  // Steps of some seconds, so that the second signal comes long before the first one's save.
+  // Long steps, so that the second signal comes long before the first one's save.
   const Words slow = r.words(
-      "run", {"train.global_batch=60000", "train.micro_batch=500", "train.checkpoint_every=1"});
+      "run", {"train.global_batch=6000", "train.micro_batch=500", "train.checkpoint_every=1"});
   Program p(r.folder, slow);
   const auto began = std::chrono::steady_clock::now();
   REQUIRE(eventually(p, [&] { return r.last_step("run") >= 1 && r.newest("run") == 1; }));
