@@ -98,8 +98,8 @@ void fields(Fields& f, OptimConfig& c) {
 void fields(Fields& f, TrainConfig& c) {
   f.require("steps");
   f("steps", c.steps, at_least(0));
-  f("global_batch", c.global_batch, at_least(1));
-  f("micro_batch", c.micro_batch, at_least(1));
+  f("global_batch", c.global_batch, between(1, 1 << 30));
+  f("micro_batch", c.micro_batch, between(1, 1 << 24));
   f.choice("precision", c.precision, {{"bf16", Precision::bf16}, {"fp32", Precision::fp32}});
   f.choice("recompute", c.recompute, {{"none", Recompute::none}, {"block", Recompute::block}});
   f("seed", c.seed);
@@ -112,6 +112,9 @@ void fields(Fields& f, TrainConfig& c) {
            {{"skip", OnNonfinite::skip},
             {"abort", OnNonfinite::abort},
             {"rollback", OnNonfinite::rollback}});
+  f("spike_zscore", c.spike_zscore, at_least(0));
+  f("spike_window", c.spike_window, between(8, 4096));
+  f.choice("on_spike", c.on_spike, {{"warn", OnSpike::warn}, {"skip", OnSpike::skip}});
   f("zero", c.zero, between(0, 1));
   f.choice("reduce_dtype", c.reduce_dtype,
            {{"fp32", ReduceDType::fp32}, {"bf16", ReduceDType::bf16}});
@@ -128,9 +131,14 @@ void read_section(const json& root, const char* name, const std::string& where, 
   f.finish();
 }
 
+constexpr int kMaxDepth = 64;  // deeper text would cost stack where values are copied or printed
+
 json parse_json(const std::string& text, const std::string& where) {
   std::vector<std::set<std::string>> keys;  // of the objects that enclose the parser's position
-  auto watch = [&](int, json::parse_event_t event, json& value) {
+  auto watch = [&](int depth, json::parse_event_t event, json& value) {
+    check(depth < kMaxDepth || (event != json::parse_event_t::object_start &&
+                                event != json::parse_event_t::array_start),
+          Exit::usage, "{}: nested deeper than {} levels; no config is", where, int(kMaxDepth));
     if (event == json::parse_event_t::object_start) keys.emplace_back();
     if (event == json::parse_event_t::object_end) keys.pop_back();
     if (event == json::parse_event_t::key)
@@ -145,13 +153,27 @@ json parse_json(const std::string& text, const std::string& where) {
   }
 }
 
+bool is_utf8(const std::string& text) {
+  try {
+    (void)json(text).dump();
+    return true;
+  } catch (const json::exception&) {
+    return false;
+  }
+}
+
 void apply_override(json& root, const std::string& text) {
   const size_t eq = text.find('=');
   check(eq != std::string::npos && eq > 0, Exit::usage,
         "--set {}: expected KEY=VALUE, for example --set optim.lr=1e-3", text);
   const std::string key = text.substr(0, eq), value_text = text.substr(eq + 1);
-  json value = json::parse(value_text, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) value = value_text;
+  check(
+      is_utf8(text), Exit::usage,
+      "--set {}: not UTF-8, which the saved config has to be; rename the file or link to it under "
+      "such a name",
+      key);
+  const json value =
+      json::accept(value_text) ? parse_json(value_text, "--set " + key) : json(value_text);
   const size_t dot = key.find('.');
   check(dot != std::string::npos, Exit::usage,
         "--set {}: the key needs its section, as in model.{}, data.{}, optim.{} or train.{}", key,
@@ -247,11 +269,14 @@ std::vector<std::string> forbidden_changes(const std::string& before_json,
                                              "data.valid",
                                              "data.tokenizer"};
   const json before = json::parse(before_json), now = json::parse(now_json);
+  const json defaults = json::parse(config_to_json(Config()));
   std::vector<std::string> changed;
   for (const auto& [section, values] : now.items())
     for (const auto& [key, value] : values.items()) {
       const std::string name = section + "." + key;
-      const json old = before.value(json::json_pointer("/" + section + "/" + key), json());
+      // A key that an older program did not know: what it did is the default.
+      const json::json_pointer at("/" + section + "/" + key);
+      const json old = before.value(at, defaults.value(at, json()));
       if (name == "data.train" && value.is_array()) {  // paths may move, weights may not change
         auto weights = [](const json& parts) {
           std::vector<double> w;

@@ -73,6 +73,7 @@ struct OptimConfig {
 enum class Precision { bf16, fp32 };
 enum class Recompute { none, block };
 enum class OnNonfinite { skip, abort, rollback };
+enum class OnSpike { warn, skip };
 enum class ReduceDType { fp32, bf16 };
 
 struct TrainConfig {
@@ -88,6 +89,9 @@ struct TrainConfig {
   int64_t checkpoint_every = 1000;
   int64_t keep_checkpoints = 3;
   OnNonfinite on_nonfinite = OnNonfinite::skip;
+  double spike_zscore = 0;  // robust z-score of the loss above which a step is a spike; 0: off
+  int64_t spike_window = 128;
+  OnSpike on_spike = OnSpike::warn;
   int64_t zero = 1;
   ReduceDType reduce_dtype = ReduceDType::fp32;
 };

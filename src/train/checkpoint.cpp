@@ -18,40 +18,17 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "train/checkpoint_files.h"
+#include "train/checkpoint_folder.h"
 #include "train/manifest.h"
 
 namespace hgrn {
 namespace {
 
 namespace fs = std::filesystem;
-// Hidden names are never resumed from, but for .replaced-: see replace_folder().
+// Hidden names are never resumed from, but for .replaced-: see publish().
 constexpr const char* kTmp = ".tmp-";
 constexpr const char* kTrash = ".trash-";
-constexpr const char* kReplaced = ".replaced-";
-
-bool starts_with(const std::string& s, const std::string& prefix) {
-  return s.compare(0, prefix.size(), prefix) == 0;
-}
-
-std::vector<std::string> list_names(const std::string& folder) {
-  std::vector<std::string> names;
-  std::error_code ec;
-  for (fs::directory_iterator it(folder, ec), end; !ec && it != end; it.increment(ec))
-    names.push_back(it->path().filename().string());
-  check(!ec || ec == std::errc::no_such_file_or_directory, Exit::data, "cannot list {}: {}", folder,
-        ec.message());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-// The step of "step-00001000"; -1 for any other name.
-int64_t step_of(const std::string& name) {
-  if (!starts_with(name, "step-") || name.size() > 5 + 18) return -1;
-  const std::string digits = name.substr(5);
-  if (digits.empty() || digits.find_first_not_of("0123456789") != std::string::npos) return -1;
-  const int64_t step = std::stoll(digits);
-  return checkpoint_name(step) == name ? step : -1;
-}
+constexpr const char* kStartedFrom = ".started-from";
 
 // Swaps two names in one step, so that there is no moment without a checkpoint. False where the
 // file system cannot.
@@ -295,6 +272,27 @@ std::string CheckpointStore::write(const Snapshot& s, int64_t sequence) {
   return final;
 }
 
+bool CheckpointStore::owns(const std::string& dir) const {
+  std::error_code ec;
+  const fs::path path = fs::canonical(dir, ec);
+  return !ec && checkpoint_step_of(path.filename().string()) >= 0 &&
+         fs::equivalent(path.parent_path(), folder_, ec) && !ec;
+}
+
+std::string CheckpointStore::go_on_from(const std::string& dir, int64_t step) {
+  wait();
+  if (rank_.rank > 0) return "";
+  if (owns(dir)) return abandon_later(folder_, step);
+  make_dirs(folder_);
+  write_file_atomic(folder_ + "/" + kStartedFrom, dir);
+  return abandon_later(folder_, -1);
+}
+
+std::string CheckpointStore::finish_go_on() {
+  wait();
+  return rank_.rank > 0 ? "" : finish_abandoning(folder_);
+}
+
 std::optional<CheckpointStore::Found> CheckpointStore::newest_valid(
     std::vector<std::string>* complaints) const {
   struct Candidate {
@@ -306,10 +304,11 @@ std::optional<CheckpointStore::Found> CheckpointStore::newest_valid(
     }
   };
   std::vector<Candidate> candidates;
+  const int64_t last = last_step_that_counts(folder_);
   for (const std::string& name : list_names(folder_)) {
-    const bool replaced = starts_with(name, kReplaced);
-    const int64_t step = step_of(replaced ? name.substr(std::string(kReplaced).size()) : name);
-    if (step >= 0) candidates.push_back({step, !replaced, folder_ + "/" + name});
+    const int64_t step = checkpoint_step_of(name);
+    if (step >= 0 && step <= last)
+      candidates.push_back({step, !starts_with(name, kReplaced), folder_ + "/" + name});
   }
   std::sort(candidates.rbegin(), candidates.rend());
   std::string first;
@@ -329,6 +328,11 @@ std::optional<CheckpointStore::Found> CheckpointStore::newest_valid(
         "{} holds {} checkpoints, none of them valid ({}); restore one, or start anew with another "
         "--out or --resume never",
         folder_, candidates.size(), first);
+  const std::string started_from = folder_ + "/" + kStartedFrom;
+  check(!exists(started_from), Exit::data,
+        "{}: the run was to go on from {}, but ended before its first checkpoint; give --resume "
+        "with that folder again, or --resume never to start anew",
+        folder_, exists(started_from) ? read_file(started_from, 1 << 16) : "");
   return std::nullopt;
 }
 

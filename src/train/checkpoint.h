@@ -74,6 +74,16 @@ class CheckpointStore {
   // that does not. None there: nullopt. Some there but none valid: Exit::data.
   std::optional<Found> newest_valid(std::vector<std::string>* complaints) const;
 
+  // The run goes on from `dir`, which holds `step`. Checkpoints here that are not its past are set
+  // aside, whole, in folder()/abandoned-K, and newest_valid no longer finds them: later steps, or
+  // all where `dir` is not of this store. Then the caller saves at once: until it has,
+  // newest_valid refuses rather than find nothing. Complete at every moment: a process that dies
+  // in it leaves the earlier state or the new one, which finish_go_on() at the next start
+  // completes. Both return where the checkpoints lie now; empty if none moved. Rank 0 alone acts.
+  std::string go_on_from(const std::string& dir, int64_t step);
+  std::string finish_go_on();
+  bool owns(const std::string& dir) const;  // a checkpoint in folder()
+
   const std::string& folder() const { return folder_; }  // run_dir/checkpoints
 
  private:

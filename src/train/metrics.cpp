@@ -82,6 +82,10 @@ void MetricsFile::write(const StepMetrics& m) {
   j["memory_gib"] = m.memory_gib;
   j["eta_s"] = m.eta_s;
   j["skipped"] = m.skipped;
+  if (m.spikes >= 0) {
+    j["spikes"] = m.spikes;
+    j["loss_z"] = number(m.loss_z);
+  }
   append(j.dump());
 }
 
@@ -107,6 +111,7 @@ std::string log_line(const StepMetrics& m) {
                   m.tokens_per_s, m.step_ms);
   if (m.mfu >= 0) line += fmt::format("  mfu {:.1f}%", 100 * m.mfu);
   if (m.skipped > 0) line += fmt::format("  skipped {}", m.skipped);
+  if (m.spikes > 0) line += fmt::format("  spikes {}", m.spikes);
   return line + "  eta " + duration(m.eta_s);
 }
 

@@ -15,6 +15,8 @@ struct StepMetrics {
   double memory_gib = 0;
   double eta_s = 0;
   int64_t skipped = 0;  // steps whose update was left out, so far
+  int64_t spikes = -1;  // loss spikes so far; < 0: not looked for
+  double loss_z = 0;    // robust z-score of the loss; NaN: too few losses yet
 };
 
 struct EvalMetrics {

@@ -14,7 +14,7 @@ void Optimizer::zero_state() {
   ops_.zero(v_);
 }
 
-StepVerdict Optimizer::step(const Weights& w, Tensor nll_sum, double lr, int64_t t) {
+StepVerdict Optimizer::step(const Weights& w, Tensor nll_sum, double lr, int64_t t, bool apply) {
   ops_.zero(square_sum_);
   ops_.square_sum(square_sum_, w.grad);
   ops_.clip_control(control_, square_sum_, nll_sum, config_.clip_norm);
@@ -22,7 +22,7 @@ StepVerdict Optimizer::step(const Weights& w, Tensor nll_sum, double lr, int64_t
   const int64_t decayed = w.table->decayed(), rest = w.table->total() - decayed;
   AdamStep adam{lr, config_.betas[0], config_.betas[1], config_.eps, config_.weight_decay, t};
   auto update = [&](int64_t first, int64_t count) {
-    if (count == 0) return;
+    if (count == 0 || !apply) return;
     ops_.adamw(w.master.slice(first, count), w.compute.slice(first, count), m_.slice(first, count),
                v_.slice(first, count), w.grad.slice(first, count), adam, control_);
   };

@@ -13,7 +13,7 @@ namespace hgrn {
 struct StepVerdict {
   double grad_norm = 0;  // before clipping
   double clip_factor = 1;
-  bool ok = false;  // loss and gradient are finite: the update was applied
+  bool ok = false;  // loss and gradient are finite
 };
 
 class Optimizer {
@@ -23,8 +23,8 @@ class Optimizer {
   void zero_state();
 
   // One update with the gradients in w.grad; nll_sum is the loss's numerator, which must be finite
-  // too. `t` counts applied updates from 1.
-  StepVerdict step(const Weights& w, Tensor nll_sum, double lr, int64_t t);
+  // too. `t` counts applied updates from 1. `apply` false: the verdict alone, nothing is written.
+  StepVerdict step(const Weights& w, Tensor nll_sum, double lr, int64_t t, bool apply = true);
 
   // Host copies of the moments, flat as the weights.
   std::vector<float> get_m() const { return get(m_); }

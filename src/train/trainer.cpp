@@ -1,5 +1,7 @@
 #include "train/trainer.h"
 
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cmath>
 #include <ctime>
@@ -19,6 +21,14 @@ double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+void tell_set_aside(const std::string& folder) {
+  if (!folder.empty())
+    log_warn(
+        "checkpoints that this run does not go on from were set aside: {}; remove them when "
+        "they are no longer wanted",
+        folder);
+}
+
 std::string default_out(const std::string& config_path) {
   return "runs/" + std::filesystem::path(config_path).stem().string();
 }
@@ -26,7 +36,9 @@ std::string default_out(const std::string& config_path) {
 }  // namespace
 
 Trainer::Trainer(const TrainArgs& args)
-    : args_(args), config_(load_config(args.config, args.overrides)) {
+    : args_(args),
+      config_(load_config(args.config, args.overrides)),
+      spikes_(config_.train.spike_zscore, config_.train.spike_window) {
   check_batch(config_.train, /*ranks=*/1);
   out_ = args_.out.empty() ? default_out(args_.config) : args_.out;
   open_tokenizer_and_eos();
@@ -122,6 +134,7 @@ void Trainer::check_memory(size_t state_bytes) {
 
 void Trainer::start() {
   std::string from;
+  if (args_.resume != "never") tell_set_aside(store_->finish_go_on());
   if (args_.resume == "auto") {
     std::vector<std::string> complaints;
     const auto found = store_->newest_valid(&complaints);
@@ -129,7 +142,9 @@ void Trainer::start() {
     if (found) from = found->dir;
   } else if (args_.resume == "never") {
     if (exists(store_->folder())) {  // nothing is lost: the old run stays beside the new one
-      const std::string suffix = fmt::format(".before-{}", std::time(nullptr));
+      std::string suffix = fmt::format(".before-{}", std::time(nullptr));
+      while (exists(store_->folder() + suffix) || exists(out_ + "/metrics.jsonl" + suffix))
+        suffix += "+";  // a clock may show one second twice
       rename_path(store_->folder(), store_->folder() + suffix);
       if (exists(out_ + "/metrics.jsonl"))
         rename_path(out_ + "/metrics.jsonl", out_ + "/metrics.jsonl" + suffix);
@@ -148,6 +163,7 @@ void Trainer::start() {
   if (!from.empty()) {
     load_state(from);
     log_info("resumed from {} at step {}", from, step_);
+    settle_branch(from);
     return;
   }
   std::vector<float> master;
@@ -183,7 +199,17 @@ void Trainer::load_state(const std::string& dir) {
   updates_ = state.updates;
   tokens_ = state.tokens;
   next_sample_ = state.next_sample;
+  sequences_ = state.series["sequences"];
+  spikes_.load(state.series, dir);
   saved_step_ = step_;
+}
+
+// What is in the run folder but is not the past of `from` must not win the next resume.
+void Trainer::settle_branch(const std::string& from) {
+  tell_set_aside(store_->go_on_from(from, step_));
+  if (store_->owns(from)) return;
+  saved_step_ = -1;
+  save(/*wait=*/true);
 }
 
 void Trainer::open_loader() {
@@ -199,6 +225,7 @@ void Trainer::open_loader() {
   o.first_sample = next_sample_;
   loader_.reset();
   loader_ = std::make_unique<DataLoader>(o);
+  compare_data();
   if (!config_.data.valid.empty() && config_.train.eval_every > 0 && !valid_) {
     ValidOptions v;
     v.path = config_.data.valid;
@@ -209,6 +236,18 @@ void Trainer::open_loader() {
     v.reset_token = o.reset_token;
     valid_ = std::make_unique<ValidLoader>(v);
   }
+}
+
+// A shard that went or came between two starts makes another order of samples: allowed, but told.
+void Trainer::compare_data() {
+  const std::vector<int64_t> counts = loader_->by_source();
+  const std::vector<double> now(counts.begin(), counts.end());
+  if (!sequences_.empty() && now != sequences_)
+    log_warn(
+        "data.train holds {} sequences, it held {} when the checkpoint was saved: from here "
+        "on the samples come in another order",
+        fmt::join(now, " + "), fmt::join(sequences_, " + "));
+  sequences_ = now;
 }
 
 // ---- the loop
@@ -226,8 +265,8 @@ Exit Trainer::run() {
     if (advanced && due(t.checkpoint_every)) save(/*wait=*/false);
     if (signals_.received() != 0) {
       save(/*wait=*/true);
-      log_warn("stopped by signal {} after step {}; the same command goes on from there",
-               signals_.received(), step_);
+      log_warn("stopped by signal {} after step {}; the same command{} goes on from there",
+               signals_.received(), step_, args_.resume == "auto" ? "" : " with --resume auto");
       return Exit::stopped;
     }
   }
@@ -261,7 +300,10 @@ bool Trainer::train_step() {
                              /*grad_scale=*/1.0 / double(tokens), drop, nll_sum_);
   }
   const double lr = learning_rate(config_.optim, t.steps, step);
-  const StepVerdict verdict = optimizer_->step(weights_.weights(), nll_sum_, lr, updates_ + 1);
+  LossSpikes::Verdict spike;
+  const bool wanted = wants_update(spike);
+  const StepVerdict verdict =
+      optimizer_->step(weights_.weights(), nll_sum_, lr, updates_ + 1, wanted);
   double nll_sum = 0;
   ops_->download(&nll_sum, nll_sum_);
   const double loss = nll_sum / double(tokens);
@@ -269,16 +311,42 @@ bool Trainer::train_step() {
   step_ = step;
   tokens_ += tokens;
   next_sample_ += t.global_batch;
-  if (verdict.ok)
-    ++updates_;
-  else
-    on_nonfinite(loss, verdict);
+  const bool applied = verdict.ok && wanted;
+  updates_ += applied;
+  after_update(loss, applied, spike);
+  if (!verdict.ok) on_nonfinite(loss, verdict);
   window_seconds_ += now_s() - started;
   ++window_steps_;
   if (step_ != step) return false;
   if (step_ > failed_step_) rollbacks_ = 0;
-  if (t.log_every > 0 && (step % t.log_every == 0 || step == t.steps)) log_step(loss, verdict, lr);
+  if (t.log_every > 0 && (step % t.log_every == 0 || step == t.steps))
+    log_step(loss, verdict, spike.z, lr);
   return true;
+}
+
+// The loss is fetched ahead of the update only where it decides about it: one wait for the device
+// more a step.
+bool Trainer::wants_update(LossSpikes::Verdict& spike) {
+  if (!spikes_.on() || config_.train.on_spike != OnSpike::skip) return true;
+  double nll_sum = 0;
+  ops_->download(&nll_sum, nll_sum_);
+  spike = spikes_.judge(nll_sum / double(config_.train.global_batch * config_.data.seq_len));
+  return !spike.spike;
+}
+
+void Trainer::after_update(double loss, bool applied, LossSpikes::Verdict& spike) {
+  if (!spikes_.on()) return;
+  if (config_.train.on_spike == OnSpike::warn) spike = spikes_.judge(loss);
+  if (spike.spike)
+    log_warn("step {}: loss {:.4f} is a spike, {:.1f} robust deviations above the median {:.4f}{}",
+             step_, loss, spike.z, spike.median, applied ? "" : "; the update was left out");
+  if (applied)
+    spikes_.applied(loss, spike);
+  else if (spikes_.left_out(spike))
+    log_warn(
+        "step {}: {} spikes in a row were left out; the loss has a new level, from here on "
+        "updates are applied and the window starts anew",
+        step_, int(LossSpikes::kMaxInARow));
 }
 
 void Trainer::on_nonfinite(double loss, const StepVerdict& verdict) {
@@ -311,6 +379,7 @@ void Trainer::rollback() {
   const int64_t position = next_sample_;
   load_state(found->dir);
   next_sample_ = position;
+  settle_branch(found->dir);
   saved_step_ = -1;  // the data position differs from what is on the disk
   log_warn("rolled back to {}; going on with sample {}", found->dir, next_sample_);
   metrics_.reset();
@@ -318,7 +387,7 @@ void Trainer::rollback() {
   open_loader();
 }
 
-void Trainer::log_step(double loss, const StepVerdict& verdict, double lr) {
+void Trainer::log_step(double loss, const StepVerdict& verdict, double loss_z, double lr) {
   const TrainConfig& t = config_.train;
   const double tokens = double(t.global_batch * config_.data.seq_len);
   StepMetrics m;
@@ -336,6 +405,8 @@ void Trainer::log_step(double loss, const StepVerdict& verdict, double lr) {
   m.memory_gib = double(memory.total - memory.free) / double(1 << 30);
   m.eta_s = double(t.steps - step_) * m.step_ms / 1e3;
   m.skipped = step_ - updates_;
+  if (spikes_.on()) m.spikes = spikes_.spikes();
+  m.loss_z = loss_z;
   log_info("{}", log_line(m));
   metrics_->write(m);
   window_seconds_ = 0;
@@ -383,6 +454,8 @@ void Trainer::save(bool wait) {
   s.state.next_sample = next_sample_;
   s.state.seed = config_.train.seed;
   s.state.config_json = config_json_;
+  if (!sequences_.empty()) s.state.series["sequences"] = sequences_;
+  spikes_.save(s.state.series);
   s.hf_config_json = hf_config_json(config_.model, eos_, config_.data.seq_len);
   if (tokenizer_)
     for (const std::string& file : tokenizer_->files())

@@ -13,6 +13,7 @@
 #include "text/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/data_loader.h"
+#include "train/loss_spike.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/signals.h"
@@ -45,12 +46,17 @@ class Trainer {
   LmShape shape(int64_t micro_batch) const;
   void start();  // from a checkpoint, given weights, or the seed
   void load_state(const std::string& dir);
+  void settle_branch(const std::string& from);
   void open_loader();
+  void compare_data();
 
   bool train_step();
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();
-  void log_step(double loss, const StepVerdict& verdict, double lr);
+  // Before the update: false where the loss is a spike that train.on_spike leaves out.
+  bool wants_update(LossSpikes::Verdict& spike);
+  void after_update(double loss, bool applied, LossSpikes::Verdict& spike);
+  void log_step(double loss, const StepVerdict& verdict, double loss_z, double lr);
   void evaluate();
   void save(bool wait);
 
@@ -71,11 +77,13 @@ class Trainer {
   std::unique_ptr<DataLoader> loader_;
   std::unique_ptr<ValidLoader> valid_;
   StopSignals signals_;
+  LossSpikes spikes_;
 
   int64_t step_ = 0;         // steps done
   int64_t updates_ = 0;      // updates applied: steps less the skipped ones
   int64_t tokens_ = 0;       // tokens seen
   int64_t next_sample_ = 0;  // data position
+  std::vector<double> sequences_;  // of each source of data.train
   int64_t saved_step_ = -1;
   int64_t rollbacks_ = 0, failed_step_ = -1;  // to get past this step
   double window_seconds_ = 0;  // since the last log line, evaluation and saving left out

@@ -108,6 +108,13 @@ TEST_CASE("config: bad input names file, key and the mend", "[model]") {
   CHECK(has(usage_error("", R"({"model": 3})"), "expected an object"));
   CHECK(has(usage_error("", R"({"model": {}, "model": {}})"), "twice"));
   CHECK(has(usage_error("", "{"), "not valid JSON"));
+  CHECK(has(usage_error("", ""), "not valid JSON"));
+  const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+  CHECK(has(usage_error("", R"({"model": )" + deep + "}"), "nested deeper"));
+  CHECK(has(usage_error("data.train=" + deep), "nested deeper"));
+  CHECK(has(usage_error("data.train=caf\xe9_*.bin"), "not UTF-8"));
+  CHECK(has(usage_error("data.tr\xe9=1"), "not UTF-8"));
+  CHECK(has(usage_error("train.global_batch=9223372036854775806"), "at most 1073741824"));
   CHECK(
       has(usage_error("", R"({"train": {"steps": 1}})"), "model.vocab_size: this key is required"));
   CHECK(has(error_of([] { load_config("/no/such.json"); }, Exit::data), "/no/such.json"));
@@ -139,6 +146,16 @@ TEST_CASE("config: what a resumed run may change", "[model]") {
   CHECK(changed("optim.lr=1") == std::vector<std::string>{"optim.lr"});
   CHECK(changed("train.global_batch=26") == std::vector<std::string>{"train.global_batch"});
   CHECK(changed("model.dropout=0.1") == std::vector<std::string>{"model.dropout"});
+  CHECK(changed("train.on_spike=skip") == std::vector<std::string>{"train.on_spike"});
+  // A run of an older program lacks keys that came later: it did what their defaults do.
+  std::string old = before;
+  const size_t at = old.find("    \"spike_zscore\"");
+  old.erase(at, old.find('\n', at) - at);
+  CHECK(old.find("spike_zscore") == std::string::npos);
+  CHECK(forbidden_changes(old, before).empty());
+  CHECK(
+      forbidden_changes(old, config_to_json(parse_config(kSmall, "f", {"train.spike_zscore=6"}))) ==
+      std::vector<std::string>{"train.spike_zscore"});
 }
 
 TEST_CASE("config: the plan of the largest model says what fits", "[model]") {

@@ -1,4 +1,4 @@
-// Temporary folders and shard files for the tests of readers.
+// Shard files for the tests of readers.
 #pragma once
 #include <unistd.h>
 
@@ -14,31 +14,10 @@
 #include <vector>
 
 #include "core/check.h"
+#include "temp_folder.h"
+#include "text/shard_format.h"
 
 namespace hgrn::test {
-
-// A folder that is removed with what is in it.
-class TempFolder {
- public:
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "hgrn-test-XXXXXX").string();
-    check(::mkdtemp(name.data()) != nullptr, "cannot make {}", name);
-    path_ = name;
-  }
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  size_t files() const {
-    return size_t(std::distance(std::filesystem::directory_iterator(path_), {}));
-  }
-
- private:
-  std::string path_;
-};
 
 inline std::string read_bytes(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -69,6 +48,24 @@ inline void write_range(const std::string& path, int first, int count) {
   std::vector<uint16_t> tokens(static_cast<size_t>(count));
   std::iota(tokens.begin(), tokens.end(), uint16_t(first));
   write_bytes(path, narrow_bytes(tokens));
+}
+
+// A shard with `count` tokens in its header and a hole behind it; false where the file system
+// refuses such a file.
+inline bool write_sparse(const std::string& path, int64_t count, bool wide) {
+  using namespace shard_format;
+  std::string header = wide ? shard_bytes<uint32_t>({}, kWideMagic, kWideVersion)
+                            : shard_bytes<uint16_t>({}, kNarrowMagic, kNarrowVersion);
+  std::memcpy(header.data() + 8, &count, 8);
+  write_bytes(path, header);
+  return ::truncate(path.c_str(), kHeaderBytes + count * token_bytes(wide)) == 0;
+}
+// Puts a token into a narrow one.
+inline void put_token(const std::string& path, int64_t at, uint16_t token) {
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(std::streamoff(shard_format::kHeaderBytes + 2 * at));
+  file.write(reinterpret_cast<const char*>(&token), 2);
+  check(bool(file), "cannot write {}", path);
 }
 
 // The Error that `action` throws; its absence is an Error of its own.

@@ -27,17 +27,6 @@ void write_tokens(const std::string& path, bool wide, const std::vector<int32_t>
   REQUIRE(writer.finish() == int64_t(tokens.size()));
 }
 
-// A shard with `count` tokens in its header and a hole behind it; false where the file system
-// refuses such a file.
-bool write_sparse(const std::string& path, int64_t count, bool wide) {
-  using namespace shard_format;
-  std::string header = wide ? shard_bytes<uint32_t>({}, kWideMagic, kWideVersion)
-                            : shard_bytes<uint16_t>({}, kNarrowMagic, kNarrowVersion);
-  std::memcpy(header.data() + 8, &count, 8);
-  write_bytes(path, header);
-  return ::truncate(path.c_str(), kHeaderBytes + count * token_bytes(wide)) == 0;
-}
-
 }  // namespace
 
 TEST_CASE("a narrow shard has exactly the bytes of the format", "[text]") {

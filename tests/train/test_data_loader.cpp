@@ -193,6 +193,61 @@ TEST_CASE("a shard that shrinks during training is an error with its name", "[tr
   CHECK(has(error, "s_0.bin shrank"));
 }
 
+// Positions are 64-bit all the way from the sample index to the byte.
+TEST_CASE("shards above 2^31 tokens and 2 GiB are read at their true positions", "[train]") {
+  TempFolder folder;
+  const int64_t big = int64_t(1) << 32, T = 64;
+  // Two shards of 2^32 + 100 T + 1 and 2^31 + 1 tokens: 8 GiB and 4 GiB.
+  const std::string a = folder / "s_0.bin", b = folder / "s_1.bin";
+  if (!write_sparse(a, big + 100 * T + 1, false) || !write_sparse(b, big / 2 + 1, false)) {
+    WARN("the file system holds no sparse file of 8 GiB: skipped");
+    return;
+  }
+  const int64_t in_a = big / T + 100, in_b = big / 2 / T;
+  // Sequences on both sides of 2^31 and 2^32 tokens and of 2^31 bytes, the last of a, and of b.
+  const std::vector<std::pair<int64_t, int64_t>> places = {
+      // sample, token of shard a (or b)
+      {(int64_t(1) << 30) / T, int64_t(1) << 30},
+      {big / 2 / T - 1, big / 2 - T},
+      {big / 2 / T, big / 2},
+      {big / T, big},
+      {in_a - 1, big + 99 * T},
+      {in_a, 0},
+      {in_a + in_b - 1, big / 2 - T}};
+  uint16_t token = 1000;
+  for (const auto& [sample, at] : places) put_token(sample < in_a ? a : b, at, token++);
+  LoaderOptions o;
+  o.sources = {{folder / "s_*.bin", 1}};
+  o.seq_len = T, o.micro_batch = 1, o.global_batch = 1, o.vocab_size = 65'536, o.shuffle = false;
+  token = 1000;
+  for (const auto& place : places) {
+    o.first_sample = place.first;
+    INFO("sample " << place.first);
+    DataLoader loader(o);
+    CHECK(loader.sequences() == in_a + in_b);
+    CHECK(loader.tokens() == big + 100 * T + 1 + big / 2 + 1);
+    const Batch batch = loader.next();
+    CHECK(batch.first_sample == place.first);
+    CHECK(batch.inputs[0] == token++);
+    CHECK(batch.inputs[1] == 0);
+    o.first_sample += (in_a + in_b) * 3;  // epochs later
+    CHECK(DataLoader(o).next().inputs == batch.inputs);
+  }
+  // One token a sequence: more than 2^32 of them, also in a shuffled order.
+  o.seq_len = 1, o.first_sample = big + 5;
+  put_token(a, big + 5, 77);
+  CHECK(DataLoader(o).next().inputs[0] == 77);
+  o.shuffle = true;
+  CHECK(DataLoader(o).sequences() == big + 100 * T + big / 2);
+  CHECK_NOTHROW(DataLoader(o).next());
+
+  ValidOptions v;
+  v.path = folder / "s_*.bin", v.seq_len = T, v.batch = 1, v.vocab_size = 65'536;
+  const ValidLoader valid(v);
+  CHECK(valid.tokens() == big + 100 * T + big / 2);
+  CHECK(valid.batches() == in_a + in_b);
+}
+
 TEST_CASE("loaders end cleanly whatever their queue holds", "[train]") {
   Files files({900});
   for (int i = 0; i < 30; ++i) {

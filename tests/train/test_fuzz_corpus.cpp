@@ -2,6 +2,7 @@
 #include <filesystem>
 
 #include "catch.h"
+#include "fuzz/config_target.h"
 #include "fuzz/targets.h"
 #include "temp_folder.h"
 
@@ -19,6 +20,7 @@ TEST_CASE("the fuzzers' corpus is read or refused", "[train]") {
     }
     CHECK(files > 0);
   };
+  replay("config", fuzz::config);
   replay("safetensors", fuzz::safetensors);
   replay("manifest", fuzz::manifest);
   replay("trainer_state", fuzz::trainer_state);

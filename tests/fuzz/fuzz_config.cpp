@@ -1,0 +1,6 @@
+#include "config_target.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  hgrn::fuzz::config(data, size);
+  return 0;
+}
