@@ -60,6 +60,10 @@ Command train_command(CLI::App& root) {
   app->add_option("--steps", args->stop_after,
                   "stop after this step; the schedule still spans train.steps")
       ->check(CLI::NonNegativeNumber);
+  args->give_up = [](const Error& e) {  // the main thread hangs in a collective
+    std::fprintf(stderr, "error: %s\n", e.what());
+    std::_Exit(int(e.code()));
+  };
   return {app, [args] { return Trainer(*args).run(); }};
 }
 

@@ -187,6 +187,8 @@ SeqKernel& CudaOps::seq(std::string_view name) {
 }
 
 std::unique_ptr<Ops> make_cuda_ops(DType act_dtype, int local_rank) {
+  int count = 0;  // Slurm may show each rank its own GPU alone: that is number 0 for all of them
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count == 1) local_rank = 0;
   return std::make_unique<CudaOps>(act_dtype, local_rank);
 }
 

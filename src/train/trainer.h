@@ -13,8 +13,10 @@
 #include "text/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/data_loader.h"
+#include "train/grad_sync.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/ranks.h"
 #include "train/signals.h"
 
 namespace hgrn {
@@ -27,6 +29,8 @@ struct TrainArgs {
   std::string resume = "auto";  // auto, never, or a checkpoint or run folder
   std::string init_from;        // weights only; a checkpoint in `out` beats it
   int64_t stop_after = -1;      // stop after this step; the schedule spans train.steps
+  // Ends the process: called on another thread where a rank is lost and this one hangs.
+  std::function<void(const Error&)> give_up;
 };
 
 class Trainer {
@@ -38,31 +42,41 @@ class Trainer {
   Exit run();
 
  private:
-  void prepare_folder();
+  void open();
+  void join_ranks();
   void open_tokenizer_and_eos();
   void allocate();
-  void start();  // from a checkpoint, given weights, or the seed
+  void start();              // from a checkpoint, given weights, or the seed
+  std::string find_start();  // the folder to resume from, on rank 0; empty: none
+  std::string newest_checkpoint();
   void load_state(const std::string& dir);
   void open_loader();
 
+  Exit train();
   bool train_step();
+  void sum_over_ranks();
+  int stop_signal();  // the same on all ranks after a step
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();
   void log_step(double loss, const StepVerdict& verdict, double lr);
   void evaluate();
   void save(bool wait);
+  void wait_for_save();
 
   const TrainArgs args_;
+  const RankEnv env_;
   Config config_;
   std::string config_json_, out_;
   std::unique_ptr<FileLock> lock_;
   std::unique_ptr<Ops> ops_;
+  std::unique_ptr<Ranks> ranks_;
   std::unique_ptr<Tokenizer> tokenizer_;
   int64_t eos_ = -1;
   std::unique_ptr<LanguageModel> model_;
   WeightStore weights_;
   std::unique_ptr<Optimizer> optimizer_;
-  Tensor nll_sum_ /*(1) f64*/;
+  std::unique_ptr<GradSync> sync_;
+  Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
   std::unique_ptr<void, std::function<void(void*)>> state_memory_;  // freed before ops_ goes
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<MetricsFile> metrics_;
@@ -75,6 +89,7 @@ class Trainer {
   int64_t tokens_ = 0;       // tokens seen
   int64_t next_sample_ = 0;  // data position
   int64_t saved_step_ = -1;
+  int agreed_signal_ = 0;                     // after the last step
   int64_t rollbacks_ = 0, failed_step_ = -1;  // to get past this step
   double window_seconds_ = 0;  // since the last log line, evaluation and saving left out
   int64_t window_steps_ = 0;
