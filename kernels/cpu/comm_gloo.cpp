@@ -1,7 +1,7 @@
 // Collectives between CPU ranks through Gloo, on one thread of their own.
 // all_reduce is Gloo's ring: every rank gets the same bits, in an order that only size and number
-// of ranks decide. reduce_scatter is the same ring: Gloo's own needs a set of buffers for each call
-// that it never gives back.
+// of ranks decide. reduce_scatter is the same ring: Gloo's own is an object with registered buffers
+// for each pointer and size.
 // Twin: kernels/cuda/comm_nccl.cpp   Test: tests/ops/test_comm.cpp
 #include <gloo/allgather.h>
 #include <gloo/allreduce.h>

@@ -7,6 +7,9 @@ namespace hgrn {
 bool cuda_available() {
   return false;
 }
+int cuda_device_count() {
+  return 0;
+}
 std::string cuda_versions() {
   return "none (built without CUDA)";
 }
