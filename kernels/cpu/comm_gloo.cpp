@@ -57,9 +57,71 @@ void sum_bf16(void* out, const void* a, const void* b, size_t n) {
   for (size_t i = 0; i < n; ++i) o[i] = float_to_bf16(bf16_to_float(x[i]) + bf16_to_float(y[i]));
 }
 
+// The thread and what it shares with the Comm. It holds on to this alone, so that it may be left
+// behind where a collective never ends.
+struct Worker {
+  std::shared_ptr<gloo::Context> context;
+  std::mutex mutex;  // of all below
+  std::condition_variable filled, finished;
+  std::deque<std::function<void()>> jobs;
+  Comm::Ticket posted = 0, done = 0;
+  std::exception_ptr error;
+  bool stop = false;
+
+  void run() {
+    std::unique_lock lock(mutex);
+    for (;;) {
+      filled.wait(lock, [&] { return stop || !jobs.empty(); });
+      if (jobs.empty() || error) {
+        if (stop) return;
+        jobs.clear();
+        continue;
+      }
+      const std::function<void()> job = std::move(jobs.front());
+      jobs.pop_front();
+      lock.unlock();
+      std::exception_ptr met;
+      try {
+        job();
+      } catch (...) {
+        met = std::current_exception();
+      }
+      lock.lock();
+      if (met)
+        error = met;
+      else
+        ++done;
+      finished.notify_all();
+    }
+  }
+};
+
+void reduce(const std::shared_ptr<gloo::Context>& context, Tensor x) {
+  gloo::AllreduceOptions options(context);
+  options.setAlgorithm(gloo::AllreduceOptions::Algorithm::RING);
+  const size_t n = size_t(x.numel());
+  switch (x.dtype) {
+    case DType::f32:
+      options.setOutput(static_cast<float*>(x.data), n);
+      options.setReduceFunction(static_cast<Sum>(&gloo::sum<float>));
+      break;
+    case DType::f64:
+      options.setOutput(static_cast<double*>(x.data), n);
+      options.setReduceFunction(static_cast<Sum>(&gloo::sum<double>));
+      break;
+    case DType::bf16:
+      options.setOutput(static_cast<uint16_t*>(x.data), n);
+      options.setReduceFunction(static_cast<Sum>(&sum_bf16));
+      break;
+    default: fail(Exit::failed, "gloo: no sum of {}", name_of(x.dtype));
+  }
+  gloo::allreduce(options);
+}
+
 class GlooComm final : public Comm {
  public:
-  explicit GlooComm(const CommOptions& o) : Comm(o.rank, o.world), explain_(o.explain) {
+  explicit GlooComm(const CommOptions& o)
+      : Comm(o.rank, o.world), explain_(o.explain), worker_(std::make_shared<Worker>()) {
     try {
       gloo::transport::tcp::attr attr;
       if (const char* iface = std::getenv("GLOO_SOCKET_IFNAME"))
@@ -71,7 +133,7 @@ class GlooComm final : public Comm {
       context->setTimeout(std::chrono::milliseconds(int64_t(o.timeout_s * 1e3)));
       Store store(*o.store);
       context->connectFullMesh(store, device);
-      context_ = context;
+      worker_->context = context;
     } catch (const Error&) {
       throw;
     } catch (const std::exception& e) {
@@ -79,42 +141,45 @@ class GlooComm final : public Comm {
            o.world, o.address, e.what(),
            explain_ ? explain_() : "; check that the machines reach each other on all ports");
     }
-    thread_ = std::thread([this] { work(); });
+    thread_ = std::thread([w = worker_] { w->run(); });
   }
 
   ~GlooComm() override {
-    bool stuck = false;
-    {
-      std::lock_guard lock(mutex_);
-      stop_ = true;
-      stuck = done_ < posted_ && !error_;
-    }
-    filled_.notify_all();
-    // The run ends on an error while a collective is under way: closing its connections ends it.
-    if (stuck) context_->closeConnections();
-    thread_.join();
+    if (close())
+      thread_.join();
+    else
+      thread_.detach();
+  }
+
+  bool close() override {
+    std::unique_lock lock(worker_->mutex);
+    worker_->stop = true;
+    worker_->filled.notify_all();
+    return worker_->finished.wait_for(lock, std::chrono::seconds(2), [&] {
+      return worker_->done == worker_->posted || worker_->error;
+    });
   }
 
   std::string describe() const override { return fmt::format("gloo, {} ranks", world()); }
 
   Ticket all_reduce(Tensor x) override {
-    return post(x, [this, x] { reduce(x); });
+    return post(x, [c = worker_->context, x] { reduce(c, x); });
   }
   Ticket reduce_scatter(Tensor x) override {
     check_parts(x);
-    return post(x, [this, x] { reduce(x); });
+    return post(x, [c = worker_->context, x] { reduce(c, x); });
   }
   Ticket all_gather(Tensor x) override {
     check_parts(x);
-    return post(x, [this, x] {
-      gloo::AllgatherOptions options(context_);
+    return post(x, [c = worker_->context, x] {
+      gloo::AllgatherOptions options(c);
       options.setOutput(static_cast<char*>(x.data), x.bytes());
       gloo::allgather(options);
     });
   }
   Ticket broadcast(Tensor x, int root) override {
-    return post(x, [this, x, root] {
-      gloo::BroadcastOptions options(context_);
+    return post(x, [c = worker_->context, x, root] {
+      gloo::BroadcastOptions options(c);
       options.setOutput(static_cast<char*>(x.data), x.bytes());
       options.setRoot(root);
       gloo::broadcast(options);
@@ -122,17 +187,18 @@ class GlooComm final : public Comm {
   }
 
   void wait(Ticket ticket) override {
-    std::unique_lock lock(mutex_);
-    finished_.wait(lock, [&] { return done_ >= ticket || error_; });
-    if (done_ >= ticket) return;
-    const std::exception_ptr error = error_;
+    Worker& w = *worker_;
+    std::unique_lock lock(w.mutex);
+    w.finished.wait(lock, [&] { return w.done >= ticket || w.error; });
+    if (w.done >= ticket) return;
+    const std::exception_ptr error = w.error;
     lock.unlock();
     rethrow(error);
   }
 
   void barrier() override {
-    wait(enqueue([this] {
-      gloo::BarrierOptions options(context_);
+    wait(enqueue([c = worker_->context] {
+      gloo::BarrierOptions options(c);
       gloo::barrier(options);
     }));
   }
@@ -142,66 +208,17 @@ class GlooComm final : public Comm {
     check(x.numel() % world() == 0, "{} elements do not split over {} ranks", x.numel(), world());
   }
 
-  void reduce(Tensor x) {
-    gloo::AllreduceOptions options(context_);
-    options.setAlgorithm(gloo::AllreduceOptions::Algorithm::RING);
-    const size_t n = size_t(x.numel());
-    switch (x.dtype) {
-      case DType::f32:
-        options.setOutput(static_cast<float*>(x.data), n);
-        options.setReduceFunction(static_cast<Sum>(&gloo::sum<float>));
-        break;
-      case DType::f64:
-        options.setOutput(static_cast<double*>(x.data), n);
-        options.setReduceFunction(static_cast<Sum>(&gloo::sum<double>));
-        break;
-      case DType::bf16:
-        options.setOutput(static_cast<uint16_t*>(x.data), n);
-        options.setReduceFunction(static_cast<Sum>(&sum_bf16));
-        break;
-      default: fail(Exit::failed, "gloo: no sum of {}", name_of(x.dtype));
-    }
-    gloo::allreduce(options);
-  }
-
   template <class F>
   Ticket post(Tensor x, F&& job) {
-    if (x.numel() == 0) return posted_;
-    return enqueue(std::forward<F>(job));
+    return enqueue(x.numel() > 0 ? std::function<void()>(std::forward<F>(job)) : nullptr);
   }
 
   Ticket enqueue(std::function<void()> job) {
-    std::lock_guard lock(mutex_);
-    jobs_.push_back(std::move(job));
-    filled_.notify_one();
-    return ++posted_;
-  }
-
-  void work() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      filled_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
-      if (jobs_.empty() || error_) {
-        if (stop_) return;
-        jobs_.clear();
-        continue;
-      }
-      const std::function<void()> job = std::move(jobs_.front());
-      jobs_.pop_front();
-      lock.unlock();
-      std::exception_ptr met;
-      try {
-        job();
-      } catch (...) {
-        met = std::current_exception();
-      }
-      lock.lock();
-      if (met)
-        error_ = met;
-      else
-        ++done_;
-      finished_.notify_all();
-    }
+    std::lock_guard lock(worker_->mutex);
+    if (!job) return worker_->posted;
+    worker_->jobs.push_back(std::move(job));
+    worker_->filled.notify_one();
+    return ++worker_->posted;
   }
 
   [[noreturn]] void rethrow(const std::exception_ptr& error) const {
@@ -215,13 +232,7 @@ class GlooComm final : public Comm {
   }
 
   std::function<std::string()> explain_;
-  std::shared_ptr<gloo::Context> context_;
-  std::mutex mutex_;  // of all below
-  std::condition_variable filled_, finished_;
-  std::deque<std::function<void()>> jobs_;
-  Ticket posted_ = 0, done_ = 0;
-  std::exception_ptr error_;
-  bool stop_ = false;
+  std::shared_ptr<Worker> worker_;
   std::thread thread_;
 };
 

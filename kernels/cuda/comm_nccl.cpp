@@ -54,15 +54,25 @@ class NcclComm final : public Comm {
   }
 
   ~NcclComm() override {
-    // Where a peer is gone, a collective never ends and neither would ncclCommDestroy.
-    if (cudaStreamQuery(stream_) == cudaErrorNotReady || failed_)
-      ncclCommAbort(comm_);
-    else
-      ncclCommDestroy(comm_);
+    close();
+    if (comm_) ncclCommDestroy(comm_);
     for (cudaEvent_t e : done_) cudaEventDestroy(e);
     cudaEventDestroy(ready_);
     cudaStreamDestroy(stream_);
     cudaFree(flag_);
+  }
+
+  // Where a peer is gone, a collective never ends, and neither would ncclCommDestroy.
+  bool close() override {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+    while (comm_ && !failed_ && cudaStreamQuery(stream_) == cudaErrorNotReady &&
+           std::chrono::steady_clock::now() < deadline)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (comm_ && (failed_ || cudaStreamQuery(stream_) == cudaErrorNotReady)) {
+      ncclCommAbort(comm_);
+      comm_ = nullptr;
+    }
+    return true;
   }
 
   std::string describe() const override {

@@ -200,9 +200,9 @@ void Attempt::start_rank(int local_rank, const std::string& address, int port) {
       "HGRN_LAUNCHED=1",
   };
   if (!std::getenv("OMP_NUM_THREADS"))
-    env.push_back(fmt::format("OMP_NUM_THREADS={}",
-                              std::max(1, int(std::thread::hardware_concurrency()) /
-                                              o_.nproc_per_node)));
+    env.push_back(
+        fmt::format("OMP_NUM_THREADS={}",
+                    std::max(1, int(std::thread::hardware_concurrency()) / o_.nproc_per_node)));
   const pid_t parent = ::getpid(), pid = ::fork();
   check(pid >= 0, "rank {} cannot be started: {}", rank, std::strerror(errno));
   if (pid == 0) become(env, out_write.get(), err_write.get(), parent);
@@ -253,8 +253,7 @@ void Attempt::kill_all(int number) {
 
 void Attempt::on_signal(int number) {
   if (number == SIGCHLD) return reap();
-  if (!stopping_)
-    log_warn("launch: signal {}: the ranks save and end", number);
+  if (!stopping_) log_warn("launch: signal {}: the ranks save and end", number);
   stopping_ = true;
   kill_all(number == SIGHUP ? SIGTERM : number);
 }
@@ -307,8 +306,8 @@ Exit Attempt::run() {
     const double now = monotonic_s();
     if (!any_running()) {
       if (all_ended_at == 0) all_ended_at = now;
-      const bool drained = std::none_of(lines_.begin(), lines_.end(),
-                                        [](const LineWriter& l) { return l.open(); });
+      const bool drained =
+          std::none_of(lines_.begin(), lines_.end(), [](const LineWriter& l) { return l.open(); });
       if (drained || now - all_ended_at > kDrainSeconds) break;
       continue;
     }
@@ -346,9 +345,10 @@ Exit launch(const LaunchOptions& o) {
   const char* given = std::getenv("HGRN_JOB_TOKEN");
   const std::string token = given && *given ? given : o.nnodes == 1 ? random_token() : "";
   if (token.empty())
-    log_warn("launch: no secret guards {}; set HGRN_JOB_TOKEN to the same random text on all "
-             "machines",
-             o.master_addr);
+    log_warn(
+        "launch: no secret guards {}; set HGRN_JOB_TOKEN to the same random text on all "
+        "machines",
+        o.master_addr);
   const SignalFd signals;
   for (int restarts = 0;; ++restarts) {
     Attempt attempt(o, signals, token, restarts);

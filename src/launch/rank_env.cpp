@@ -75,8 +75,7 @@ void read_slurm(const Reader& env, RankEnv& e) {
   e.local_world = env.number("SLURM_NTASKS_PER_NODE", 1, kMaxWorld, 1);
   e.master_addr =
       env.has("MASTER_ADDR") ? env.text("MASTER_ADDR") : env.text("SLURM_LAUNCH_NODE_IPADDR");
-  e.master_port =
-      env.has("MASTER_PORT") ? env.number("MASTER_PORT", 1, 65535) : port_of_job(env);
+  e.master_port = env.has("MASTER_PORT") ? env.number("MASTER_PORT", 1, 65535) : port_of_job(env);
   e.restarts = env.number("SLURM_RESTART_COUNT", 0, INT32_MAX, 0);
 }
 

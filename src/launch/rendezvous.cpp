@@ -40,9 +40,9 @@ void Rendezvous::join() {
     check(!options_.stopped || !options_.stopped(), Exit::stopped,
           "stopped by a signal before all ranks were there; run again to go on");
   };
-  const std::string hello = wire::hello_frame(
-      {wire::kProtocol, env.token, uint32_t(env.rank), uint32_t(env.world), options_.hash,
-       options_.version, host_name(), uint32_t(::getpid())});
+  const std::string hello =
+      wire::hello_frame({wire::kProtocol, env.token, uint32_t(env.rank), uint32_t(env.world),
+                         options_.hash, options_.version, host_name(), uint32_t(::getpid())});
   const double connect_until = monotonic_s() + env.join_s;
   for (;;) {
     std::string why;
@@ -108,12 +108,13 @@ void Rendezvous::set(const std::string& key, std::string_view value) {
 std::string Rendezvous::get(const std::string& key) {
   send(wire::Writer().text(key).frame(Type::get));
   std::unique_lock lock(mutex_);
-  const auto there = [&] { return lost_ || values_.count(key) > 0; };
+  const auto there = [&] { return lost_ || over_ || values_.count(key) > 0; };
   const auto limit = std::chrono::duration<double>(options_.env.join_s);
   const bool came = news_.wait_for(lock, limit, there);
   if (lost_) throw Error(lost_code_, lost_text_);
-  check(came, Exit::failed, "rank {} of {}: no rank told \"{}\" within {:g} s", options_.env.rank,
-        options_.env.world, key, options_.env.join_s);
+  check(came && values_.count(key) > 0, Exit::failed,
+        "rank {} of {}: no rank told \"{}\" within {:g} s", options_.env.rank, options_.env.world,
+        key, options_.env.join_s);
   return values_[key];
 }
 
@@ -192,13 +193,15 @@ void Rendezvous::listen() {
       } else if (f.type == Type::bye) {
         std::lock_guard lock(mutex_);
         over_ = true;
+        news_.notify_all();
       }
     }
     const std::string rank0 = fmt::format("rank 0 of {} (at {}:{})", options_.env.world,
                                           options_.env.master_addr, options_.env.master_port);
     if (!open)
-      on_lost(Exit::failed, rank0 + " is gone without a word: it was killed or crashed; see its "
-                                    "log");
+      on_lost(Exit::failed, rank0 +
+                                " is gone without a word: it was killed or crashed; see its "
+                                "log");
     else if (monotonic_s() - heard > silence)
       on_lost(Exit::failed, fmt::format("{} has said nothing for {:g} s: it hangs, or its machine "
                                         "or network does",

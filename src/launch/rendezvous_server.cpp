@@ -15,8 +15,8 @@ namespace hgrn {
 namespace {
 
 using wire::Type;
-constexpr double kHelloSeconds = 5;          // a stranger's time to say who it is
-constexpr size_t kMaxStrangers = 64;         // at a time
+constexpr double kHelloSeconds = 5;              // a stranger's time to say who it is
+constexpr size_t kMaxStrangers = 64;             // at a time
 constexpr size_t kMaxValues = size_t(64) << 20;  // bytes in all
 constexpr double kFlushSeconds = 2;
 
@@ -84,15 +84,15 @@ void RendezvousServer::run() {
       listener_.reset();
       for (Peer& p : peers_) p.out += ending(Type::bye, Exit::ok, "");
     }
-    const bool sent = std::all_of(peers_.begin(), peers_.end(),
-                                  [](const Peer& p) { return p.out.empty(); });
+    const bool sent =
+        std::all_of(peers_.begin(), peers_.end(), [](const Peer& p) { return p.out.empty(); });
     if (stop_at > 0 && (sent || monotonic_s() > stop_at)) return;
   }
 }
 
 void RendezvousServer::accept_some() {
-  const size_t strangers = size_t(
-      std::count_if(peers_.begin(), peers_.end(), [](const Peer& p) { return p.rank < 0; }));
+  const size_t strangers =
+      size_t(std::count_if(peers_.begin(), peers_.end(), [](const Peer& p) { return p.rank < 0; }));
   for (size_t n = strangers; n < kMaxStrangers; ++n) {
     Fd s(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!s) return;
@@ -144,13 +144,19 @@ void RendezvousServer::on_hello(Peer& peer, const wire::Frame& frame) {
     return;
   }
   if (h.protocol != wire::kProtocol)
-    return refuse(peer, Exit::usage,
-                  fmt::format("rank 0 speaks version {} of the rendezvous and this rank {}; run the "
-                              "same hgrn on all machines",
-                              wire::kProtocol, h.protocol));
+    return refuse(
+        peer, Exit::usage,
+        fmt::format("rank 0 speaks version {} of the rendezvous and this rank {}; run the "
+                    "same hgrn on all machines",
+                    wire::kProtocol, h.protocol));
   if (!wire::equal_secrets(h.token, env_.token))
     return refuse(peer, Exit::usage,
                   "HGRN_JOB_TOKEN differs from that of rank 0; is this another job's MASTER_PORT?");
+  if (!refusal_.empty()) {
+    peer.out += refusal_;
+    peer.closing = true;
+    return;
+  }
   peer.who = fmt::format("rank {} of {} (host {}, pid {})", h.rank, h.world, h.host, h.pid);
   if (int64_t(h.world) != env_.world || h.rank >= h.world)
     return refuse_all(Exit::usage, fmt::format("{} came, but rank 0 counts {} ranks; start all "
@@ -207,8 +213,7 @@ void RendezvousServer::store(const std::string& key, std::string value) {
   value_bytes_ += key.size() + value.size();
   if (value_bytes_ > kMaxValues) return lost(Exit::failed, "the rendezvous store is full");
   for (Peer& p : peers_)
-    if (p.waiting.erase(key))
-      p.out += wire::Writer().text(key).text(value).frame(Type::value);
+    if (p.waiting.erase(key)) p.out += wire::Writer().text(key).text(value).frame(Type::value);
   values_[key] = std::move(value);
 }
 
@@ -219,7 +224,7 @@ void RendezvousServer::refuse(Peer& peer, Exit code, const std::string& text) {
 
 void RendezvousServer::refuse_all(Exit code, const std::string& text) {
   over_ = true;
-  listener_.reset();
+  refusal_ = ending(Type::refuse, code, text);  // for those that come later too
   for (Peer& p : peers_) {
     const bool ours = p.rank >= 0 || !p.who.empty();
     if (ours && !p.closing) refuse(p, code, text);

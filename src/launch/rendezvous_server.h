@@ -54,6 +54,7 @@ class RendezvousServer {
   size_t value_bytes_ = 0;
   int present_ = 0;
   bool complete_ = false, over_ = false;
+  std::string refusal_;  // the frame that all get, once some disagreed
   double started_ = 0, last_turn_ = 0, last_ping_ = 0;
   std::thread thread_;
 };

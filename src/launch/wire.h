@@ -14,7 +14,7 @@ namespace hgrn::wire {
 constexpr uint32_t kProtocol = 1;  // raised with every change of the frames
 constexpr std::string_view kMagic = "hgrn-rendezvous";
 constexpr size_t kHeader = 8;
-constexpr size_t kMaxHello = 4096;            // a stranger may send so much
+constexpr size_t kMaxHello = 4096;             // a stranger may send so much
 constexpr size_t kMaxFrame = size_t(1) << 20;  // a rank may send so much
 
 enum class Type : uint32_t {
@@ -65,7 +65,8 @@ class Reader {
   uint32_t number() {
     if (left_.size() < 4) return lack();
     uint32_t n = 0;
-    for (int i = 0; i < 4; ++i) n |= uint32_t(static_cast<unsigned char>(left_[size_t(i)])) << 8 * i;
+    for (int i = 0; i < 4; ++i)
+      n |= uint32_t(static_cast<unsigned char>(left_[size_t(i)])) << 8 * i;
     left_.remove_prefix(4);
     return n;
   }

@@ -42,6 +42,9 @@ class Comm {
   virtual void wait(Ticket ticket) = 0;
   // Returns on the host once every rank has called it and all collectives before are done.
   virtual void barrier() = 0;
+  // Before the tensors' memory goes: waits shortly for what still travels. False: a collective does
+  // not end, since the run has failed; the memory must then be left until the process ends.
+  virtual bool close() { return true; }
 
  private:
   const int rank_, world_;

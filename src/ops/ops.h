@@ -127,7 +127,7 @@ std::unique_ptr<Ops> open_ops(Device device, std::string_view precision, int loc
 // Factories that the kernels libraries define; src/ never includes kernels/.
 std::unique_ptr<Ops> make_cpu_ops(DType dtype);  // f32, or f64 for gradient checks
 std::unique_ptr<Ops> make_cuda_ops(DType act_dtype, int local_rank);
-bool cuda_available();  // a usable GPU is visible; false in a build without CUDA
+bool cuda_available();    // a usable GPU is visible; false in a build without CUDA
 int cuda_device_count();  // visible GPUs
 std::string cuda_versions();
 

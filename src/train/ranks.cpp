@@ -44,8 +44,11 @@ Ranks::Ranks(Device device, Ops& ops, const Options& o) : env_(o.env), ops_(ops)
 }
 
 Ranks::~Ranks() {
-  comm_.reset();
-  ops_.free(memory_);
+  if (close()) ops_.free(memory_);
+}
+
+bool Ranks::close() {
+  return !comm_ || comm_->close();
 }
 
 std::vector<double> Ranks::gather(double mine) {
@@ -110,7 +113,6 @@ Error Ranks::failed(const Error& e) {
   const std::string name = fmt::format("rank {} of {}", env_.rank, env_.world);
   const std::string text = e.what();
   rendezvous_->failed(e);
-  close();
   return text.find(name) != std::string::npos ? e : Error(e.code(), name + ": " + text);
 }
 

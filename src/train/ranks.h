@@ -31,7 +31,7 @@ class Ranks {
   Comm& comm() { return *comm_; }
 
   // All ranks call these in the same order.
-  std::vector<double> gather(double mine);      // one number of each rank; waits
+  std::vector<double> gather(double mine);          // one number of each rank; waits
   std::string from_first(const std::string& text);  // rank 0's text, the others' is ignored
   void barrier() { comm_->barrier(); }
   // Exit::data on all ranks where some do not see the folder that rank 0 sees under this path.
@@ -42,7 +42,8 @@ class Ranks {
   // This rank ends with an error. It returns the one to throw: where a collective failed since
   // another rank is lost, that is the news of which; else e with the rank in front.
   Error failed(const Error& e);
-  void close() { comm_.reset(); }  // ends what still travels
+  // Before memory goes that collectives use; see Comm::close().
+  bool close();
 
  private:
   std::string missing_ranks(const std::vector<double>& ok) const;  // of those that gave 0

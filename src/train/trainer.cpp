@@ -37,6 +37,7 @@ Trainer::Trainer(const TrainArgs& args)
   try {
     open();
   } catch (const Error& e) {
+    if (!ranks_->close()) state_memory_.release();
     throw ranks_->failed(e);
   }
 }
@@ -89,7 +90,8 @@ void Trainer::open() {
 }
 
 Trainer::~Trainer() {
-  if (ranks_) ranks_->close();  // nothing may still travel when the memory goes
+  // Nothing may still travel when the memory goes; where it does, the process is about to end.
+  if (ranks_ && !ranks_->close()) state_memory_.release();
 }
 
 // ---- start
