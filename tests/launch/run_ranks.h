@@ -9,10 +9,10 @@
 #include "train/run_folder.h"
 
 // The rest of the test is left out, with a message, in a build without Gloo.
-#define NEEDS_GLOO()                                                          \
-  if (!hgrn::gloo_built()) {                                                  \
+#define NEEDS_GLOO()                                                             \
+  if (!hgrn::gloo_built()) {                                                     \
     WARN("skipped: built without Gloo (libgloo-dev), so CPU ranks cannot talk"); \
-    return;                                                                   \
+    return;                                                                      \
   }
 
 namespace hgrn::test {
@@ -23,8 +23,8 @@ struct RankRuns : RunFolder {
 
   std::vector<std::string> train_words(const std::string& out,
                                        const std::vector<std::string>& set = {}) const {
-    std::vector<std::string> words = {"train",      "--config", folder / "config.json", "--out",
-                                      folder / out, "--device", "cpu"};
+    std::vector<std::string> words = {
+        "train", "--config", folder / "config.json", "--out", folder / out, "--device", "cpu"};
     for (const std::string& s : set) words.insert(words.end(), {"--set", s});
     return words;
   }
@@ -44,8 +44,7 @@ struct RankRuns : RunFolder {
   }
   std::string log(const std::string& out) const { return folder / (out + ".out"); }
   // One rank without a launcher.
-  Process rank(int rank, int world, int port, std::vector<std::string> words,
-               Env more = {}) const {
+  Process rank(int rank, int world, int port, std::vector<std::string> words, Env more = {}) const {
     more.insert({{"RANK", std::to_string(rank)},
                  {"WORLD_SIZE", std::to_string(world)},
                  {"LOCAL_RANK", std::to_string(rank)},

@@ -22,7 +22,7 @@ Thrown refused(const std::map<std::string, std::string>& vars) {
 }
 
 const std::map<std::string, std::string> kTorchrun = {
-    {"RANK", "3"},          {"WORLD_SIZE", "8"},         {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "2"},
+    {"RANK", "3"},          {"WORLD_SIZE", "8"},     {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "2"},
     {"MASTER_ADDR", "n17"}, {"MASTER_PORT", "29501"}};
 
 }  // namespace
@@ -60,12 +60,10 @@ TEST_CASE("rank_env: torchrun's contract, and its agent's port", "[launch]") {
 }
 
 TEST_CASE("rank_env: Slurm", "[launch]") {
-  std::map<std::string, std::string> vars = {{"SLURM_PROCID", "5"},
-                                             {"SLURM_NTASKS", "16"},
-                                             {"SLURM_LOCALID", "1"},
-                                             {"SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7"},
-                                             {"SLURM_JOB_ID", "41234567"},
-                                             {"SLURM_RESTART_COUNT", "1"}};
+  std::map<std::string, std::string> vars = {
+      {"SLURM_PROCID", "5"},        {"SLURM_NTASKS", "16"},
+      {"SLURM_LOCALID", "1"},       {"SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7"},
+      {"SLURM_JOB_ID", "41234567"}, {"SLURM_RESTART_COUNT", "1"}};
   RankEnv e = read(vars);
   CHECK(e.rank == 5);
   CHECK(e.world == 16);

@@ -121,7 +121,8 @@ TEST_CASE("rendezvous: ranks that disagree do not start, and all say why", "[lau
   }
 }
 
-TEST_CASE("rendezvous: a wrong secret and a second rank 1 are refused, the run goes on", "[launch]") {
+TEST_CASE("rendezvous: a wrong secret and a second rank 1 are refused, the run goes on",
+          "[launch]") {
   const Meeting m;
   std::atomic<int> refused{0}, done{0};
   std::atomic<bool> first{false};
