@@ -27,7 +27,7 @@ struct RendezvousOptions {
   // Called on another thread when the run is lost and this rank has not ended `patience_s` later,
   // since it hangs in a collective: it must end the process.
   std::function<void(const Error&)> give_up;
-  double patience_s = 5;
+  double patience_s = 2;
 };
 
 class Rendezvous final : public KeyValueStore {

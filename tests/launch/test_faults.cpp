@@ -206,8 +206,13 @@ TEST_CASE("launchers: torchrun --no-python", "[launch]") {
   }
   const RankRuns r;
   const std::string port = std::to_string(free_port());
-  std::vector<std::string> words = {"--no_python", "--nproc_per_node=2", "--nnodes=1",
-                                    "--master_addr=127.0.0.1", "--master_port=" + port,
+  std::vector<std::string> words = {"--no_python",
+                                    "--nproc_per_node=2",
+                                    "--nnodes=1",
+                                    "--redirects=0",
+                                    "--tee=0",
+                                    "--master_addr=127.0.0.1",
+                                    "--master_port=" + port,
                                     HGRN_BINARY};
   for (const std::string& w : r.train_words("run", kShort)) words.push_back(w);
   Process p("torchrun", words, RankRuns::env(), r.log("run"));

@@ -69,8 +69,8 @@ TEST_CASE("launch: kill -9 of any rank ends the others, named, within ten second
   const RankRuns r;
   for (int victim : {0, 2}) {
     const std::string out = "run" + std::to_string(victim);
-    Process p = r.launch(3, out, {"train.steps=100000", "train.micro_batch=1",
-                                  "train.global_batch=6"});
+    Process p =
+        r.launch(3, out, {"train.steps=100000", "train.micro_batch=1", "train.global_batch=6"});
     REQUIRE(p.wait_for_text("step      4/"));
     const auto ranks = rank_pids(r.folder / out);
     REQUIRE(ranks.size() == 3);
@@ -79,7 +79,7 @@ TEST_CASE("launch: kill -9 of any rank ends the others, named, within ten second
     CHECK(p.wait(15) == 1);
     CHECK(monotonic_s() - began < 10);
     INFO(p.output());
-    CHECK(p.says("rank " + std::to_string(victim) + " (pid"));  // by the launcher
+    CHECK(p.says("rank " + std::to_string(victim) + " (pid"));    // by the launcher
     CHECK(p.says("rank " + std::to_string(victim) + " of 3 ("));  // by the other ranks
     CHECK(p.says("without a word"));
     CHECK(r.nobody_left(out));
@@ -89,18 +89,22 @@ TEST_CASE("launch: kill -9 of any rank ends the others, named, within ten second
 TEST_CASE("launch: a rank that hangs is found and named", "[launch]") {
   NEEDS_GLOO();
   const RankRuns r;
+  std::vector<Process> runs;  // side by side: each waits out its limits
   for (int victim : {0, 1}) {
     const std::string out = "run" + std::to_string(victim);
-    Process p = r.launch(2, out, kLong, {}, {{"HGRN_RANK_TIMEOUT", "1.5"}});
-    REQUIRE(p.wait_for_text("step      4/"));
+    runs.push_back(r.launch(2, out, kLong, {}, {{"HGRN_RANK_TIMEOUT", "1.5"}}));
+    REQUIRE(runs.back().wait_for_text("step      4/"));
     const auto ranks = rank_pids(r.folder / out);
     REQUIRE(ranks.size() == 2);
     ::kill(ranks.at(victim), SIGSTOP);
+  }
+  for (int victim : {0, 1}) {
+    Process& p = runs[size_t(victim)];
     CHECK(p.wait(25) == 1);
     INFO(p.output());
     CHECK(p.says("rank " + std::to_string(victim) + " of 2 ("));
     CHECK(p.says("has said nothing for 1.5 s"));
-    CHECK(r.nobody_left(out));
+    CHECK(r.nobody_left("run" + std::to_string(victim)));
   }
 }
 
@@ -153,8 +157,8 @@ TEST_CASE("launch: --max-restarts goes on from the newest checkpoint", "[launch]
   CHECK(r.file("run", "00000024").size() > 1000);
   CHECK(r.file("run", "00000024") == r.file("whole", "00000024"));
   CHECK(r.losses("run") == r.losses("whole"));
-  Process never = r.launch(2, "never", steps(8), {"--max-restarts", "1"},
-                           {{"HGRN_FAULT", "save.begin:1"}});
+  Process never =
+      r.launch(2, "never", steps(8), {"--max-restarts", "1"}, {{"HGRN_FAULT", "save.begin:1"}});
   CHECK(never.wait() == 1);  // no checkpoint ever comes about: it gives up
   CHECK(never.says("restart 1 of 1"));
 }
