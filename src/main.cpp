@@ -10,6 +10,7 @@
 #include "core/version.h"
 #include "eval/generate.h"
 #include "eval/perplexity.h"
+#include "launch/launcher.h"
 #include "model/config.h"
 #include "model/fields.h"
 #include "model/plan.h"
@@ -60,6 +61,10 @@ Command train_command(CLI::App& root) {
   app->add_option("--steps", args->stop_after,
                   "stop after this step; the schedule still spans train.steps")
       ->check(CLI::NonNegativeNumber);
+  args->give_up = [](const Error& e) {  // the main thread hangs in a collective
+    std::fprintf(stderr, "error: %s\n", e.what());
+    std::_Exit(int(e.code()));
+  };
   return {app, [args] { return Trainer(*args).run(); }};
 }
 
@@ -219,6 +224,39 @@ Command tokenize_command(CLI::App& root) {
   return {app, [o] { return run_tokenize(*o); }};
 }
 
+Command launch_command(CLI::App& root) {
+  auto o = std::make_shared<LaunchOptions>();
+  o->nproc_per_node = 0;
+  CLI::App* app = root.add_subcommand("launch", "Start one rank a GPU, or several CPU ranks");
+  app->footer(
+      "Example:\n  hgrn launch --nproc-per-node 8 --max-restarts 3 -- train --config "
+      "configs/hgrn2_1b.json --out runs/1b");
+  app->add_flag("--standalone", o->standalone, "one machine, any free port (the default)");
+  app->add_option("--nnodes", o->nnodes, "machines")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app->add_option("--node-rank", o->node_rank, "this machine's number, from 0")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  app->add_option("--nproc-per-node", o->nproc_per_node,
+                  "ranks on each machine (default: its GPUs, else 1)")
+      ->check(CLI::Range(1, 4096));
+  app->add_option("--master-addr", o->master_addr, "address of machine 0");
+  app->add_option("--master-port", o->master_port,
+                  "its port (default: a free one on one machine, else 29500)")
+      ->check(CLI::Range(1, 65535));
+  app->add_option("--max-restarts", o->max_restarts,
+                  "times to go on from the newest checkpoint after exit 1 or a signal")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--log-dir", o->log_dir, "folder for each rank's output, rank-N.log");
+  app->add_option("command", o->command, "after --: train and its flags");
+  return {app, [o] {
+            if (o->nproc_per_node == 0) o->nproc_per_node = std::max(1, cuda_device_count());
+            return launch(*o);
+          }};
+}
+
 Command plan_command(CLI::App& root) {
   struct Args {
     std::string config;
@@ -291,6 +329,7 @@ std::string usage_error(const CLI::App& root, const CLI::ParseError& e,
   for (const CLI::Option* o : app->get_options())
     for (const std::string& name : o->get_lnames()) flags.push_back("--" + name);
   for (const std::string& word : words) {
+    if (word == "--") break;
     const std::string flag = word.substr(0, word.find('='));
     if (flag.rfind("--", 0) == 0 && flag.size() > 2 &&
         std::find(flags.begin(), flags.end(), flag) == flags.end())
@@ -309,7 +348,8 @@ int run(int argc, char** argv) {
       "Example:\n  hgrn train --config configs/quickstart.json\nhgrn COMMAND --help shows a "
       "command's flags.");
   const Command commands[] = {train_command(root),    eval_command(root), generate_command(root),
-                              tokenize_command(root), plan_command(root), inspect_command(root)};
+                              tokenize_command(root), plan_command(root), inspect_command(root),
+                              launch_command(root)};
   const std::vector<std::string> words = normalised(argc, argv);
   try {
     root.parse(std::vector<std::string>(words.rbegin(), words.rend()));

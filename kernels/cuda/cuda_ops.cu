@@ -207,14 +207,20 @@ SeqKernel& CudaOps::seq(std::string_view name) {
 }
 
 std::unique_ptr<Ops> make_cuda_ops(DType act_dtype, int local_rank) {
+  // Slurm may show each rank its own GPU alone: that is number 0 for all of them.
+  if (cuda_device_count() == 1) local_rank = 0;
   return std::make_unique<CudaOps>(act_dtype, local_rank);
 }
 
-bool cuda_available() {
+int cuda_device_count() {
   int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return true;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
   cudaGetLastError();
-  return false;
+  return 0;
+}
+
+bool cuda_available() {
+  return cuda_device_count() > 0;
 }
 
 std::string cuda_versions() {

@@ -45,9 +45,10 @@ bool stderr_is_terminal() {
   return isatty(STDERR_FILENO) == 1;
 }
 
-void log_init(int rank, int world_size) {
+void log_init(int rank, int world_size, bool prefixed) {
   logger().set_level(rank == 0 ? spdlog::level::info : spdlog::level::warn);
-  if (world_size > 1) logger().set_pattern(fmt::format("%H:%M:%S [rank {}] %^%v%$", rank));
+  if (world_size > 1 && !prefixed)
+    logger().set_pattern(fmt::format("%H:%M:%S [rank {}] %^%v%$", rank));
 }
 
 void log_to_file(const std::string& path) {

@@ -9,8 +9,9 @@ namespace hgrn {
 
 enum class LogLevel { debug, info, warn, error };
 
-// Rank 0 logs from `info` on, the others from `warn` on, with their rank in front.
-void log_init(int rank, int world_size);
+// Rank 0 logs from `info` on, the others from `warn` on, with their rank in front unless
+// `prefixed`: then the launcher writes it.
+void log_init(int rank, int world_size, bool prefixed = false);
 void log_to_file(const std::string& path);
 void log_message(LogLevel level, std::string_view text);
 void log_flush();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 
 namespace hgrn {
 namespace {
@@ -204,7 +205,11 @@ void LanguageModel::run_forward(const TokenRows& rows, const Dropout& drop, bool
   const int64_t N = rows.B * rows.T;
   const float scale =
       config_.scale_embedding ? float(std::sqrt(double(config_.hidden_size))) : 1.0f;
+  const auto before = [&](int stage) {
+    if (hooks_.before_forward) hooks_.before_forward(stage);
+  };
   upload(rows);
+  before(-1);
   mixer_->begin_forward(weights_);
 
   ops_.embedding_forward(acts(0, N).resid1, tokens_.slice(0, N), weights_.w(embedding_), scale,
@@ -212,11 +217,13 @@ void LanguageModel::run_forward(const TokenRows& rows, const Dropout& drop, bool
   Tensor resid, branch;  // their sum is the residual stream
   for (int l = 0; l < int(blocks_.size()); ++l) {
     const Block::Acts a = acts(l, N);
+    before(l);
     blocks_[size_t(l)].forward(branch_.slice(0, N), resid, branch, a, weights_,
                                call(l, rows, train), drop);
     resid = a.resid2;
     branch = branch_.slice(0, N);
   }
+  before(int(blocks_.size()));
   ops_.residual_norm_forward(resid_.slice(0, N), normed_.slice(0, N), stats_.slice(0, N), resid,
                              branch, weights_.w(norm_), weights_.w(norm_bias_), config_.norm,
                              float(config_.norm_eps),
@@ -249,11 +256,15 @@ void LanguageModel::run_backward(const TokenRows& rows, const Dropout& drop) {
   const int64_t N = rows.B * rows.T;
   const Block::Scratch& s = scratch_;
   const Tensor dropped = drop.p > 0 ? s.dbranch : Tensor();
+  const auto complete = [&](int stage) {
+    if (hooks_.after_backward) hooks_.after_backward(stage);
+  };
   mixer_->begin_backward();
   ops_.zero(s.dresid);
   ops_.residual_norm_backward(s.dresid, dropped, weights_.dw(norm_), weights_.dw(norm_bias_),
                               s.dnorm, resid_, weights_.w(norm_), stats_, config_.norm,
                               Block::at_site(drop, blocks_.back().glu_site()));
+  complete(int(blocks_.size()));
   for (int l = int(blocks_.size()) - 1; l >= 0; --l) {
     const Block::Acts a = acts(l, N);
     const MixerCall c = call(l, rows, /*train=*/true);
@@ -262,12 +273,22 @@ void LanguageModel::run_backward(const TokenRows& rows, const Dropout& drop) {
     Block::Scratch here = s;
     if (drop.p == 0) here.dbranch = s.dresid;
     blocks_[size_t(l)].backward(a, here, weights_, c, drop);
+    complete(l);
   }
   const float scale =
       config_.scale_embedding ? float(std::sqrt(double(config_.hidden_size))) : 1.0f;
   ops_.embedding_backward(weights_.dw(embedding_), s.dresid, tokens_, scale,
                           Block::at_site(drop, 0));
   mixer_->end_backward(weights_);
+  complete(-1);
+}
+
+int LanguageModel::stage_of(ParamId id) const {
+  if (id == norm_ || id == norm_bias_ || (id == head_ && head_ != embedding_))
+    return int(blocks_.size());
+  int layer = -1;
+  std::sscanf(table_.params()[size_t(id)].name.c_str(), "model.layers.%d.", &layer);
+  return layer;
 }
 
 Tensor LanguageModel::forward(const TokenRows& rows) {

@@ -1,6 +1,7 @@
 // The whole model: embedding -> L x block -> norm -> cross-entropy, and backward through the same.
 // Written once against Ops; docs/tour.md follows one batch through it.
 #pragma once
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -45,6 +46,15 @@ class LanguageModel {
 
   void use(const Weights& weights) { weights_ = weights; }
 
+  // Stages of the model: -1 embedding and what layers share, 0..L-1 the layers, L final norm and
+  // head. before_forward(s): stage s is about to read its weights. after_backward(s): the gradients
+  // of stage s of this micro-batch are complete. A tied head belongs to stage -1.
+  struct Hooks {
+    std::function<void(int stage)> before_forward, after_backward;
+  };
+  void set_hooks(Hooks hooks) { hooks_ = std::move(hooks); }
+  int stage_of(ParamId id) const;
+
   // Forward and backward of one micro-batch (exactly shape.B x shape.T). Gradients of
   // grad_scale * sum of nll are added to weights.grad; nll_sum (1) f64 += sum of nll.
   void forward_backward(const TokenRows& rows, double grad_scale, const Dropout& drop,
@@ -81,6 +91,7 @@ class LanguageModel {
   ParamTable table_;
   ParamId embedding_ = kNoParam, head_ = kNoParam, norm_ = kNoParam, norm_bias_ = kNoParam;
   Weights weights_;
+  Hooks hooks_;
 
   LmShape shape_;
   bool per_layer_ = false;  // one activation set a layer

@@ -7,6 +7,9 @@ namespace hgrn {
 bool cuda_available() {
   return false;
 }
+int cuda_device_count() {
+  return 0;
+}
 std::string cuda_versions() {
   return "none (built without CUDA)";
 }
@@ -17,10 +20,15 @@ std::unique_ptr<Ops> make_cuda_ops(DType, int) {
 }
 #endif
 
-std::unique_ptr<Ops> open_ops(Device device, std::string_view precision) {
+Device resolve_device(Device device) {
+  if (device != Device::automatic) return device;
+  return cuda_available() ? Device::cuda : Device::cpu;
+}
+
+std::unique_ptr<Ops> open_ops(Device device, std::string_view precision, int local_rank) {
   const bool bf16 = precision == "bf16";
-  if (device == Device::automatic) device = cuda_available() ? Device::cuda : Device::cpu;
-  if (device == Device::cuda) return make_cuda_ops(bf16 ? DType::bf16 : DType::f32, 0);
+  if (resolve_device(device) == Device::cuda)
+    return make_cuda_ops(bf16 ? DType::bf16 : DType::f32, local_rank);
   if (bf16) log_info("the CPU computes train.precision bf16 in fp32");
   return make_cpu_ops(DType::f32);
 }

@@ -131,14 +131,17 @@ class Ops {
 
 enum class Device { automatic, cpu, cuda };
 
+// `automatic` becomes cuda where a usable GPU is visible, else cpu.
+Device resolve_device(Device device);
 // The only place that chooses a backend. precision: "fp32" or "bf16" (on the CPU bf16 is computed
-// in fp32, and the log says so).
-std::unique_ptr<Ops> open_ops(Device device, std::string_view precision);
+// in fp32, and the log says so). local_rank: which of the machine's GPUs.
+std::unique_ptr<Ops> open_ops(Device device, std::string_view precision, int local_rank = 0);
 
 // Factories that the kernels libraries define; src/ never includes kernels/.
 std::unique_ptr<Ops> make_cpu_ops(DType dtype);  // f32, or f64 for gradient checks
 std::unique_ptr<Ops> make_cuda_ops(DType act_dtype, int local_rank);
-bool cuda_available();  // a usable GPU is visible; false in a build without CUDA
+bool cuda_available();    // a usable GPU is visible; false in a build without CUDA
+int cuda_device_count();  // visible GPUs
 std::string cuda_versions();
 
 }  // namespace hgrn

@@ -134,14 +134,23 @@ std::string done_file(int rank) {
   return fmt::format(".done-{:05d}", rank);
 }
 
+std::string failed_file(int rank) {
+  return fmt::format(".failed-{:05d}", rank);
+}
+
 // Other ranks' optimizer files, as they are completed.
-void await_ranks(const std::string& tmp, const SaveRank& self, Manifest& manifest) {
+void await_ranks(const std::string& tmp, const SaveRank& self, const std::atomic<bool>& abandoned,
+                 Manifest& manifest) {
   using Clock = std::chrono::steady_clock;
   const auto deadline = Clock::now() + std::chrono::duration<double>(self.timeout_s);
   auto pause = std::chrono::milliseconds(2);
   for (int r = 1; r < self.world; ++r) {
     const std::string done = tmp + "/" + done_file(r), name = optimizer_file(r, self.world);
     while (!exists(done)) {
+      const std::string failed = tmp + "/" + failed_file(r);
+      check(!exists(failed), Exit::failed,
+            "rank {} of {} could not save its part, {}/{}; see its log", r, self.world, tmp, name);
+      check(!abandoned, Exit::failed, "the save of {} was given up: the run has failed", tmp);
       check(Clock::now() < deadline, Exit::failed,
             "rank {} of {} did not write {}/{} within {} s; see its log", r, self.world, tmp, name,
             self.timeout_s);
@@ -224,7 +233,7 @@ void CheckpointStore::build(const Snapshot& s, const std::string& tmp) const {
   fault_point("save.after-trainer");
   for (const auto& extra : s.extra_files)
     add(extra.first, [&](Path p) { return copy_extra_file(extra.second, p); });
-  await_ranks(tmp, rank_, manifest);
+  await_ranks(tmp, rank_, abandoned_, manifest);
   fault_point("save.before-manifest");
   write_text_file(tmp + "/" + kManifestName, manifest_to_json(manifest));
   fault_point("save.after-manifest");
@@ -233,10 +242,18 @@ void CheckpointStore::build(const Snapshot& s, const std::string& tmp) const {
 
 // The other ranks' part: the file, then a note that it is complete.
 void CheckpointStore::contribute(const Snapshot& s, const std::string& tmp) const {
-  make_dirs(tmp);
-  const Manifest::Entry e = write_optimizer_file(
-      tmp + "/" + optimizer_file(rank_.rank, rank_.world), s, rank_.rank, rank_.world);
-  write_file_atomic(tmp + "/" + done_file(rank_.rank), fmt::format("{} {}", e.size, hex16(e.xxh3)));
+  try {
+    make_dirs(tmp);
+    const Manifest::Entry e = write_optimizer_file(
+        tmp + "/" + optimizer_file(rank_.rank, rank_.world), s, rank_.rank, rank_.world);
+    fault_point("save.before-done");
+    write_file_atomic(tmp + "/" + done_file(rank_.rank),
+                      fmt::format("{} {}", e.size, hex16(e.xxh3)));
+  } catch (...) {  // an empty file, which even a full disk mostly takes: rank 0 need not wait
+    if (std::FILE* note = std::fopen((tmp + "/" + failed_file(rank_.rank)).c_str(), "w"))
+      std::fclose(note);
+    throw;
+  }
 }
 
 std::string CheckpointStore::write(const Snapshot& s, int64_t sequence) {

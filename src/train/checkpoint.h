@@ -3,6 +3,7 @@
 // Grammar of the files: docs/checkpoints.md. What is promised and how it is tested:
 // docs/reliability.md. The same state gives the same bytes.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <map>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "core/params.h"
+#include "train/flat_range.h"
 
 namespace hgrn {
 
@@ -25,17 +27,13 @@ struct TrainerState {
   std::map<std::string, std::vector<double>> series;  // loss-spike window and the like, exact
 };
 
-// A part [begin, end) of the flat buffers (elements, padding included); end -1: to the end.
-struct FlatRange {
-  int64_t begin = 0, end = -1;
-};
-
 // Host copies of one moment.
 struct Snapshot {
   const ParamTable* table = nullptr;  // outlives the save
   std::vector<float> master;          // (total); ranks > 0 leave it empty
   std::vector<float> m, v;            // (range), the moments that this rank owns
   FlatRange range;                    // default: all
+  std::vector<FlatRange> ranges;      // instead, where there are several: ascending, m and v joined
   TrainerState state;
   std::string hf_config_json;                                    // becomes config.json
   std::vector<std::pair<std::string, std::string>> extra_files;  // name here, path to copy
@@ -65,6 +63,8 @@ class CheckpointStore {
   // by the next save, save_async or wait.
   void save_async(Snapshot&& snapshot);
   void wait();
+  // The run has failed: a save in progress stops waiting for other ranks, and fails.
+  void abandon() { abandoned_ = true; }
 
   struct Found {
     std::string dir;
@@ -94,6 +94,7 @@ class CheckpointStore {
   int keep_;
   SaveRank rank_;
   int64_t saves_ = 0;
+  std::atomic<bool> abandoned_ = false;
   std::thread thread_;
   std::exception_ptr error_;
 };
@@ -109,6 +110,9 @@ int64_t verify_checkpoint(const std::string& dir);
 // checksums are not: call verify_checkpoint first for a folder that newest_valid did not give.
 void load_checkpoint(const std::string& dir, const ParamTable& table, float* master, float* m,
                      float* v, TrainerState* state, FlatRange range = {});
+// The same for several ranges, ascending: m and v hold them one after another.
+void load_checkpoint(const std::string& dir, const ParamTable& table, float* master, float* m,
+                     float* v, TrainerState* state, const std::vector<FlatRange>& ranges);
 
 // Weights alone, from any Hugging Face HGRN2 folder: F32, BF16, F16 or F64, one file or shards.
 // Names that only one side has are Exit::data.

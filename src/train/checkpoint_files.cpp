@@ -27,6 +27,33 @@ Slice part_of(const Param& p, FlatRange range) {
   return {p.elements_before(range.begin), p.elements_before(range.end)};
 }
 
+// The same for several ranges, and the position in the whole flat buffer with which a buffer that
+// holds the ranges one after another would have to start for this slice to lie where it does.
+// A parameter may meet one of them only: a file keeps one slice of each.
+struct Placed {
+  Slice slice;
+  int64_t first = 0;
+};
+Placed part_of(const Param& p, const std::vector<FlatRange>& ranges) {
+  Placed found;
+  int64_t before = 0;
+  for (const FlatRange& range : ranges) {
+    const Slice s = part_of(p, range);
+    if (s.size() > 0) {
+      check(found.slice.size() == 0, "{} lies in two ranges of one rank", p.name);
+      found = {s, range.begin - before};
+    }
+    before += range.end - range.begin;
+  }
+  return found;
+}
+
+int64_t total_size(const std::vector<FlatRange>& ranges) {
+  int64_t size = 0;
+  for (const FlatRange& range : ranges) size += range.end - range.begin;
+  return size;
+}
+
 TensorInfo tensor(const std::string& name, const Shape& shape) {
   TensorInfo t;
   t.name = name;
@@ -77,9 +104,10 @@ Slice parse_slice(const std::string& text, const Param& p, const std::string& wh
   return {n[0], n[1]};
 }
 
-// Reads one file's slices into m and v, which hold `range`; notes which elements it had.
-void read_optimizer_file(const std::string& path, const ParamTable& table, FlatRange range,
-                         float* m, float* v, std::vector<std::vector<Slice>>& seen) {
+// Reads one file's slices into m and v, which hold `ranges`; notes which elements it had.
+void read_optimizer_file(const std::string& path, const ParamTable& table,
+                         const std::vector<FlatRange>& ranges, float* m, float* v,
+                         std::vector<std::vector<Slice>>& seen) {
   const SafetensorsReader file(path);
   size_t known = 0;
   for (ParamId id = 0; id < ParamId(table.params().size()); ++id) {
@@ -87,7 +115,8 @@ void read_optimizer_file(const std::string& path, const ParamTable& table, FlatR
     const auto meta = file.metadata().find("slice." + p.name);
     if (meta == file.metadata().end()) continue;
     const Slice have = parse_slice(meta->second, p, path);
-    const Slice want = part_of(p, range);
+    const Placed placed = part_of(p, ranges);
+    const Slice want = placed.slice;
     const Slice both{std::max(have.begin, want.begin), std::min(have.end, want.end)};
     for (auto [prefix, out] : {std::pair{"exp_avg.", m}, std::pair{"exp_avg_sq.", v}}) {
       const TensorInfo* t = file.find(prefix + p.name);
@@ -99,7 +128,7 @@ void read_optimizer_file(const std::string& path, const ParamTable& table, FlatR
       if (!out || both.begin >= both.end) continue;
       std::vector<float> dense(size_t(both.size()));
       file.read_f32(*t, dense.data(), both.begin - have.begin, both.size());
-      scatter(out, dense.data(), p, both.begin, both.end, range.begin);
+      scatter(out, dense.data(), p, both.begin, both.end, placed.first);
     }
     seen[size_t(id)].push_back(have);
   }
@@ -108,13 +137,13 @@ void read_optimizer_file(const std::string& path, const ParamTable& table, FlatR
         file.tensors().size() - known, file.tensors().size());
 }
 
-void read_optimizer(const std::string& dir, int world, const ParamTable& table, FlatRange range,
-                    float* m, float* v) {
+void read_optimizer(const std::string& dir, int world, const ParamTable& table,
+                    const std::vector<FlatRange>& ranges, float* m, float* v) {
   for (float* out : {m, v})
-    if (out) std::memset(out, 0, size_t(range.end - range.begin) * sizeof(float));
+    if (out) std::memset(out, 0, size_t(total_size(ranges)) * sizeof(float));
   std::vector<std::vector<Slice>> seen(table.params().size());
   for (int r = 0; r < world; ++r)
-    read_optimizer_file(dir + "/" + optimizer_file(r, world), table, range, m, v, seen);
+    read_optimizer_file(dir + "/" + optimizer_file(r, world), table, ranges, m, v, seen);
   for (size_t i = 0; i < seen.size(); ++i) {
     const Param& p = table.params()[i];
     std::sort(seen[i].begin(), seen[i].end(), [](const Slice& a, const Slice& b) {
@@ -158,6 +187,18 @@ FlatRange resolve(FlatRange range, const ParamTable& table) {
   return range;
 }
 
+std::vector<FlatRange> ranges_of(const Snapshot& snapshot) {
+  std::vector<FlatRange> ranges = snapshot.ranges;
+  if (ranges.empty()) ranges.push_back(snapshot.range);
+  int64_t at = 0;
+  for (FlatRange& range : ranges) {
+    range = resolve(range, *snapshot.table);
+    check(range.begin >= at, "ranges of moments overlap at element {}", range.begin);
+    at = range.end;
+  }
+  return ranges;
+}
+
 Manifest::Entry write_model_file(const std::string& path, const ParamTable& table,
                                  const std::vector<float>& master) {
   check(int64_t(master.size()) == table.total(), "master weights: {} elements of {}", master.size(),
@@ -177,8 +218,8 @@ Manifest::Entry write_model_file(const std::string& path, const ParamTable& tabl
 Manifest::Entry write_optimizer_file(const std::string& path, const Snapshot& snapshot, int rank,
                                      int world) {
   const ParamTable& table = *snapshot.table;
-  const FlatRange range = resolve(snapshot.range, table);
-  const size_t size = size_t(range.end - range.begin);
+  const std::vector<FlatRange> ranges = ranges_of(snapshot);
+  const size_t size = size_t(total_size(ranges));
   check(snapshot.m.size() == size && snapshot.v.size() == size,
         "moments: {} and {} elements for a range of {}", snapshot.m.size(), snapshot.v.size(),
         size);
@@ -187,7 +228,7 @@ Manifest::Entry write_optimizer_file(const std::string& path, const Snapshot& sn
   std::vector<TensorInfo> tensors;
   for (const char* prefix : {"exp_avg.", "exp_avg_sq."}) {
     for (const Param& p : table.params()) {
-      const Slice s = part_of(p, range);
+      const Slice s = part_of(p, ranges).slice;
       if (s.size() == 0) continue;
       tensors.push_back(tensor(prefix + p.name, {s.size()}));
       metadata["slice." + p.name] = fmt::format("{}:{}:{}", s.begin, s.end, p.shape.numel());
@@ -196,9 +237,9 @@ Manifest::Entry write_optimizer_file(const std::string& path, const Snapshot& sn
   SafetensorsWriter out(path, std::move(tensors), metadata);
   for (const std::vector<float>* moment : {&snapshot.m, &snapshot.v}) {
     for (const Param& p : table.params()) {
-      const Slice s = part_of(p, range);
-      if (s.size() == 0) continue;
-      write_slice(out, moment->data(), p, s, range.begin);
+      const Placed part = part_of(p, ranges);
+      if (part.slice.size() == 0) continue;
+      write_slice(out, moment->data(), p, part.slice, part.first);
     }
     if (moment == &snapshot.m) fault_point("save.mid-optimizer");
   }
@@ -229,10 +270,16 @@ int64_t verify_checkpoint(const std::string& dir) {
 
 void load_checkpoint(const std::string& dir, const ParamTable& table, float* master, float* m,
                      float* v, TrainerState* state, FlatRange range) {
-  range = resolve(range, table);
+  load_checkpoint(dir, table, master, m, v, state, std::vector<FlatRange>{range});
+}
+
+void load_checkpoint(const std::string& dir, const ParamTable& table, float* master, float* m,
+                     float* v, TrainerState* state, const std::vector<FlatRange>& wanted) {
+  std::vector<FlatRange> ranges = wanted;
+  for (FlatRange& range : ranges) range = resolve(range, table);
   const Manifest manifest = check_folder(dir, /*checksums=*/false);
   if (master) load_weights(dir, table, master);
-  if (m || v) read_optimizer(dir, manifest.world(dir), table, range, m, v);
+  if (m || v) read_optimizer(dir, manifest.world(dir), table, ranges, m, v);
   if (!state) return;
   const std::string path = dir + "/" + kTrainerFile;
   *state = trainer_state_from_json(read_file(path, kMaxTrainerBytes), path);

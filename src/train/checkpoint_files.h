@@ -25,5 +25,7 @@ Manifest::Entry copy_extra_file(const std::string& from, const std::string& to);
 
 // The range with its end filled in, checked against the table.
 FlatRange resolve(FlatRange range, const ParamTable& table);
+// The snapshot's ranges, resolved and checked to be ascending.
+std::vector<FlatRange> ranges_of(const Snapshot& snapshot);
 
 }  // namespace hgrn

@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
@@ -37,31 +38,74 @@ std::string default_out(const std::string& config_path) {
 
 Trainer::Trainer(const TrainArgs& args)
     : args_(args),
+      env_(read_rank_env()),
       config_(load_config(args.config, args.overrides)),
       spikes_(config_.train.spike_zscore, config_.train.spike_window) {
-  check_batch(config_.train, /*ranks=*/1);
+  if (env_.world > 1) log_init(env_.rank, env_.world, env_.prefixed);
+  check_batch(config_.train, env_.world);
   out_ = args_.out.empty() ? default_out(args_.config) : args_.out;
   open_tokenizer_and_eos();
   config_json_ = config_to_json(config_);
-  make_dirs(out_);
-  lock_ = std::make_unique<FileLock>(out_);
-  log_to_file(out_ + "/log.txt");
+  join_ranks();
+  try {
+    open();
+  } catch (const Error& e) {
+    if (!ranks_->close()) state_memory_.release();
+    throw ranks_->failed(e);
+  }
+}
 
-  ops_ = open_ops(args_.device, config_.train.precision == Precision::bf16 ? "bf16" : "fp32");
+void Trainer::join_ranks() {
+  const Device device = resolve_device(args_.device);
+  if (env_.world == 1) {
+    make_dirs(out_);
+    lock_ = std::make_unique<FileLock>(out_);
+    log_to_file(out_ + "/log.txt");
+  }
+  ops_ = open_ops(device, config_.train.precision == Precision::bf16 ? "bf16" : "fp32",
+                  env_.local_rank);
+  Ranks::Options o;
+  o.env = env_;
+  o.agreed = fmt::format("{}\n{}\n{}\n{}\n{}", config_json_, args_.resume, args_.init_from,
+                         args_.stop_after, device == Device::cuda ? "cuda" : "cpu");
+  o.stopped = [this] { return signals_.received() != 0; };
+  o.give_up = args_.give_up;
+  ranks_ = std::make_unique<Ranks>(device, *ops_, o);
+}
+
+void Trainer::open() {
+  if (env_.world > 1) {
+    if (ranks_->first()) {
+      make_dirs(out_);
+      lock_ = std::make_unique<FileLock>(out_);
+      log_to_file(out_ + "/log.txt");
+    }
+    ranks_->check_shared_folder(out_);
+  }
   log_info("{}", ops_->describe());
   model_ =
       std::make_unique<LanguageModel>(*ops_, config_.model, config_.optim.decay == DecayKind::all);
   if (!fla_can_load(config_.model))
     log_info("this parameterisation is outside of fla's HGRN2: checkpoints load in hgrn only");
   allocate();
-  store_ = std::make_unique<CheckpointStore>(out_, int(config_.train.keep_checkpoints));
+  SaveRank save;
+  save.rank = ranks_->rank();
+  save.world = ranks_->world();
+  if (!ranks_->alone())
+    save.token = ranks_->from_first(fmt::format("{}x{}", std::time(nullptr), ::getpid()));
+  store_ = std::make_unique<CheckpointStore>(out_, int(config_.train.keep_checkpoints), save);
   start();
-  write_file_atomic(out_ + "/config.json", config_json_);
-  metrics_ = std::make_unique<MetricsFile>(out_, step_);
+  if (ranks_->first()) {
+    write_file_atomic(out_ + "/config.json", config_json_);
+    metrics_ = std::make_unique<MetricsFile>(out_, step_);
+  }
   open_loader();
 }
 
-Trainer::~Trainer() = default;
+Trainer::~Trainer() {
+  // Nothing may still travel when the memory goes; where it does, the process is about to end.
+  if (ranks_ && !ranks_->close()) state_memory_.release();
+}
 
 // ---- start
 
@@ -82,11 +126,15 @@ void Trainer::open_tokenizer_and_eos() {
 
 void Trainer::allocate() {
   optimizer_ = std::make_unique<Optimizer>(*ops_, config_.optim);
+  sync_ = std::make_unique<GradSync>(ranks_->comm(), *ops_, *model_, config_.train);
   Arena arena("weights and optimizer");
   auto layout = [&] {
     weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true);
-    optimizer_->take(arena, model_->params());
+    optimizer_->take(arena, model_->params(), sync_->updated(),
+                     sync_->sharded() ? &ranks_->comm() : nullptr);
+    sync_->take(arena);
     nll_sum_ = arena.take("loss", {1}, DType::f64);
+    stop_ = arena.take("loss", {1}, DType::f64);
   };
   layout();
   check_memory(arena.peak());
@@ -94,6 +142,9 @@ void Trainer::allocate() {
   arena.bind(state_memory_.get());
   layout();
   model_->use(weights_.weights());
+  if (!ranks_->alone())
+    model_->set_hooks({[this](int stage) { sync_->before_forward(stage); },
+                       [this](int stage) { sync_->after_backward(stage); }});
   model_->prepare(shape(config_.train.micro_batch));
   // Padding between weights is never written again; it must not hold NaN for the norm to meet.
   ops_->zero(weights_.weights().master);
@@ -132,15 +183,20 @@ void Trainer::check_memory(size_t state_bytes) {
        config_.train.recompute == Recompute::block ? "" : "; or set train.recompute to \"block\"");
 }
 
-void Trainer::start() {
-  std::string from;
+std::string Trainer::newest_checkpoint() {
+  std::vector<std::string> complaints;
+  const auto found = store_->newest_valid(&complaints);
+  for (const std::string& c : complaints) log_warn("not resumed from: {}", c);
+  return found ? found->dir : "";
+}
+
+std::string Trainer::find_start() {
   if (args_.resume != "never") tell_set_aside(store_->finish_go_on());
-  if (args_.resume == "auto") {
-    std::vector<std::string> complaints;
-    const auto found = store_->newest_valid(&complaints);
-    for (const std::string& c : complaints) log_warn("not resumed from: {}", c);
-    if (found) from = found->dir;
-  } else if (args_.resume == "never") {
+  if (args_.resume == "auto") return newest_checkpoint();
+  // Ranks that a launcher started again go on from what they wrote, whatever the flag said first.
+  if (env_.restarts > 0)
+    if (const std::string own = newest_checkpoint(); !own.empty()) return own;
+  if (args_.resume == "never") {
     if (exists(store_->folder())) {  // nothing is lost: the old run stays beside the new one
       std::string suffix = fmt::format(".before-{}", std::time(nullptr));
       while (exists(store_->folder() + suffix) || exists(out_ + "/metrics.jsonl" + suffix))
@@ -150,16 +206,21 @@ void Trainer::start() {
         rename_path(out_ + "/metrics.jsonl", out_ + "/metrics.jsonl" + suffix);
       log_warn("--resume never: the earlier checkpoints are now {}{}", store_->folder(), suffix);
     }
-  } else {
-    from = args_.resume;
-    if (exists(from + "/checkpoints")) {
-      const auto found = CheckpointStore(from, 0).newest_valid(nullptr);
-      check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint", from);
-      from = found->dir;
-    }
-    verify_checkpoint(from);
+    return "";
   }
+  std::string from = args_.resume;
+  if (exists(from + "/checkpoints")) {
+    const auto found = CheckpointStore(from, 0).newest_valid(nullptr);
+    check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint", from);
+    from = found->dir;
+  }
+  verify_checkpoint(from);
+  return from;
+}
 
+void Trainer::start() {
+  // Rank 0 decides, the others follow: nobody else reads every byte, and all begin alike.
+  const std::string from = ranks_->from_first(ranks_->first() ? find_start() : "");
   if (!from.empty()) {
     load_state(from);
     log_info("resumed from {} at step {}", from, step_);
@@ -185,9 +246,12 @@ void Trainer::start() {
 
 void Trainer::load_state(const std::string& dir) {
   const size_t total = size_t(model_->params().total());
-  std::vector<float> master(total), m(total), v(total);
+  size_t owned = 0;
+  for (const FlatRange& r : sync_->updated()) owned += size_t(r.end - r.begin);
+  std::vector<float> master(total), m(owned), v(owned);
   TrainerState state;
-  load_checkpoint(dir, model_->params(), master.data(), m.data(), v.data(), &state);
+  load_checkpoint(dir, model_->params(), master.data(), m.data(), v.data(), &state,
+                  sync_->updated());
   const std::vector<std::string> changed = forbidden_changes(state.config_json, config_json_);
   check(changed.empty(), Exit::usage,
         "{}:{}: differs from the run in {}; a resumed run may not change it (restore the value, or "
@@ -206,7 +270,7 @@ void Trainer::load_state(const std::string& dir) {
 
 // What is in the run folder but is not the past of `from` must not win the next resume.
 void Trainer::settle_branch(const std::string& from) {
-  tell_set_aside(store_->go_on_from(from, step_));
+  if (ranks_->first()) tell_set_aside(store_->go_on_from(from, step_));
   if (store_->owns(from)) return;
   saved_step_ = -1;
   save(/*wait=*/true);
@@ -223,9 +287,13 @@ void Trainer::open_loader() {
   o.seed = config_.data.seed;
   o.reset_token = config_.data.reset_at_eos ? int32_t(eos_) : -1;
   o.first_sample = next_sample_;
+  o.rank = ranks_->rank();
+  o.world = ranks_->world();
   loader_.reset();
   loader_ = std::make_unique<DataLoader>(o);
   compare_data();
+  ranks_->check_equal(fmt::format("{} {}", loader_->sequences(), loader_->tokens()),
+                      "training data (sequences or tokens)");
   if (!config_.data.valid.empty() && config_.train.eval_every > 0 && !valid_) {
     ValidOptions v;
     v.path = config_.data.valid;
@@ -234,6 +302,8 @@ void Trainer::open_loader() {
     v.vocab_size = config_.model.vocab_size;
     v.max_tokens = config_.train.eval_tokens;
     v.reset_token = o.reset_token;
+    v.rank = o.rank;
+    v.world = o.world;
     valid_ = std::make_unique<ValidLoader>(v);
   }
 }
@@ -253,6 +323,15 @@ void Trainer::compare_data() {
 // ---- the loop
 
 Exit Trainer::run() {
+  try {
+    return train();
+  } catch (const Error& e) {
+    store_->abandon();
+    throw ranks_->failed(e);
+  }
+}
+
+Exit Trainer::train() {
   const TrainConfig& t = config_.train;
   const int64_t last = args_.stop_after >= 0 ? std::min(args_.stop_after, t.steps) : t.steps;
   log_info("{} parameters, {} sequences of {} tokens in {} files, step {} of {}",
@@ -263,10 +342,11 @@ Exit Trainer::run() {
     const bool advanced = train_step();
     if (advanced && due(t.eval_every)) evaluate();
     if (advanced && due(t.checkpoint_every)) save(/*wait=*/false);
-    if (signals_.received() != 0) {
+    if (const int signal = stop_signal(); signal != 0) {
       save(/*wait=*/true);
-      log_warn("stopped by signal {} after step {}; the same command{} goes on from there",
-               signals_.received(), step_, args_.resume == "auto" ? "" : " with --resume auto");
+      if (ranks_->first())
+        log_warn("stopped by signal {} after step {}; the same command{} goes on from there", signal,
+                 step_, args_.resume == "auto" ? "" : " with --resume auto");
       return Exit::stopped;
     }
   }
@@ -274,6 +354,10 @@ Exit Trainer::run() {
   save(/*wait=*/true);
   log_info("done: step {}, {} tokens, {}", step_, tokens_, out_);
   return Exit::ok;
+}
+
+int Trainer::stop_signal() {
+  return ranks_->alone() ? signals_.received() : agreed_signal_;
 }
 
 // data -> forward and backward of each micro-batch -> verdict and update -> log.
@@ -285,8 +369,10 @@ bool Trainer::train_step() {
 
   ops_->zero(weights_.weights().grad);
   ops_->zero(nll_sum_);
-  for (int64_t done = 0; done < t.global_batch; done += t.micro_batch) {
+  const int64_t share = t.global_batch / ranks_->world();
+  for (int64_t done = 0; done < share; done += t.micro_batch) {
     const Batch batch = loader_->next();
+    if (done + t.micro_batch == share) sync_->last_micro_batch(weights_.weights().grad);
     Dropout drop;
     drop.p = float(config_.model.dropout);
     drop.seed = t.seed;
@@ -299,11 +385,13 @@ bool Trainer::train_step() {
                               .reset = batch.reset.empty() ? nullptr : batch.reset.data()},
                              /*grad_scale=*/1.0 / double(tokens), drop, nll_sum_);
   }
+  sum_over_ranks();
   const double lr = learning_rate(config_.optim, t.steps, step);
   LossSpikes::Verdict spike;
   const bool wanted = wants_update(spike);
   const StepVerdict verdict =
       optimizer_->step(weights_.weights(), nll_sum_, lr, updates_ + 1, wanted);
+  sync_->gather_weights(weights_.weights());
   double nll_sum = 0;
   ops_->download(&nll_sum, nll_sum_);
   const double loss = nll_sum / double(tokens);
@@ -349,6 +437,20 @@ void Trainer::after_update(double loss, bool applied, LossSpikes::Verdict& spike
         step_, int(LossSpikes::kMaxInARow));
 }
 
+// Gradients, loss, and whether some rank was asked to stop: all ranks then do the same.
+void Trainer::sum_over_ranks() {
+  if (ranks_->alone()) return;
+  const double mine = signals_.received();
+  ops_->upload(stop_, &mine);
+  ranks_->comm().all_reduce(nll_sum_);
+  const Comm::Ticket last = ranks_->comm().all_reduce(stop_);
+  sync_->finish();
+  ranks_->comm().wait(last);
+  double sum = 0;
+  ops_->download(&sum, stop_);
+  agreed_signal_ = sum == 0 || mine == 0 ? int(sum) : int(mine);
+}
+
 void Trainer::on_nonfinite(double loss, const StepVerdict& verdict) {
   const std::string what =
       fmt::format("step {}: loss {}, gradient norm {}: not finite, the update was left out", step_,
@@ -367,23 +469,29 @@ void Trainer::on_nonfinite(double loss, const StepVerdict& verdict) {
 // Back to the newest checkpoint; the data position stays, so the batches in between are left out.
 void Trainer::rollback() {
   store_->wait();
-  const auto found = store_->newest_valid(nullptr);
-  if (!found) {
+  std::string dir;
+  if (ranks_->first())
+    if (const auto found = store_->newest_valid(nullptr)) dir = found->dir;
+  dir = ranks_->from_first(dir);
+  if (dir.empty()) {
     log_warn("rollback: no checkpoint yet; only this step is left out");
     return;
   }
   failed_step_ = std::max(failed_step_, step_);
   check(++rollbacks_ <= kMaxRollbacks, Exit::nonfinite,
         "step {}: still not finite after {} rollbacks to {}; lower optim.lr", step_, kMaxRollbacks,
-        found->dir);
+        dir);
   const int64_t position = next_sample_;
-  load_state(found->dir);
+  sync_->before_forward(INT32_MAX);  // no gather may still write what is loaded
+  load_state(dir);
   next_sample_ = position;
-  settle_branch(found->dir);
+  settle_branch(dir);
   saved_step_ = -1;  // the data position differs from what is on the disk
-  log_warn("rolled back to {}; going on with sample {}", found->dir, next_sample_);
-  metrics_.reset();
-  metrics_ = std::make_unique<MetricsFile>(out_, step_);
+  log_warn("rolled back to {}; going on with sample {}", dir, next_sample_);
+  if (ranks_->first()) {
+    metrics_.reset();
+    metrics_ = std::make_unique<MetricsFile>(out_, step_);
+  }
   open_loader();
 }
 
@@ -400,7 +508,8 @@ void Trainer::log_step(double loss, const StepVerdict& verdict, double loss_z, d
   m.step_ms = 1e3 * window_seconds_ / double(window_steps_);
   m.tokens_per_s = tokens * double(window_steps_) / window_seconds_;
   if (ops_->peak_flops() > 0)
-    m.mfu = 6.0 * double(model_->params().count()) * m.tokens_per_s / ops_->peak_flops();
+    m.mfu = 6.0 * double(model_->params().count()) * m.tokens_per_s /
+            (ops_->peak_flops() * ranks_->world());
   const MemoryInfo memory = ops_->memory();
   m.memory_gib = double(memory.total - memory.free) / double(1 << 30);
   m.eta_s = double(t.steps - step_) * m.step_ms / 1e3;
@@ -408,7 +517,7 @@ void Trainer::log_step(double loss, const StepVerdict& verdict, double loss_z, d
   if (spikes_.on()) m.spikes = spikes_.spikes();
   m.loss_z = loss_z;
   log_info("{}", log_line(m));
-  metrics_->write(m);
+  if (metrics_) metrics_->write(m);
   window_seconds_ = 0;
   window_steps_ = 0;
 }
@@ -431,23 +540,45 @@ void Trainer::evaluate() {
     for (size_t i = 0; i < row.size(); ++i)
       if (batch.targets[i] >= 0) nll += double(row[i]), ++tokens;
   }
+  if (!ranks_->alone()) {
+    double all_nll = 0, all_tokens = 0;
+    for (double x : ranks_->gather(nll)) all_nll += x;
+    for (double x : ranks_->gather(double(tokens))) all_tokens += x;
+    nll = all_nll;
+    tokens = int64_t(all_tokens);
+  }
   const EvalMetrics m{step_, nll / double(tokens), tokens};
   log_info("step {}  valid loss {:.4f}  ppl {:.3f}  ({} tokens)", step_, m.valid_loss,
            std::exp(m.valid_loss), tokens);
-  metrics_->write(m);
+  if (metrics_) metrics_->write(m);
+}
+
+// The end of a save that the run waits for: it counts only where every rank has done its part.
+void Trainer::wait_for_save() {
+  if (ranks_->alone()) return store_->wait();
+  std::exception_ptr met;
+  try {
+    store_->wait();
+  } catch (...) {
+    met = std::current_exception();
+  }
+  const std::vector<double> well = ranks_->gather(met ? 0 : 1);
+  if (met) std::rethrow_exception(met);
+  for (size_t r = 0; r < well.size(); ++r)
+    check(well[r] != 0, Exit::failed, "rank {} of {} could not save step {}; see its log", r,
+          well.size(), step_);
 }
 
 void Trainer::save(bool wait) {
-  if (saved_step_ == step_) {
-    store_->wait();
-    return;
-  }
+  if (saved_step_ == step_) return wait_for_save();
   const double started = now_s();
   Snapshot s;
   s.table = &model_->params();
-  s.master = weights_.get(*ops_);
-  s.m = optimizer_->get_m();
-  s.v = optimizer_->get_v();
+  sync_->gather_master(weights_.weights());
+  if (ranks_->first()) s.master = weights_.get(*ops_);
+  s.ranges = sync_->owned();
+  s.m = optimizer_->get_m(s.ranges);
+  s.v = optimizer_->get_v(s.ranges);
   s.state.step = step_;
   s.state.updates = updates_;
   s.state.tokens = tokens_;
@@ -462,7 +593,7 @@ void Trainer::save(bool wait) {
       s.extra_files.push_back({std::filesystem::path(file).filename().string(), file});
   store_->save_async(std::move(s));
   saved_step_ = step_;
-  if (wait) store_->wait();
+  if (wait) wait_for_save();
   log_info("checkpoint of step {}: training waited {:.0f} ms{}", step_, 1e3 * (now_s() - started),
            wait ? " (to the end of the save)" : "");
 }

@@ -13,9 +13,11 @@
 #include "text/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/data_loader.h"
+#include "train/grad_sync.h"
 #include "train/loss_spike.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/ranks.h"
 #include "train/signals.h"
 
 namespace hgrn {
@@ -28,6 +30,8 @@ struct TrainArgs {
   std::string resume = "auto";  // auto, never, or a checkpoint or run folder
   std::string init_from;        // weights only; a checkpoint in `out` beats it
   int64_t stop_after = -1;      // stop after this step; the schedule spans train.steps
+  // Ends the process: called on another thread where a rank is lost and this one hangs.
+  std::function<void(const Error&)> give_up;
 };
 
 class Trainer {
@@ -39,18 +43,24 @@ class Trainer {
   Exit run();
 
  private:
-  void prepare_folder();
+  void open();
+  void join_ranks();
   void open_tokenizer_and_eos();
   void allocate();
   void check_memory(size_t state_bytes);
   LmShape shape(int64_t micro_batch) const;
-  void start();  // from a checkpoint, given weights, or the seed
+  void start();              // from a checkpoint, given weights, or the seed
+  std::string find_start();  // the folder to resume from, on rank 0; empty: none
+  std::string newest_checkpoint();
   void load_state(const std::string& dir);
   void settle_branch(const std::string& from);
   void open_loader();
   void compare_data();
 
+  Exit train();
   bool train_step();
+  void sum_over_ranks();
+  int stop_signal();  // the same on all ranks after a step
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();
   // Before the update: false where the loss is a spike that train.on_spike leaves out.
@@ -59,18 +69,22 @@ class Trainer {
   void log_step(double loss, const StepVerdict& verdict, double loss_z, double lr);
   void evaluate();
   void save(bool wait);
+  void wait_for_save();
 
   const TrainArgs args_;
+  const RankEnv env_;
   Config config_;
   std::string config_json_, out_;
   std::unique_ptr<FileLock> lock_;
   std::unique_ptr<Ops> ops_;
+  std::unique_ptr<Ranks> ranks_;
   std::unique_ptr<Tokenizer> tokenizer_;
   int64_t eos_ = -1;
   std::unique_ptr<LanguageModel> model_;
   WeightStore weights_;
   std::unique_ptr<Optimizer> optimizer_;
-  Tensor nll_sum_ /*(1) f64*/;
+  std::unique_ptr<GradSync> sync_;
+  Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
   std::unique_ptr<void, std::function<void(void*)>> state_memory_;  // freed before ops_ goes
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<MetricsFile> metrics_;
@@ -85,6 +99,7 @@ class Trainer {
   int64_t next_sample_ = 0;  // data position
   std::vector<double> sequences_;  // of each source of data.train
   int64_t saved_step_ = -1;
+  int agreed_signal_ = 0;                     // after the last step
   int64_t rollbacks_ = 0, failed_step_ = -1;  // to get past this step
   double window_seconds_ = 0;  // since the last log line, evaluation and saving left out
   int64_t window_steps_ = 0;

@@ -20,9 +20,9 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"mixers", {"core", "ops", "mixers"}},
     {"model", {"core", "ops", "mixers", "model"}},
     {"text", {"core", "text"}},
-    {"train", {"core", "ops", "mixers", "model", "text", "train"}},
+    {"launch", {"core", "ops", "launch"}},
+    {"train", {"core", "ops", "mixers", "model", "text", "launch", "train"}},
     {"eval", {"core", "ops", "mixers", "model", "text", "train", "eval"}},
-    {"launch", {"core", "launch"}},
 };
 
 std::set<std::string> includes_of(const fs::path& file) {
