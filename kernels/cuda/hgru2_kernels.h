@@ -62,6 +62,7 @@ int tensor_smem_bytes(int n);  // shared memory a block of the largest of them n
 void forward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 // n = 128 on Hopper: the same results, faster. The two above call them where Call::sm90 is set.
+void forward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 
 // Fill boundaries, before a forward or backward with split heads.
