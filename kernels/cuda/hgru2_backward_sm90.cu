@@ -33,8 +33,10 @@ namespace {
 constexpr int N = 128, kWarps = N / 16, kSubs = kChunk / kSub;
 constexpr int kStateThreads = 32 * kWarps, kHelpers = 4, kHelperThreads = 32 * kHelpers;
 constexpr int kThreads = kStateThreads + kHelperThreads;
-constexpr int kStateRegisters = 208, kHelperRegisters = 96;
-static_assert(kStateThreads * kStateRegisters + kHelperThreads * kHelperRegisters <= 65536);
+constexpr int kStateRegisters = 208, kHelperRegisters = 88;
+// What the block starts with, 168 a thread, is all that there is to share out.
+static_assert(kStateThreads * kStateRegisters + kHelperThreads * kHelperRegisters <=
+              168 * kThreads);
 enum Part { kQ, kF, kV, kDy };
 enum Barrier { kTiles = 1, kState = 2, kHelper = 3 };
 
