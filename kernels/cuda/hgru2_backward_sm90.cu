@@ -1,8 +1,8 @@
 // HGRU2 backward on Hopper, n = 128: the mathematics of hgru2_backward.cu (read its head first),
 // with warps of two roles beside each other on an SM instead of all warps in step.
 //
-// One CTA a (b,h), or a segment of one (hgru2_scan.cu): 12 warps, one pass from the last chunk of 64
-// tokens to the first, sub-chunks of 16 tokens.
+// One CTA a (b,h), or a segment of one (hgru2_scan.cu): 12 warps, one pass from the last chunk of
+// 64 tokens to the first, sub-chunks of 16 tokens.
 //
 //   State warps 0..7: warp w owns the channels c = 16w..16w+15: their gates, dh[c][:] in fp32
 //   registers, h[c][:] of the chunk's sub-chunks, iq, ik, dq, dk, dg. A sub-chunk is
@@ -16,7 +16,9 @@
 // mbarriers, for helpers only, and so do not wait for each other.
 //
 // sum_v h dh, a part of dg, is the diagonal of the product h dh^T of bf16 tiles that are in
-// registers anyway; emulated, its rounding changes no error in the second digit.
+// registers anyway: its rounding is lost in that of the other products.
+//
+// Off by default (hgru2.cu).
 //
 // Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh), 16 bytes
 // longer than the data: eight rows of an ldmatrix then hit different banks, and every address is a
@@ -45,16 +47,16 @@ constexpr int kTile = kSub * kPitch;
 constexpr int kH = N * N * 2;
 constexpr int kNarrow = N * 32;
 // Byte offsets in shared memory.
-constexpr int kRaw = 0;                         // [4 sub][q, f, v, dy][16 positions][N] bf16
+constexpr int kRaw = 0;                            // [4 sub][q, f, v, dy][16 positions][N] bf16
 constexpr int kStates = kRaw + kSubs * 4 * kTile;  // [3][N/16][state threads] uint4: h
-constexpr int kDh = kStates + 3 * kH;           // [N][N] bf16
-constexpr int kKey = kDh + N * kPitch;          // [N][16] bf16: k after
-constexpr int kKeyD = kKey + kNarrow;           // [N][16] bf16: k / mid
-constexpr int kQueryD = kKeyD + kNarrow;        // [N][16] bf16: q mid
-constexpr int kOut = kQueryD + kNarrow;         // [q, f, v][16 positions][N] bf16: dx
-constexpr int kScores = kOut + 3 * kTile;       // [A, D][16][16] bf16
-constexpr int kDiagonal = kScores + 1024;       // [16] float: D_tt
-constexpr int kBarriers = kDiagonal + 64;       // loaded, first, scores, free
+constexpr int kDh = kStates + 3 * kH;              // [N][N] bf16
+constexpr int kKey = kDh + N * kPitch;             // [N][16] bf16: k after
+constexpr int kKeyD = kKey + kNarrow;              // [N][16] bf16: k / mid
+constexpr int kQueryD = kKeyD + kNarrow;           // [N][16] bf16: q mid
+constexpr int kOut = kQueryD + kNarrow;            // [q, f, v][16 positions][N] bf16: dx
+constexpr int kScores = kOut + 3 * kTile;          // [A, D][16][16] bf16
+constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt
+constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free
 constexpr int kBytes = kBarriers + 4 * 8;
 constexpr int kLoaded = kBarriers, kFirst = kBarriers + 8, kScored = kBarriers + 16,
               kFree = kBarriers + 24;
@@ -140,7 +142,8 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
 }
 
 template <bool kSilu>
-__device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a, unsigned char* smem_bytes) {
+__device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
+                                           unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
@@ -401,8 +404,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a, unsigne
       float sum = dbound[r];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      float* const out =
-          a.dbound_partial + block.b * a.D + block.head * N + own + g + 8 * r;
+      float* const out = a.dbound_partial + block.b * a.D + block.head * N + own + g + 8 * r;
       if (q == 0) {
         out[block.segment * a.B * a.D] = sum;
         if (block.whole)
@@ -521,7 +523,8 @@ __device__ __forceinline__ void store_dx(const Call<__nv_bfloat16>& a, const Blo
   }
 }
 
-__device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a, unsigned char* smem_bytes) {
+__device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
+                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
   const int thread = threadIdx.x - kStateThreads, warp = thread >> 5, lane = thread & 31;
@@ -588,8 +591,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a, unsign
       }
       if (chunk > block.first_chunk) {
         copies.sub_chunk(chunk - 1, sub);
-        if (sub == kSubs - 1)
-          copies.saved_state(a.states, block.bh * block.chunks + chunk - 1, 2);
+        if (sub == kSubs - 1) copies.saved_state(a.states, block.bh * block.chunks + chunk - 1, 2);
       }
       cp_async_commit();
 

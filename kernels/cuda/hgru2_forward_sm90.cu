@@ -12,7 +12,7 @@
 // Nothing that the gate warps do depends on the state, so they run up to two steps ahead: tiles, A
 // and y have two stages. mbarriers a stage: full (tiles and totals are written, v has arrived),
 // scored (A is there), empty (the stage may be written again, its y is complete). Shared memory
-// tiles are laid out as in hgru2_backward_sm90.cu.
+// tiles are laid out as in hgru2_backward_sm90.cu. Off by default (hgru2.cu).
 // Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_gates.cuh"
@@ -26,21 +26,23 @@ constexpr int N = 128, kWarps = N / 16, kRole = 32 * kWarps, kThreads = 2 * kRol
 constexpr int kStep = 32, kSteps = kChunk / kStep;  // tokens of a step, steps of a chunk
 constexpr int kBuffers = 4, kStages = 2;
 constexpr int kGateBarrier = 1;
+// The state warps hold a product's fragments as well as the state: what they gain, gates give up.
+constexpr int kGateRegisters = 96, kStateRegisters = 160;
 
 constexpr int kPitch = N * 2 + 16;
 constexpr int kTile = kSub * kPitch;
 constexpr int kNarrow = N * 32;
 enum Tile { kQuery, kKey, kQueryD, kKeyD, kTiles };
 // Byte offsets in shared memory.
-constexpr int kRaw = 0;                                    // [buffer][2 sub][q, f, v][16][N] bf16
-constexpr int kRawBuffer = 2 * 3 * kTile;                  //
-constexpr int kTileAt = kRaw + kBuffers * kRawBuffer;      // [stage][2 sub][kTiles][N][16] bf16
-constexpr int kTileStage = 2 * kTiles * kNarrow;           //
-constexpr int kY = kTileAt + kStages * kTileStage;         // [stage][2 sub][16][N] bf16
-constexpr int kYStage = 2 * kTile;                         //
-constexpr int kTotal = kY + kStages * kYStage;             // [stage][2 sub][N] float
-constexpr int kScores = kTotal + kStages * 2 * N * 4;      // [stage][2 sub][16][16] bf16: A
-constexpr int kFull = kScores + kStages * 2 * 512;         // mbarriers [stage]
+constexpr int kRaw = 0;                                // [buffer][2 sub][q, f, v][16][N] bf16
+constexpr int kRawBuffer = 2 * 3 * kTile;              //
+constexpr int kTileAt = kRaw + kBuffers * kRawBuffer;  // [stage][2 sub][kTiles][N][16] bf16
+constexpr int kTileStage = 2 * kTiles * kNarrow;       //
+constexpr int kY = kTileAt + kStages * kTileStage;     // [stage][2 sub][16][N] bf16
+constexpr int kYStage = 2 * kTile;                     //
+constexpr int kTotal = kY + kStages * kYStage;         // [stage][2 sub][N] float
+constexpr int kScores = kTotal + kStages * 2 * N * 4;  // [stage][2 sub][16][16] bf16: A
+constexpr int kFull = kScores + kStages * 2 * 512;     // mbarriers [stage]
 constexpr int kScored = kFull + kStages * 8, kEmpty = kScored + kStages * 8;
 constexpr int kBytes = kEmpty + kStages * 8;
 
@@ -79,9 +81,7 @@ struct Resets {
     const int t = step * kStep + lane;
     next = a.reset && t < a.T ? a.reset[b * a.T + t] : 0;
   }
-  __device__ __forceinline__ uint32_t bits() const {
-    return __ballot_sync(0xffffffffu, next != 0);
-  }
+  __device__ __forceinline__ uint32_t bits() const { return __ballot_sync(0xffffffffu, next != 0); }
 };
 
 // y of a step from shared memory, 16 bytes a thread and sub-chunk.
@@ -214,8 +214,7 @@ __device__ __forceinline__ void start_state(float (&S)[N / 8][4], const Call<__n
 #pragma unroll 1
   for (int before = 0; before < block.segment; ++before) {  // hgru2_scan.cu
     const float* const in =
-        a.boundaries +
-        ((block.bh - a.split.whole) * (a.split.segments - 1) + before) * (N + 1) * N;
+        a.boundaries + ((block.bh - a.split.whole) * (a.split.segments - 1) + before) * (N + 1) * N;
 #pragma unroll
     for (int j = 0; j < N / 8; ++j)
 #pragma unroll
@@ -251,7 +250,8 @@ __device__ __forceinline__ void score_block(uint32_t tiles, uint32_t out, int la
     }
 }
 
-__device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a, unsigned char* smem_bytes) {
+__device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
+                                           unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
   const int warp = (threadIdx.x >> 5) - kWarps, lane = threadIdx.x & 31;
@@ -276,9 +276,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a, unsigne
     const uint32_t reset = resets.bits();
     resets.load(a, block.b, step + 1, lane);
     if (a.states && step % kSteps == 0) {
-      uint4* const out =
-          static_cast<uint4*>(a.states) +
-          ((block.bh * block.chunks + t0 / kChunk) * kWarps + warp) * kRole + lane;
+      uint4* const out = static_cast<uint4*>(a.states) +
+                         ((block.bh * block.chunks + t0 / kChunk) * kWarps + warp) * kRole + lane;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w)
         out[w * 32] = make_uint4(transpose8x8(pack_bf16(S[2 * w][0], S[2 * w][1])),
@@ -297,14 +296,16 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a, unsigne
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const uint32_t tile = tiles + sub * kTiles * kNarrow;
-      float out[2][2][4] = {};  // two sums, for shorter chains of dependent products
+      float out[2][2][4] = {};   // two sums, for shorter chains of dependent products
+      uint32_t frag[kWarps][4];  // all loads first: a warp alone must hide their latency
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k)
+        ldmatrix_trans(frag[k], narrow_row + tile + kQuery * kNarrow + k * 512);
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) {
-        uint32_t frag[4];
-        ldmatrix_trans(frag, narrow_row + tile + kQuery * kNarrow + k * 512);
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          mma(out[k & 1][i], frag, pack_bf16(S[2 * k][2 * i], S[2 * k][2 * i + 1]),
+          mma(out[k & 1][i], frag[k], pack_bf16(S[2 * k][2 * i], S[2 * k][2 * i + 1]),
               pack_bf16(S[2 * k + 1][2 * i], S[2 * k + 1][2 * i + 1]));
       }
 #pragma unroll
@@ -313,20 +314,23 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a, unsigne
         for (int e = 0; e < 4; ++e) y[sub][i][e] = out[0][i][e] + out[1][i][e];
       uint32_t v[4];
       ldmatrix_trans(v, tile_major + value + sub * 3 * kTile);
+      float2 total[N / 8];
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j)
+        total[j] = ld_shared_float2(smem + kTotal + ((stage * 2 + sub) * N + 8 * j + 2 * q) * 4);
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k)
+        ldmatrix(frag[k], narrow_row + tile + kKey * kNarrow + k * 512);
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) {
-        uint32_t frag[4];
-        ldmatrix(frag, narrow_row + tile + kKey * kNarrow + k * 512);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float(&s)[4] = S[2 * k + i];
-          const float2 total = ld_shared_float2(
-              smem + kTotal + ((stage * 2 + sub) * N + 16 * k + 8 * i + 2 * q) * 4);
-          s[0] *= total.x;
-          s[1] *= total.y;
-          s[2] *= total.x;
-          s[3] *= total.y;
-          mma(s, v, frag[2 * i], frag[2 * i + 1]);
+          s[0] *= total[2 * k + i].x;
+          s[1] *= total[2 * k + i].y;
+          s[2] *= total[2 * k + i].x;
+          s[3] *= total[2 * k + i].y;
+          mma(s, v, frag[k][2 * i], frag[k][2 * i + 1]);
         }
       }
     }
@@ -366,10 +370,13 @@ __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bf
     }
   }
   __syncthreads();
-  if (threadIdx.x < kRole)
+  if (threadIdx.x < kRole) {
+    registers_shrink<kGateRegisters>();
     gate_warp<kSilu>(a, smem_bytes);
-  else
+  } else {
+    registers_grow<kStateRegisters>();
     state_warp(a, smem_bytes);
+  }
 #endif
 }
 

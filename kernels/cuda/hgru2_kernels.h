@@ -43,7 +43,7 @@ struct Call {
   const float* h0;       // (B,H,n,n)
   void* states;          // saved states, one a 64 tokens
   Split split;           // tensor cores only
-  bool sm90;             // the card is a Hopper
+  bool sm90;             // the Hopper kernels are wanted and the card is one
   float* boundaries;     // (split.boundaries(), n+1, n), scratch: hgru2_scan.cu
   // forward
   E* y;       // (B,T,D)
