@@ -64,6 +64,19 @@ __device__ __forceinline__ void stmatrix(uint32_t address, const uint32_t (&r)[4
 #endif
 }
 
+// The same with every block transposed.
+__device__ __forceinline__ void stmatrix_trans(uint32_t address, const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#else
+  const uint32_t t[4] = {transpose8x8(r[0]), transpose8x8(r[1]), transpose8x8(r[2]),
+                         transpose8x8(r[3])};
+  stmatrix(address, t);
+#endif
+}
+
 // 16 bytes from global to shared memory; zeros where valid is false (then src is not read).
 __device__ __forceinline__ void cp_async16(uint32_t dst, const void* src, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src),

@@ -1,0 +1,402 @@
+// HGRU2 forward on Hopper, n = 128: the mathematics of hgru2_forward.cu (read its head first), with
+// warps of two roles beside each other on an SM instead of all warps in step.
+//
+// One CTA a (b,h), or a segment of one (hgru2_scan.cu), 16 warps, sequential over steps of two
+// sub-chunks of 16 tokens.
+//
+//   Gate warps 0..7: warp w computes the gates of the channels c = 16w..16w+15 and writes the tiles
+//   q before, k after, q mid, k / mid; they load x two steps ahead and store y.
+//   State warps 8..15: warp 8+w owns the value columns v = 16w..16w+15 of S^T in fp32 registers: y,
+//   S; the first two compute A, one for each sub-chunk.
+//
+// Nothing that the gate warps do depends on the state, so they run up to two steps ahead: tiles, A
+// and y have two stages. mbarriers a stage: full (tiles and totals are written, v has arrived),
+// scored (A is there), empty (the stage may be written again, its y is complete). Shared memory
+// tiles are laid out as in hgru2_backward_sm90.cu. Off by default (hgru2.cu).
+// Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
+#ifdef __CUDACC__
+#pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
+#endif
+
+#include "cuda/cuda_check.h"
+#include "cuda/hgru2_gates.cuh"
+#include "cuda/hgru2_kernels.h"
+#include "cuda/sm90.cuh"
+
+namespace hgrn::hgru2 {
+namespace {
+
+constexpr int N = 128, kWarps = N / 16, kRole = 32 * kWarps, kThreads = 2 * kRole;
+constexpr int kStep = 32, kSteps = kChunk / kStep;  // tokens of a step, steps of a chunk
+constexpr int kBuffers = 4, kStages = 2;
+constexpr int kGateBarrier = 1;
+// The state warps hold a product's fragments as well as the state: what they gain, gates give up.
+constexpr int kGateRegisters = 96, kStateRegisters = 160;
+
+constexpr int kPitch = N * 2 + 16;
+constexpr int kTile = kSub * kPitch;
+constexpr int kNarrow = N * 32;
+enum Tile { kQuery, kKey, kQueryD, kKeyD, kTiles };
+// Byte offsets in shared memory.
+constexpr int kRaw = 0;                                // [buffer][2 sub][q, f, v][16][N] bf16
+constexpr int kRawBuffer = 2 * 3 * kTile;              //
+constexpr int kTileAt = kRaw + kBuffers * kRawBuffer;  // [stage][2 sub][kTiles][N][16] bf16
+constexpr int kTileStage = 2 * kTiles * kNarrow;       //
+constexpr int kY = kTileAt + kStages * kTileStage;     // [stage][2 sub][16][N] bf16
+constexpr int kYStage = 2 * kTile;                     //
+constexpr int kTotal = kY + kStages * kYStage;         // [stage][2 sub][N] float
+constexpr int kScores = kTotal + kStages * 2 * N * 4;  // [stage][2 sub][16][16] bf16: A
+constexpr int kFull = kScores + kStages * 2 * 512;     // mbarriers [stage]
+constexpr int kScored = kFull + kStages * 8, kEmpty = kScored + kStages * 8;
+constexpr int kBytes = kEmpty + kStages * 8;
+
+__device__ __forceinline__ int position_of(int token) {
+  return 8 * ((token >> 1) & 1) + row_of(token);
+}
+__device__ __forceinline__ uint32_t padded_tile_major(int lane) {
+  return (8 * (lane >> 4) + (lane & 7)) * kPitch + ((lane >> 3) & 1) * 16;
+}
+__device__ __forceinline__ uint32_t padded_column_major(int lane) {
+  return (lane & 15) * kPitch + (lane >> 4) * 16;
+}
+
+// What both roles know of their block.
+struct Block {
+  int64_t bh, b, head;
+  int segment, first_step, steps, chunks;
+  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) {
+    const int T = int(a.T), part = int(blockIdx.x) - a.split.whole;
+    const bool whole = part < 0 || a.split.segments == 1;
+    chunks = (T + kChunk - 1) / kChunk;
+    segment = whole ? 0 : part % a.split.segments;
+    bh = whole ? blockIdx.x : a.split.whole + part / a.split.segments;
+    b = bh / a.H, head = bh % a.H;
+    const int all_steps = (T + kStep - 1) / kStep;
+    first_step = segment * a.split.chunks * kSteps;
+    steps = whole ? all_steps : min(all_steps, first_step + a.split.chunks * kSteps);
+  }
+};
+
+// The resets of a step, read one step ahead.
+struct Resets {
+  uint32_t next;
+  __device__ __forceinline__ void load(const Call<__nv_bfloat16>& a, int64_t b, int step,
+                                       int lane) {
+    const int t = step * kStep + lane;
+    next = a.reset && t < a.T ? a.reset[b * a.T + t] : 0;
+  }
+  __device__ __forceinline__ uint32_t bits() const { return __ballot_sync(0xffffffffu, next != 0); }
+};
+
+// y of a step from shared memory, 16 bytes a thread and sub-chunk.
+__device__ __forceinline__ void store_y(const Call<__nv_bfloat16>& a, __nv_bfloat16* y,
+                                        uint32_t from, int64_t t) {
+#pragma unroll
+  for (int sub = 0; sub < 2; ++sub)
+    if (t + sub * kSub < a.T)
+      *reinterpret_cast<uint4*>(y + (t + sub * kSub) * a.D) = ld_shared4(from + sub * kTile);
+}
+
+template <bool kSilu>
+__device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned char* smem_bytes) {
+  const uint32_t smem = smem_address(smem_bytes);
+  const Block block(a);
+  const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
+  const int T = int(a.T), D = int(a.D), own = 16 * warp;
+
+  // x of 32 tokens, zeros beyond T: a thread copies one column of one token of each sub-chunk, and
+  // stores the same column of y.
+  const int token = tid / 16, column = tid % 16;
+  const __nv_bfloat16* const x = a.x + block.b * a.T * 3 * D + block.head * N + column * 8;
+  __nv_bfloat16* const y = a.y + block.b * a.T * D + block.head * N + column * 8;
+  const uint32_t copy_at = smem + position_of(token) * kPitch + column * 16;
+  const auto load = [&](int step) {
+    if (step < block.steps) {
+      const uint32_t buffer = copy_at + kRaw + (step % kBuffers) * kRawBuffer;
+      const int64_t t = int64_t(step) * kStep + token;
+      const __nv_bfloat16* const from = x + t * 3 * D;
+#pragma unroll
+      for (int sub = 0; sub < 2; ++sub) {
+        const bool valid = t + sub * kSub < T;
+#pragma unroll
+        for (int part = 0; part < 3; ++part)
+          cp_async16(buffer + (sub * 3 + part) * kTile,
+                     valid ? from + (sub * kSub * 3 + part) * int64_t(D) : x, valid);
+      }
+    }
+    cp_async_commit();
+  };
+  load(block.first_step);
+  load(block.first_step + 1);
+
+  float bound[2], rest[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    bound[r] = a.bound ? a.bound[block.head * N + own + g + 8 * r] : 0.0f;
+    rest[r] = 1.0f - bound[r];
+  }
+  const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
+  const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
+  Resets resets;
+  resets.load(a, block.b, block.first_step, lane);
+
+#pragma unroll 1
+  for (int step = block.first_step; step < block.steps; ++step) {
+    const int turn = step - block.first_step, stage = turn % kStages, t0 = step * kStep;
+    const uint32_t raw = kRaw + (step % kBuffers) * kRawBuffer;
+    const uint32_t reset = resets.bits();
+    resets.load(a, block.b, step + 1, lane);
+    cp_async_wait<1>();
+    barrier_sync(kGateBarrier, kRole);  // x has arrived
+    mbarrier_wait(smem + kEmpty + stage * 8, (turn / kStages & 1) ^ 1);
+    load(step + 2);  // over x of two steps ago, which the state warps have read
+    if (turn >= kStages)
+      store_y(a, y, copy_at + kY + stage * kYStage, int64_t(t0) - kStages * kStep + token);
+    if (a.input_act != Act::identity)
+      for (int item = tid; item < kStep * 16; item += kRole)
+        activate16(smem + raw + ((item / 256) * 3 + 2) * kTile + (item / 16) % 16 * kPitch +
+                       item % 16 * 16,
+                   a.input_act);
+
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
+      uint32_t xq[4], xf[4], query_b[4], key_b[4], query_d[4], key_d[4];
+      ldmatrix_trans(xf, tile_major + raw + (sub * 3 + 1) * kTile);
+      ldmatrix_trans(xq, tile_major + raw + sub * 3 * kTile);
+      KeyGates key;
+      key_gates(key, xf, bound, rest, q, tokens);
+      Decay decay;
+      decay_products(decay, key.f, q, tokens);
+      float query[2][4], k[2][4];
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          query[r][m] =
+              decay.up[r][m] * query_gate<kSilu>(element(xq, r, m), a.output_act, a.query_scale);
+          k[r][m] = decay.down[r][m] * (rest[r] * key.close[r][m]);
+        }
+      pack(query_d, query, decay.outer_mid);
+      pack(key_d, k, decay.inner_mid);
+      cut_before(query, q, tokens);
+      cut_after(k, q, tokens);
+      pack(query_b, query, decay.outer_up);
+      pack(key_b, k, decay.outer_down);
+      const uint32_t to = narrow_store + kTileAt + stage * kTileStage + sub * kTiles * kNarrow;
+      stmatrix(to + kQueryD * kNarrow, query_d);
+      stmatrix(to + kKeyD * kNarrow, key_d);
+      stmatrix(to + kQuery * kNarrow, query_b);
+      stmatrix(to + kKey * kNarrow, key_b);
+      if (q == 0)
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          reinterpret_cast<float*>(smem_bytes + kTotal)[(stage * 2 + sub) * N + own + g + 8 * r] =
+              decay.total[r];
+    }
+    mbarrier_arrive_warp(smem + kFull + stage * 8);
+  }
+  // The last steps' y.
+#pragma unroll 1
+  for (int step = max(block.first_step, block.steps - kStages); step < block.steps; ++step) {
+    const int turn = step - block.first_step, stage = turn % kStages;
+    mbarrier_wait(smem + kEmpty + stage * 8, turn / kStages & 1);
+    store_y(a, y, copy_at + kY + stage * kYStage, int64_t(step) * kStep + token);
+  }
+}
+
+// S^T at the start of this block's tokens, from h0 or the segments before: rows v = own + g (+8),
+// columns c = 8j + 2q (+1).
+template <class At>
+__device__ __forceinline__ void start_state(float (&S)[N / 8][4], const Call<__nv_bfloat16>& a,
+                                            const Block& block, int q, const At& state_at) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      S[j][e] = block.segment == 0 && a.h0 ? a.h0[block.bh * N * N + state_at(j, e)] : 0.0f;
+#pragma unroll 1
+  for (int before = 0; before < block.segment; ++before) {  // hgru2_scan.cu
+    const float* const in =
+        a.boundaries + ((block.bh - a.split.whole) * (a.split.segments - 1) + before) * (N + 1) * N;
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        S[j][e] = fmaf(in[N * N + 8 * j + 2 * q + (e & 1)], S[j][e], in[state_at(j, e)]);
+  }
+}
+
+// A of one sub-chunk, masked, by one warp: `tiles` and `out` are its shared memory.
+__device__ __forceinline__ void score_block(uint32_t tiles, uint32_t out, int lane,
+                                            const Tokens& tokens) {
+  float c[2][2][4] = {};  // two sums, for shorter chains of dependent products
+#pragma unroll
+  for (int k = 0; k < kWarps; ++k) {
+    uint32_t left[4], right[4];
+    ldmatrix_trans(left, tiles + kQueryD * kNarrow + lane_narrow_row_major(lane) + k * 512);
+    ldmatrix_trans(right, tiles + kKeyD * kNarrow + lane_narrow_column_major(lane) + k * 512);
+    mma(c[k & 1][0], left, right[0], right[1]);
+    mma(c[k & 1][1], left, right[2], right[3]);
+  }
+  const int g = lane >> 2, q = lane & 3;
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = token_of(r, g), s = 4 * q + 2 * i;
+      bool keep_x = s <= t, keep_y = s < t;
+      if (tokens.reset) keep_x = tokens.connected(t, s), keep_y = tokens.connected(t, s + 1);
+      const float x = c[0][i][2 * r] + c[1][i][2 * r];
+      const float y = c[0][i][2 * r + 1] + c[1][i][2 * r + 1];
+      st_shared(out + narrow_offset(g + 8 * r, i) + 4 * q,
+                pack_bf16(keep_x ? x : 0.0f, keep_y ? y : 0.0f));
+    }
+}
+
+__device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
+                                           unsigned char* smem_bytes) {
+  const uint32_t smem = smem_address(smem_bytes);
+  const Block block(a);
+  const int warp = (threadIdx.x >> 5) - kWarps, lane = threadIdx.x & 31;
+  const int g = lane >> 2, q = lane & 3, own = 16 * warp;
+  const auto state_at = [&](int j, int e) {
+    return (8 * j + 2 * q + (e & 1)) * N + own + g + 8 * (e >> 1);
+  };
+  float S[N / 8][4];
+  start_state(S, a, block, q, state_at);
+  const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
+  const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
+  const uint32_t column_major = smem + padded_column_major(lane) + warp * 32;
+  Resets resets;
+  resets.load(a, block.b, block.first_step, lane);
+
+#pragma unroll 1
+  for (int step = block.first_step; step < block.steps; ++step) {
+    const int turn = step - block.first_step, stage = turn % kStages, t0 = step * kStep;
+    const uint32_t parity = turn / kStages & 1;
+    const uint32_t value = kRaw + (step % kBuffers) * kRawBuffer + 2 * kTile;
+    const uint32_t tiles = kTileAt + stage * kTileStage, scores = kScores + stage * 1024;
+    const uint32_t reset = resets.bits();
+    resets.load(a, block.b, step + 1, lane);
+    if (a.states && step % kSteps == 0) {
+      uint4* const out = static_cast<uint4*>(a.states) +
+                         ((block.bh * block.chunks + t0 / kChunk) * kWarps + warp) * kRole + lane;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w)
+        out[w * 32] = make_uint4(transpose8x8(pack_bf16(S[2 * w][0], S[2 * w][1])),
+                                 transpose8x8(pack_bf16(S[2 * w + 1][0], S[2 * w + 1][1])),
+                                 transpose8x8(pack_bf16(S[2 * w][2], S[2 * w][3])),
+                                 transpose8x8(pack_bf16(S[2 * w + 1][2], S[2 * w + 1][3])));
+    }
+    mbarrier_wait(smem + kFull + stage * 8, parity);
+    if (warp < 2) {
+      score_block(smem + tiles + warp * kTiles * kNarrow, smem + scores + warp * 512, lane,
+                  Tokens{(reset >> (16 * warp)) & 0xffffu, 0});
+      mbarrier_arrive_warp(smem + kScored + stage * 8);
+    }
+
+    float y[2][2][4];  // [sub][8 columns][..]
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      const uint32_t tile = tiles + sub * kTiles * kNarrow;
+      float out[2][2][4] = {};   // two sums, for shorter chains of dependent products
+      uint32_t frag[kWarps][4];  // all loads first: a warp alone must hide their latency
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k)
+        ldmatrix_trans(frag[k], narrow_row + tile + kQuery * kNarrow + k * 512);
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          mma(out[k & 1][i], frag[k], pack_bf16(S[2 * k][2 * i], S[2 * k][2 * i + 1]),
+              pack_bf16(S[2 * k + 1][2 * i], S[2 * k + 1][2 * i + 1]));
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) y[sub][i][e] = out[0][i][e] + out[1][i][e];
+      uint32_t v[4];
+      ldmatrix_trans(v, tile_major + value + sub * 3 * kTile);
+      float2 total[N / 8];
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j)
+        total[j] = ld_shared_float2(smem + kTotal + ((stage * 2 + sub) * N + 8 * j + 2 * q) * 4);
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k)
+        ldmatrix(frag[k], narrow_row + tile + kKey * kNarrow + k * 512);
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float(&s)[4] = S[2 * k + i];
+          s[0] *= total[2 * k + i].x;
+          s[1] *= total[2 * k + i].y;
+          s[2] *= total[2 * k + i].x;
+          s[3] *= total[2 * k + i].y;
+          mma(s, v, frag[k][2 * i], frag[k][2 * i + 1]);
+        }
+      }
+    }
+    mbarrier_wait(smem + kScored + stage * 8, parity);
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      uint32_t left[4], v[4];
+      ldmatrix(left, smem + lane_narrow_column_major(lane) + scores + sub * 512);
+      ldmatrix_trans(v, column_major + value + sub * 3 * kTile);
+      mma(y[sub][0], left, v[0], v[1]);
+      mma(y[sub][1], left, v[2], v[3]);
+      const uint32_t packed[4] = {
+          pack_bf16(y[sub][0][0], y[sub][0][1]), pack_bf16(y[sub][0][2], y[sub][0][3]),
+          pack_bf16(y[sub][1][0], y[sub][1][1]), pack_bf16(y[sub][1][2], y[sub][1][3])};
+      stmatrix(column_major + kY + stage * kYStage + sub * kTile, packed);
+    }
+    mbarrier_arrive_warp(smem + kEmpty + stage * 8);
+  }
+  if (a.hT && block.steps * kStep >= a.T)
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) a.hT[block.bh * N * N + state_at(j, e)] = S[j][e];
+}
+
+template <bool kSilu>
+__global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bfloat16> a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(1024) unsigned char smem_bytes[];
+  if (threadIdx.x == 0) {
+    const uint32_t smem = smem_address(smem_bytes);
+#pragma unroll
+    for (int i = 0; i < kStages; ++i) {
+      mbarrier_init(smem + kFull + i * 8, kWarps);
+      mbarrier_init(smem + kScored + i * 8, 2);
+      mbarrier_init(smem + kEmpty + i * 8, kWarps);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < kRole) {
+    registers_shrink<kGateRegisters>();
+    gate_warp<kSilu>(a, smem_bytes);
+  } else {
+    registers_grow<kStateRegisters>();
+    state_warp(a, smem_bytes);
+  }
+#endif
+}
+
+template <bool kSilu>
+void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
+  const auto kernel = forward_kernel<kSilu>;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  kernel<<<unsigned(c.split.ctas(c.B * c.H)), kThreads, kBytes, stream>>>(c);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+void forward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
+  static_assert(kBytes <= 227 * 1024);
+  c.output_act == Act::silu ? launch<true>(c, stream) : launch<false>(c, stream);
+}
+
+}  // namespace hgrn::hgru2

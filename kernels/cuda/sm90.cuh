@@ -1,0 +1,62 @@
+// What warps with different roles need to work beside each other: barriers that one side enters
+// without waiting, and a split of the register file. Instructions of sm_90; setmaxnreg of sm_90a.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace hgrn {
+
+// Named barriers 1..15 (0 is __syncthreads). `threads` counts both sides: those that sync and those
+// that arrive. What a thread read and wrote before it arrived is done when the barrier completes.
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// An mbarrier: 8 bytes of shared memory. A phase ends with `count` arrivals; unlike at a named
+// barrier, those who wait do not wait for each other.
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+// One arrival a warp, for all of its lanes.
+__device__ __forceinline__ void mbarrier_arrive_warp(uint32_t barrier) {
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0)
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+  __syncwarp();
+}
+// Waits for the end of the phase of this parity (the first phase has parity 0). Before the first
+// phase has ended, parity 1 counts as ended.
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "wait:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra done;\n"
+      "bra wait;\n"
+      "done:\n"
+      "}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// Registers a thread of this warpgroup may use from here on, where the card can change it. All four
+// warps of a warpgroup execute it; the block's sum must fit the register file.
+template <int kRegisters>
+__device__ __forceinline__ void registers_grow() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+template <int kRegisters>
+__device__ __forceinline__ void registers_shrink() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+
+}  // namespace hgrn
