@@ -4,6 +4,7 @@
 
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_kernels.h"
+#include "cuda/launch.cuh"
 
 namespace hgrn {
 namespace {
@@ -22,6 +23,7 @@ class CudaHgru2 final : public SeqKernel {
     CUDA_CHECK(cudaDeviceGetAttribute(&sms_, cudaDevAttrMultiProcessorCount, device));
     CUDA_CHECK(
         cudaDeviceGetAttribute(&smem_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&compute_major_, cudaDevAttrComputeCapabilityMajor, device));
   }
 
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
@@ -79,11 +81,10 @@ class CudaHgru2 final : public SeqKernel {
     check_tensor(h, DType::f32, state_shape(s), "h");
     SeqInputs from = in;
     from.h0 = h;
-    // Every thread of the plain kernel reads and writes its own part of the state alone.
     if (dtype_ == DType::bf16)
-      run_forward<__nv_bfloat16>(s, o, y, h, from, {}, false);
+      run_step<__nv_bfloat16>(s, o, y, h, from);
     else
-      run_forward<float>(s, o, y, h, from, {}, false);
+      run_step<float>(s, o, y, h, from);
   }
 
  private:
@@ -163,6 +164,18 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   template <class E>
+  void run_step(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor h,
+                const SeqInputs& in) const {
+    check(bool(y), "hgru2 step needs y");
+    Call<E> c = inputs<E>(s, o, in);
+    c.y = static_cast<E*>(y.data);
+    c.hT = static_cast<float*>(h.data);
+    if (hgru2::step_token(c, may_start_early(stream_, compute_major_), stream_)) return;
+    // Every thread of the plain kernel reads and writes its own part of the state alone.
+    hgru2::forward_plain(c, stream_);
+  }
+
+  template <class E>
   void run_backward(const SeqShape& s, const SeqOptions& o, const SeqGrads& out, Tensor dy,
                     Tensor dhT, const SeqInputs& in, std::span<const Tensor> saved) const {
     check_saved(s, saved);
@@ -185,7 +198,7 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   DType dtype_;
-  int sms_ = 0, smem_limit_ = 0;
+  int sms_ = 0, smem_limit_ = 0, compute_major_ = 0;
   cudaStream_t stream_;
 };
 

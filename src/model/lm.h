@@ -2,6 +2,7 @@
 // Written once against Ops; docs/tour.md follows one batch through it.
 #pragma once
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/arena.h"
@@ -54,6 +55,11 @@ class LanguageModel {
   Tensor forward(const TokenRows& rows);
   // Forward alone; returns the logits after the last token of each row, (B,Vp) act_dtype().
   Tensor forward_last_logits(const TokenRows& rows);
+  // One token more of each of B rows, whose ids the device holds in next_tokens(): returns the
+  // logits (B,Vp) of what follows. Needs state, and a forward call before it with these weights.
+  // Uploads nothing, so that Ops::record can keep it.
+  Tensor step(int64_t B);
+  Tensor next_tokens(int64_t B) const { return tokens_.slice(0, B); }  // (B) i32
   // Logits of all rows after forward() or forward_backward(): rows [first, first+count), for tests.
   Tensor logits(int64_t first, int64_t count);
 
@@ -66,6 +72,8 @@ class LanguageModel {
  private:
   void upload(const TokenRows& rows);
   void run_forward(const TokenRows& rows, const Dropout& drop, bool train);
+  // Embedding and blocks; the residual stream after it is the sum of the two tensors.
+  std::pair<Tensor, Tensor> run_blocks(const TokenRows& rows, const Dropout& drop, bool train);
   void run_backward(const TokenRows& rows, const Dropout& drop);
   MixerCall call(int layer, const TokenRows& rows, bool train) const;
   int slot(int layer) const { return per_layer_ ? layer : 0; }
