@@ -107,6 +107,11 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   stats_ = arena.take("norm statistics", {N, 2}, stat);
   nll_ = arena.take("nll", {N}, stat);
   last_ = arena.take("last rows", {shape.B, D}, act);
+  likeliest_ = draws_ = {};
+  if (shape.likeliest) {
+    likeliest_ = arena.take("likeliest tokens", {N}, DType::i32);
+    draws_ = arena.take("likeliest tokens", {N}, DType::i32);
+  }
 
   const int64_t Vp = padded(config_.vocab_size, ops_.vocab_multiple());
   const int64_t slice = std::max(logit_rows(N), shape.train ? int64_t(1) : shape.B);
@@ -144,6 +149,7 @@ void LanguageModel::prepare(const LmShape& shape) {
   arena.bind(memory_);
   layout(arena, shape);
   zero_state();
+  if (draws_) ops_.zero(draws_);
 }
 
 void LanguageModel::zero_state() {
@@ -275,8 +281,15 @@ Tensor LanguageModel::forward(const TokenRows& rows) {
     const Tensor l = logits(first, count);
     ops_.cross_entropy(nll_.slice(first, count), l, targets_.slice(first, count),
                        config_.vocab_size, /*backward=*/false, 0);
+    if (likeliest_)
+      ops_.sample(likeliest_.slice(first, count), {}, {}, draws_.slice(first, count), l,
+                  config_.vocab_size, {.temperature = 0});
   }
   return nll_.slice(0, N);
+}
+
+void LanguageModel::advance(const TokenRows& rows) {
+  run_forward(rows, Dropout{}, /*train=*/false);
 }
 
 Tensor LanguageModel::logits(int64_t first, int64_t count) {

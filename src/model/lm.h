@@ -26,7 +26,8 @@ struct LmShape {
   int64_t B = 1, T = 1;  // the largest batch; evaluation may use smaller ones
   bool train = false;    // keep activations for backward
   Recompute recompute = Recompute::none;
-  bool state = false;  // keep recurrent states between calls
+  bool state = false;      // keep recurrent states between calls
+  bool likeliest = false;  // forward() also finds the likeliest tokens
 };
 
 class LanguageModel {
@@ -53,6 +54,10 @@ class LanguageModel {
   // Forward alone, B*T at most the shape's, without dropout. Returns nll (B*T) stat_dtype(), valid
   // until the next call. With state: it is read and updated.
   Tensor forward(const TokenRows& rows);
+  // After forward() of N tokens, with shape.likeliest: the likeliest token at each place, (N) i32.
+  Tensor likeliest(int64_t N) const { return likeliest_.slice(0, N); }
+  // Forward alone, for the state's sake: no logits.
+  void advance(const TokenRows& rows);
   // Forward alone; returns the logits after the last token of each row, (B,Vp) act_dtype().
   Tensor forward_last_logits(const TokenRows& rows);
   // One token more of each of B rows, whose ids the device holds in next_tokens(): returns the
@@ -100,6 +105,7 @@ class LanguageModel {
   Tensor resid_ /*(N,D)*/, normed_ /*(N,D)*/, stats_ /*(N,2)*/;  // around the final norm
   Tensor nll_ /*(N)*/, logits_ /*(logit_rows,Vp)*/, last_ /*(B,D)*/;
   Tensor state_ /*(L,B,...)*/;
+  Tensor likeliest_ /*(N) i32*/, draws_ /*(N) i32*/;
 };
 
 }  // namespace hgrn
