@@ -139,14 +139,15 @@ Exit run_eval(const EvalArgs& a) {
     };
   const PerplexityResult r = perplexity(m, o, sink);
   each.finish();
-  print(
-      fmt::format("protocol       {}\ntokens         {}\nnll            {:.6f} +- {:.6f} a token\n"
-                  "ppl            {:.4f}\n",
-                  r.description, r.tokens, r.nll / double(r.tokens), r.nll_stderr, r.ppl()));
+  print(fmt::format("protocol       {}\ntokens         {}\n", r.description, r.tokens));
+  print(fmt::format("nll            {:.6f} +- {:.6f} a token\nppl            {:.4f} +- {:.4f}\n",
+                    r.nll / double(r.tokens), r.nll_stderr, r.ppl(), r.ppl_stderr()));
   if (r.words >= 0)
-    print(fmt::format("words          {}\nword ppl       {:.4f}\n", r.words, r.word_ppl()));
+    print(fmt::format("words          {}\nword ppl       {:.4f} +- {:.4f}\n", r.words, r.word_ppl(),
+                      r.word_ppl_stderr()));
   if (r.bytes >= 0)
-    print(fmt::format("bytes          {}\nbits per byte  {:.4f}\n", r.bytes, r.bits_per_byte()));
+    print(fmt::format("bytes          {}\nbits per byte  {:.4f} +- {:.4f}\n", r.bytes,
+                      r.bits_per_byte(), r.bits_per_byte_stderr()));
   print(fmt::format("seconds        {:.2f}\n", r.seconds));
   if (!a.json.empty()) write_file_atomic(a.json, perplexity_json(r, m));
   return Exit::ok;

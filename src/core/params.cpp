@@ -62,7 +62,7 @@ ParamId ParamTable::find(std::string_view name) const {
   return kNoParam;
 }
 
-Tensor ParamTable::view(Tensor flat, ParamId id) const {
+Tensor ParamTable::view(Tensor flat, ParamId id, int64_t from) const {
   if (id == kNoParam) return {};
   const bool packed = id >= kFirstPack;
   const Param& first = params_[packed ? packs_[id - kFirstPack].members[0] : id];
@@ -71,13 +71,13 @@ Tensor ParamTable::view(Tensor flat, ParamId id) const {
     shape.dim[0] = 0;
     for (ParamId m : packs_[id - kFirstPack].members) shape.dim[0] += params_[m].stored[0];
   }
-  Tensor t = flat.slice(first.offset, shape.numel());
+  Tensor t = flat.slice(first.offset - from, shape.numel());
   t.shape = shape;
   return t;
 }
 
-Tensor ParamTable::true_view(Tensor flat, ParamId id) const {
-  Tensor t = flat.slice(params_[id].offset, params_[id].shape.numel());
+Tensor ParamTable::true_view(Tensor flat, ParamId id, int64_t from) const {
+  Tensor t = flat.slice(params_[id].offset - from, params_[id].shape.numel());
   t.shape = params_[id].shape;
   return t;
 }
@@ -86,7 +86,7 @@ Tensor Weights::w(ParamId id) const {
   if (id == kNoParam) return {};
   // A pack's members agree in how they are read; kFirstPack ids are matrices or biases.
   const bool as_master = id < kFirstPack && table->params()[id].read_as == ReadAs::master;
-  return table->view(as_master ? master : compute, id);
+  return as_master ? table->view(master, id, master_first) : table->view(compute, id);
 }
 
 }  // namespace hgrn
