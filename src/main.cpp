@@ -4,12 +4,15 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <sstream>
+#include <utility>
 
 #include "core/file.h"
 #include "core/log.h"
 #include "core/version.h"
 #include "eval/generate.h"
 #include "eval/perplexity.h"
+#include "eval/tasks.h"
 #include "launch/launcher.h"
 #include "model/config.h"
 #include "model/fields.h"
@@ -72,39 +75,84 @@ struct EvalArgs {
   std::string checkpoint, tokenizer, json, per_token;
   Device device = Device::automatic;
   PerplexityOptions options;
+  TaskOptions task;
 };
 
+// A file of lines that appears complete under its name, or not at all.
+class LineFile {
+ public:
+  explicit LineFile(const std::string& path) : path_(path), temp_(path + ".tmp") {
+    if (path_.empty()) return;
+    file_ = std::fopen(temp_.c_str(), "w");
+    check(file_ != nullptr, Exit::failed, "{}: cannot open for writing; choose another --per-token",
+          temp_);
+  }
+  ~LineFile() {
+    if (!file_) return;
+    std::fclose(file_);
+    std::remove(temp_.c_str());
+  }
+  LineFile(const LineFile&) = delete;
+  LineFile& operator=(const LineFile&) = delete;
+  explicit operator bool() const { return file_ != nullptr; }
+  void write(const std::string& line) { std::fwrite(line.data(), 1, line.size(), file_); }
+  void finish() {
+    if (!file_) return;
+    const bool ok = std::fflush(file_) == 0 && !std::ferror(file_);
+    check(std::fclose(std::exchange(file_, nullptr)) == 0 && ok, Exit::failed,
+          "{}: cannot write; is the disk full?", temp_);
+    rename_path(temp_, path_);
+  }
+
+ private:
+  std::string path_, temp_;
+  std::FILE* file_ = nullptr;
+};
+
+Exit run_task_eval(const EvalArgs& a, LoadedModel& m) {
+  LineFile each(a.per_token);
+  TaskSink sink;
+  if (each)
+    sink = [&](int64_t item, int64_t pair, int64_t i, int32_t token, double nll) {
+      each.write(fmt::format("{{\"item\":{},\"choice\":{},\"i\":{},\"token\":{},\"nll\":{:.9g}}}\n",
+                             item, pair, i, token, nll));
+    };
+  const TaskResult r = run_task(m, a.task, sink);
+  each.finish();
+  print(fmt::format("task           {}, 0-shot\nitems          {}\n", r.task, r.items));
+  for (const Metric& x : r.metrics)
+    print(fmt::format("{:<14} {:.4f} +- {:.4f}\n", x.name, x.value, x.stderr_));
+  print(fmt::format("seconds        {:.2f}\n", r.seconds));
+  if (!a.json.empty()) write_file_atomic(a.json, task_json(r, a.task, m));
+  return Exit::ok;
+}
+
 Exit run_eval(const EvalArgs& a) {
-  check(a.options.data.empty() != a.options.text.empty(), Exit::usage,
-        "hgrn eval: give --data SHARDS or --text FILE, one of the two");
+  const PerplexityOptions& o = a.options;
+  check(int(!o.data.empty()) + int(!o.text.empty()) + int(!a.task.task.empty()) == 1, Exit::usage,
+        "hgrn eval: give --data SHARDS, --text FILE or --task NAME, one of the three");
+  check(a.task.task.empty() == a.task.data.empty(), Exit::usage,
+        "hgrn eval: --task NAME and --task-data FILE go together");
+  if (!a.task.task.empty()) find_task(a.task.task);  // before the model is read
   LoadedModel m = load_model(a.checkpoint, a.device, a.tokenizer);
-  std::FILE* each = nullptr;
-  const std::string temp = a.per_token + ".tmp";
-  if (!a.per_token.empty()) {
-    each = std::fopen(temp.c_str(), "w");
-    check(each != nullptr, Exit::failed, "{}: cannot open for writing; choose another --per-token",
-          temp);
-  }
-  const PerplexityResult r =
-      perplexity(m, a.options,
-                 each ? TokenSink([&](int64_t i, int32_t token, double nll) {
-                   std::fprintf(each, "{\"i\":%lld,\"token\":%d,\"nll\":%.7g}\n",
-                                static_cast<long long>(i), token, nll);
-                 })
-                      : TokenSink());
-  if (each) {
-    const bool ok = std::fflush(each) == 0;
-    check(std::fclose(each) == 0 && ok, Exit::failed, "{}: cannot write; is the disk full?", temp);
-    rename_path(temp, a.per_token);
-  }
-  print(
-      fmt::format("protocol       {}\ntokens         {}\nnll            {:.6f} +- {:.6f} a token\n"
-                  "ppl            {:.4f}\n",
-                  r.description, r.tokens, r.nll / double(r.tokens), r.nll_stderr, r.ppl()));
+  if (!a.task.task.empty()) return run_task_eval(a, m);
+  LineFile each(a.per_token);
+  TokenSink sink;
+  if (each)
+    sink = [&](int64_t i, int32_t token, double nll) {
+      each.write(fmt::format("{{\"i\":{},\"token\":{},\"nll\":{:.7g}}}\n", i, token, nll));
+    };
+  const PerplexityResult r = perplexity(m, o, sink);
+  each.finish();
+  print(fmt::format("protocol       {}\ntokens         {}\n", r.description, r.tokens));
+  print(fmt::format("nll            {:.6f} +- {:.6f} a token\nppl            {:.4f} +- {:.4f}\n",
+                    r.nll / double(r.tokens), r.nll_stderr, r.ppl(), r.ppl_stderr()));
   if (r.words >= 0)
-    print(fmt::format("words          {}\nword ppl       {:.4f}\n", r.words, r.word_ppl()));
+    print(fmt::format("words          {}\nword ppl       {:.4f} +- {:.4f}\n", r.words, r.word_ppl(),
+                      r.word_ppl_stderr()));
   if (r.bytes >= 0)
-    print(fmt::format("bytes          {}\nbits per byte  {:.4f}\n", r.bytes, r.bits_per_byte()));
+    print(fmt::format("bytes          {}\nbits per byte  {:.4f} +- {:.4f}\n", r.bytes,
+                      r.bits_per_byte(), r.bits_per_byte_stderr()));
   print(fmt::format("seconds        {:.2f}\n", r.seconds));
   if (!a.json.empty()) write_file_atomic(a.json, perplexity_json(r, m));
   return Exit::ok;
@@ -112,7 +160,8 @@ Exit run_eval(const EvalArgs& a) {
 
 Command eval_command(CLI::App& root) {
   auto a = std::make_shared<EvalArgs>();
-  CLI::App* app = root.add_subcommand("eval", "Perplexity of a checkpoint on text or shards");
+  CLI::App* app =
+      root.add_subcommand("eval", "Perplexity of a checkpoint on text or shards, or a task");
   app->footer(
       "Example:\n  hgrn eval --checkpoint runs/quickstart --text README.md --protocol carry");
   app->add_option("--checkpoint", a->checkpoint, "checkpoint, run or Hugging Face folder")
@@ -127,6 +176,11 @@ Command eval_command(CLI::App& root) {
   app->add_option("--seq-len", a->options.seq_len,
                   "row length of blocks, tokens (default: the config's)")
       ->check(CLI::PositiveNumber);
+  app->add_option("--task", a->task.task,
+                  "zero-shot task: lambada_openai, hellaswag, piqa, winogrande, arc_easy, "
+                  "arc_challenge or openbookqa");
+  app->add_option("--task-data", a->task.data, "the task's items, JSON lines (docs/evaluation.md)");
+  app->add_option("--task-suffix", a->task.suffix, "text put after each query or context");
   app->add_option("--tokenizer", a->tokenizer, "byte or a file (default: the checkpoint's)");
   add_device(app, a->device);
   app->add_option("--json", a->json, "write the result to this file as JSON");
@@ -135,16 +189,34 @@ Command eval_command(CLI::App& root) {
 }
 
 struct GenerateArgs {
-  std::string checkpoint, tokenizer;
+  std::string checkpoint, tokenizer, prompt, prompts;
   Device device = Device::automatic;
+  bool json = false;
   GenerateOptions options;
 };
 
-Exit run_generate(const GenerateArgs& a) {
+std::vector<std::string> prompts_of(const GenerateArgs& a) {
+  if (a.prompts.empty()) return {a.prompt};
+  std::vector<std::string> lines;
+  std::istringstream in(read_file(a.prompts, uint64_t(1) << 30));
+  for (std::string line; std::getline(in, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    lines.push_back(line);
+  }
+  check(!lines.empty(), Exit::data, "{}: no line; write one prompt a line", a.prompts);
+  return lines;
+}
+
+Exit run_generate(GenerateArgs a) {
+  check(a.prompt.empty() || a.prompts.empty(), Exit::usage,
+        "hgrn generate: give --prompt TEXT or --prompts FILE, one of the two");
+  a.options.prompts = prompts_of(a);
   LoadedModel m = load_model(a.checkpoint, a.device, a.tokenizer);
-  std::vector<std::string> rows(size_t(a.options.batch));
-  const bool stream = a.options.batch == 1;
-  if (stream) print(a.options.prompt);
+  const std::vector<std::string>& prompts = a.options.prompts;
+  const size_t batch = size_t(a.options.batch), count = prompts.size() * batch;
+  const bool stream = count == 1 && !a.json;
+  std::vector<std::string> rows(stream ? 0 : count);
+  if (stream) print(prompts[0]);
   const GenerateReport r = generate(m, a.options, [&](int64_t row, std::string_view text) {
     if (stream)
       print(text);
@@ -152,12 +224,14 @@ Exit run_generate(const GenerateArgs& a) {
       rows[size_t(row)] += text;
   });
   if (stream) print("\n");
-  for (size_t b = 0; !stream && b < rows.size(); ++b)
-    print(fmt::format("--- {}\n{}{}\n", b, a.options.prompt, rows[b]));
-  std::fprintf(stderr, "%lld tokens in %.2f s: %.1f tokens/s (prompt: %lld in %.2f s)\n",
-               static_cast<long long>(r.tokens), r.seconds,
-               r.seconds > 0 ? double(r.tokens) / r.seconds : 0.0,
-               static_cast<long long>(r.prompt_tokens), r.prompt_seconds);
+  for (size_t i = 0; i < rows.size(); ++i)
+    print(a.json ? generated_json(r, i, prompts[i / batch], rows[i])
+                 : fmt::format("--- {}\n{}{}\n", i, prompts[i / batch], rows[i]));
+  std::fprintf(stderr,
+               "%lld tokens; time to first token %.1f ms (prompt of %lld tokens); then %.1f "
+               "tokens/s\n",
+               static_cast<long long>(r.tokens), 1e3 * r.first_token_seconds,
+               static_cast<long long>(r.prompt_tokens), r.tokens_per_s());
   return Exit::ok;
 }
 
@@ -169,21 +243,30 @@ Command generate_command(CLI::App& root) {
       "--temperature 0.8");
   app->add_option("--checkpoint", a->checkpoint, "checkpoint, run or Hugging Face folder")
       ->required();
-  app->add_option("--prompt", a->options.prompt, "text to go on from")->required();
+  app->add_option("--prompt", a->prompt, "text to go on from");
+  app->add_option("--prompts", a->prompts, "file with a prompt a line, instead of --prompt");
   app->add_option("--tokens", a->options.tokens, "tokens to make")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app->add_option("--temperature", a->options.temperature, "0: the most likely token")
+  app->add_option("--temperature", a->options.sampling.temperature, "0: the most likely token")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app->add_option("--top-k", a->options.top_k, "sample from the k most likely; 0: off")
+  app->add_option("--top-k", a->options.sampling.top_k, "sample from the k most likely; 0: off")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app->add_option("--top-p", a->options.top_p, "sample from the smallest set of this mass")
+  app->add_option("--top-p", a->options.sampling.top_p, "sample from the smallest set of this mass")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app->add_option("--seed", a->options.seed, "seed of the draws")->capture_default_str();
-  app->add_option("--batch", a->options.batch, "independent samples")
+  app->add_option("--repetition-penalty", a->options.sampling.repetition_penalty,
+                  "divides the logits of tokens already seen, above 1; 1: off")
+      ->check(CLI::Range(0.01f, 100.0f))
+      ->capture_default_str();
+  app->add_option("--seed", a->options.sampling.seed, "seed of the draws")->capture_default_str();
+  app->add_option("--stop", a->options.stop, "end before this text; repeatable")
+      ->take_all()
+      ->allow_extra_args(false);
+  app->add_flag("--json", a->json, "one JSON object a row on stdout, instead of the text");
+  app->add_option("--batch", a->options.batch, "independent samples of each prompt")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   app->add_option("--tokenizer", a->tokenizer, "byte or a file (default: the checkpoint's)");

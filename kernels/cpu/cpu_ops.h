@@ -74,6 +74,10 @@ class CpuOps final : public Ops {
   void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
                      double grad_scale) override;
 
+  // sample.cpp
+  void sample(Tensor tokens, Tensor history, Tensor seen, Tensor step, Tensor logits, int64_t vocab,
+              const Sampling& s) override;
+
   // adamw.cpp
   void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) override;
   void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad, const AdamStep& step,

@@ -198,6 +198,51 @@ double CudaOps::elapsed_ms(int64_t from, int64_t to) {
   return double(ms);
 }
 
+namespace {
+
+class CudaRecording final : public Recording {
+ public:
+  CudaRecording(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+    CUDA_CHECK(cudaGraphInstantiate(&exec_, graph, 0));
+  }
+  ~CudaRecording() override {
+    cudaStreamSynchronize(stream_);  // it may still run
+    cudaGraphExecDestroy(exec_);
+  }
+  CudaRecording(const CudaRecording&) = delete;
+  CudaRecording& operator=(const CudaRecording&) = delete;
+  void replay() override { CUDA_CHECK(cudaGraphLaunch(exec_, stream_)); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t exec_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<Recording> CudaOps::record(std::function<void()> work) {
+  cudaGraph_t graph = nullptr;
+  CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(stream_, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+  std::unique_ptr<Recording> recording;
+  try {
+    recording = std::make_unique<CudaRecording>(graph, stream_);
+  } catch (...) {
+    cudaGraphDestroy(graph);
+    throw;
+  }
+  CUDA_CHECK(cudaGraphDestroy(graph));
+  return recording;
+}
+
 SeqKernel& CudaOps::seq(std::string_view name) {
   check(name == "hgru2", Exit::usage,
         "the CUDA backend has no sequence kernel \"{}\"; it has: hgru2", name);

@@ -82,12 +82,22 @@ class CudaOps final : public Ops {
   void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad, const AdamStep& step,
              Tensor control) override;
 
+  void norm_linear_forward(Tensor y, const NormInput& in, Tensor w, Tensor b) override;
+  void glu_linear_forward(Tensor y, Tensor h, Tensor gu, Act act, Tensor w, Tensor b) override;
+  void sample(Tensor tokens, Tensor history, Tensor seen, Tensor step, Tensor logits, int64_t vocab,
+              const Sampling& s) override;
+  // A CUDA graph.
+  std::unique_ptr<Recording> record(std::function<void()> work) override;
+
   SeqKernel& seq(std::string_view name) override;
 
  private:
   // At least `bytes`, 256-byte aligned, until the next call. Calls follow each other on one
   // stream, so that they may share it.
   char* scratch(size_t bytes);
+  // Whether a linear layer of N rows and I inputs goes to the kernels of gemv.cu.
+  bool few_rows(int64_t N, int64_t I) const;
+  void gemv(Tensor y, Tensor x, const NormInput* norm, const Act* act, Tensor w, Tensor b);
   void norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db, Tensor dy, Tensor x,
                          Tensor w, Tensor stats, Norm kind, const Dropout& drop, bool residual);
   void norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,

@@ -189,6 +189,7 @@ void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
   check(x.dtype == act_dtype_ && w.dtype == act_dtype_ && y.dtype == act_dtype_ &&
             (!b || b.dtype == act_dtype_),
         "linear_forward: tensors must be {}", name_of(act_dtype_));
+  if (few_rows(N, I)) return gemv(y, x, nullptr, nullptr, w, b);
   GemmCall c;
   c.m = O, c.n = N, c.k = I;
   c.transpose_a = true;

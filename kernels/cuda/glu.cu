@@ -6,6 +6,7 @@
 // Twin: kernels/cpu/glu.cpp   Test: tests/ops/test_glu.cpp
 #include <algorithm>
 
+#include "cuda/activation.cuh"
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/vec.cuh"
@@ -15,20 +16,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kRows = 4;  // rows a thread has in flight
-
-// In bf16 the fast exponential and division are far below the rounding of the result.
-template <class T>
-__device__ __forceinline__ float sigmoid(float x) {
-  if constexpr (std::is_same_v<T, bf16>) return __fdividef(1.0f, 1.0f + __expf(-x));
-  return 1.0f / (1.0f + expf(-x));
-}
-
-template <class T, Act kAct>
-__device__ __forceinline__ float activate(float g) {
-  if constexpr (kAct == Act::identity) return g;
-  const float s = sigmoid<T>(g);
-  return kAct == Act::silu ? g * s : s;
-}
 
 // a and a' at g.
 template <class T, Act kAct>
@@ -60,7 +47,7 @@ __global__ __launch_bounds__(kThreads) void glu_forward_kernel(T* h, const T* gu
       float gv[kVec], uv[kVec];
       g[k].unpack(gv), u[k].unpack(uv);
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) uv[i] *= activate<T, kAct>(gv[i]);
+      for (int i = 0; i < kVec; ++i) uv[i] *= activate<T>(gv[i], kAct);
       store<kVec>(h + r * F + col, uv);
     }
   }

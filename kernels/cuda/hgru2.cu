@@ -4,6 +4,7 @@
 
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_kernels.h"
+#include "cuda/launch.cuh"
 
 namespace hgrn {
 namespace {
@@ -87,11 +88,10 @@ class CudaHgru2 final : public SeqKernel {
     check_tensor(h, DType::f32, state_shape(s), "h");
     SeqInputs from = in;
     from.h0 = h;
-    // Every thread of the plain kernel reads and writes its own part of the state alone.
     if (dtype_ == DType::bf16)
-      run_forward<__nv_bfloat16>(s, o, y, h, from, {}, false);
+      run_step<__nv_bfloat16>(s, o, y, h, from);
     else
-      run_forward<float>(s, o, y, h, from, {}, false);
+      run_step<float>(s, o, y, h, from);
   }
 
  private:
@@ -168,6 +168,18 @@ class CudaHgru2 final : public SeqKernel {
     }
     if constexpr (sizeof(E) == 2)
       if (tensor) return hgru2::forward_tensor(c, stream_);
+    hgru2::forward_plain(c, stream_);
+  }
+
+  template <class E>
+  void run_step(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor h,
+                const SeqInputs& in) const {
+    check(bool(y), "hgru2 step needs y");
+    Call<E> c = inputs<E>(s, o, in);
+    c.y = static_cast<E*>(y.data);
+    c.hT = static_cast<float*>(h.data);
+    if (hgru2::step_token(c, may_start_early(stream_, major_), stream_)) return;
+    // Every thread of the plain kernel reads and writes its own part of the state alone.
     hgru2::forward_plain(c, stream_);
   }
 

@@ -75,6 +75,11 @@ void forward_plain(const Call<E>& call, cudaStream_t stream);
 template <class E>
 void backward_plain(const Call<E>& call, cudaStream_t stream);
 
+// One token of each row, hT (B,H,n,n) in place; false, and nothing done, where n is not a multiple
+// of 16. early: see launch.cuh.
+template <class E>
+bool step_token(const Call<E>& call, bool early, cudaStream_t stream);
+
 // dbound[d] += sum over rows of partial[row][d], in the order of the rows.
 void add_bound_gradient(float* dbound, const float* partial, int64_t rows, int64_t D,
                         cudaStream_t stream);

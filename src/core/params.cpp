@@ -95,7 +95,7 @@ ParamId ParamTable::find(std::string_view name) const {
   return kNoParam;
 }
 
-Tensor ParamTable::view(Tensor flat, ParamId id) const {
+Tensor ParamTable::view(Tensor flat, ParamId id, int64_t from) const {
   if (id == kNoParam) return {};
   const bool packed = id >= kFirstPack;
   const Param& first = params_[packed ? packs_[id - kFirstPack].members[0] : id];
@@ -104,7 +104,7 @@ Tensor ParamTable::view(Tensor flat, ParamId id) const {
     shape.dim[0] = 0;
     for (ParamId m : packs_[id - kFirstPack].members) shape.dim[0] += params_[m].stored[0];
   }
-  Tensor t = flat.slice(first.offset, shape.numel());
+  Tensor t = flat.slice(first.offset - from, shape.numel());
   t.shape = shape;
   return t;
 }
@@ -113,7 +113,7 @@ Tensor Weights::w(ParamId id) const {
   if (id == kNoParam) return {};
   // A pack's members agree in how they are read; kFirstPack ids are matrices or biases.
   const bool as_master = id < kFirstPack && table->params()[id].read_as == ReadAs::master;
-  return table->view(as_master ? master : compute, id);
+  return as_master ? table->view(master, id, master_first) : table->view(compute, id);
 }
 
 }  // namespace hgrn

@@ -73,7 +73,8 @@ class ParamTable {
   ParamId find(std::string_view name) const;  // kNoParam if there is none
 
   // The weight inside a flat buffer (total() elements of any dtype); absent for kNoParam.
-  Tensor view(Tensor flat, ParamId id) const;
+  // `first`: the element of it that a buffer of its end alone starts with.
+  Tensor view(Tensor flat, ParamId id, int64_t first = 0) const;
 
  private:
   struct Pack {
@@ -88,7 +89,10 @@ class ParamTable {
 // activations are fp32.
 struct Weights {
   const ParamTable* table = nullptr;
-  Tensor master;   // (total) fp32 (double in gradient checks)
+  // (total) fp32 (double in gradient checks); without training, where the activations are
+  // narrower, the elements from master_first on: those that are read from it
+  Tensor master;
+  int64_t master_first = 0;
   Tensor compute;  // (total) in the precision of the activations
   Tensor grad;     // (total) as master; operations add to it
 

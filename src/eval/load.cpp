@@ -70,9 +70,9 @@ LoadedModel load_model(const std::string& dir, Device device, const std::string&
   l.weight_memory = l.ops->alloc(arena.peak(), arena.name());
   arena.bind(l.weight_memory);
   l.weights.take(arena, *l.ops, l.model->params(), /*with_grad=*/false);
-  std::vector<float> master(size_t(l.model->params().total()), 0.0f);
-  load_weights(l.dir, l.model->params(), master.data());
-  l.weights.set(*l.ops, master);
+  l.weights.set_zero(*l.ops);
+  read_weights(l.dir, l.model->params(),
+               [&](ParamId id, const float* values) { l.weights.set(*l.ops, id, values); });
   l.model->use(l.weights.weights());
   return l;
 }

@@ -14,6 +14,7 @@ namespace hgrn {
 namespace {
 
 constexpr int64_t kTokensAtOnce = 16384;  // of one forward pass
+constexpr int64_t kMaxRows = 1024;        // of one forward pass
 constexpr int64_t kCarrySegment = 4096;
 constexpr uint64_t kMaxTextBytes = uint64_t(16) << 30;
 
@@ -143,11 +144,17 @@ void score_rows(LoadedModel& m, const Stream& s, std::vector<float>& nll) {
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     return s.rows[size_t(a)].count > s.rows[size_t(b)].count;
   });
-  const int64_t longest = s.rows[size_t(order[0])].count;
-  const int64_t B = std::clamp<int64_t>(kTokensAtOnce / longest, 1, int64_t(order.size()));
-  m.model->prepare({.B = B, .T = longest});
-  for (size_t at = 0; at < order.size(); at += size_t(B))
-    score(m, s, order, at, std::min(order.size(), at + size_t(B)), nll);
+  const auto length = [&](size_t i) { return s.rows[size_t(order[i])].count; };
+  const int64_t shortest = length(order.size() - 1), tokens = std::max(kTokensAtOnce, length(0));
+  const int64_t most = std::clamp<int64_t>(tokens / std::max<int64_t>(1, shortest), 1,
+                                           std::min<int64_t>(kMaxRows, int64_t(order.size())));
+  m.model->prepare({.B = most, .T = (tokens + most - 1) / most});
+  for (size_t at = 0; at < order.size();) {
+    const int64_t B = std::clamp<int64_t>(tokens / length(at), 1, most);
+    const size_t end = std::min(order.size(), at + size_t(B));
+    score(m, s, order, at, end, nll);
+    at = end;
+  }
 }
 
 void score_carry(LoadedModel& m, const Stream& s, std::vector<float>& nll) {
@@ -180,6 +187,16 @@ double PerplexityResult::word_ppl() const {
 }
 double PerplexityResult::bits_per_byte() const {
   return bytes > 0 ? nll / std::log(2.0) / double(bytes) : NAN;
+}
+// To first order: the total's standard error is tokens * nll_stderr.
+double PerplexityResult::ppl_stderr() const {
+  return ppl() * nll_stderr;
+}
+double PerplexityResult::word_ppl_stderr() const {
+  return word_ppl() * nll_stderr * double(tokens) / double(words);
+}
+double PerplexityResult::bits_per_byte_stderr() const {
+  return bits_per_byte() * nll_stderr * double(tokens) / nll;
 }
 
 PerplexityResult perplexity(LoadedModel& m, const PerplexityOptions& o, const TokenSink& each) {
@@ -232,10 +249,13 @@ std::string perplexity_json(const PerplexityResult& r, const LoadedModel& m) {
   j["nll"] = known(r.nll);
   j["nll_stderr"] = known(r.nll_stderr);
   j["ppl"] = known(r.ppl());
+  j["ppl_stderr"] = known(r.ppl_stderr());
   j["words"] = counted(r.words);
   j["word_ppl"] = known(r.word_ppl());
+  j["word_ppl_stderr"] = known(r.word_ppl_stderr());
   j["bytes"] = counted(r.bytes);
   j["bits_per_byte"] = known(r.bits_per_byte());
+  j["bits_per_byte_stderr"] = known(r.bits_per_byte_stderr());
   j["checkpoint"] = m.dir;
   j["step"] = counted(m.step);
   j["seconds"] = r.seconds;

@@ -35,6 +35,10 @@ struct PerplexityResult {
   double ppl() const;
   double word_ppl() const;  // NaN where words are unknown
   double bits_per_byte() const;
+  // Standard errors, from that of the mean nll a token.
+  double ppl_stderr() const;
+  double word_ppl_stderr() const;
+  double bits_per_byte_stderr() const;
 };
 
 using TokenSink = std::function<void(int64_t index, int32_t token, double nll)>;

@@ -125,15 +125,25 @@ void Hgru2::forward(Tensor out, Tensor u, const Weights& w, const MixerCall& cal
   const Tensor qfi = a.qfi.slice(0, s.N()), y = a.y.slice(0, s.N());
   const Tensor normed = a.normed.slice(0, s.N()), stats = a.stats.slice(0, s.N());
 
-  ops_.linear_forward(qfi, u, w.w(p.qfi), w.w(p.qfi_bias));
+  if (call.norm)
+    ops_.norm_linear_forward(qfi, *call.norm, w.w(p.qfi), w.w(p.qfi_bias));
+  else
+    ops_.linear_forward(qfi, u, w.w(p.qfi), w.w(p.qfi_bias));
   const SeqInputs in{qfi, bound_.beta(call.layer), {}, call.reset, call.state};
   if (call.state && call.T == 1)
     seq_.step(s, options(), y, call.state, in);
   else
     seq_.forward(s, options(), y, call.state, in,
                  call.save ? std::span<const Tensor>(a.saved) : std::span<const Tensor>());
-  ops_.norm_forward(normed, stats, y, w.w(p.norm), w.w(p.norm_bias), config_.norm,
-                    config_.norm_eps);
+  const NormInput norm{.normed = normed,
+                       .stats = stats,
+                       .x = y,
+                       .w = w.w(p.norm),
+                       .b = w.w(p.norm_bias),
+                       .kind = config_.norm,
+                       .eps = config_.norm_eps};
+  if (!call.save) return ops_.norm_linear_forward(out, norm, w.w(p.out), w.w(p.out_bias));
+  ops_.norm_forward(normed, stats, y, norm.w, norm.b, norm.kind, norm.eps);
   ops_.linear_forward(out, normed, w.w(p.out), w.w(p.out_bias));
 }
 

@@ -41,6 +41,9 @@ struct MixerCall {
   bool save = false;  // a backward follows
   Tensor reset;       // (N) u8 or absent
   Tensor state;       // this layer's recurrent state, read and updated; or absent
+  // Not null (never with save): u is not there yet, it is norm->normed, and the mixer's first
+  // linear layer norms on its way.
+  const NormInput* norm = nullptr;
 };
 
 class Mixer {

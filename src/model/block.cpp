@@ -112,6 +112,35 @@ void Block::forward(Tensor branch_out, Tensor resid, Tensor branch, const Acts& 
   if (!stop_before_down) ops_.linear_forward(branch_out, a.hidden, w.w(down_), w.w(down_bias_));
 }
 
+void Block::infer(Tensor branch_out, Tensor resid, Tensor branch, const Acts& a, const Weights& w,
+                  const MixerCall& call) {
+  NormInput norm{.normed = a.norm1,
+                 .stats = a.stats1,
+                 .sum = a.resid1,
+                 .x = branch ? resid : a.resid1,
+                 .branch = branch,
+                 .w = w.w(norm1_),
+                 .b = w.w(norm1_bias_),
+                 .kind = config_.norm,
+                 .eps = float(config_.norm_eps)};
+  MixerCall fused = call;
+  fused.norm = &norm;
+  mixer_.forward(branch_out, a.norm1, w, fused);
+
+  norm = {.normed = a.norm2,
+          .stats = a.stats2,
+          .sum = a.resid2,
+          .x = a.resid1,
+          .branch = branch_out,
+          .w = w.w(norm2_),
+          .b = w.w(norm2_bias_),
+          .kind = config_.norm,
+          .eps = float(config_.norm_eps)};
+  ops_.norm_linear_forward(a.gate_up, norm, w.w(gate_up_), w.w(gate_up_bias_));
+  ops_.glu_linear_forward(branch_out, a.hidden, a.gate_up, config_.hidden_act, w.w(down_),
+                          w.w(down_bias_));
+}
+
 void Block::backward(const Acts& a, const Scratch& s, const Weights& w, const MixerCall& call,
                      const Dropout& drop) {
   const Tensor dropped = drop.p > 0 ? s.dbranch : Tensor();  // absent: equals dresid

@@ -44,6 +44,9 @@ class Block {
   // branch and resid may not be acts' own tensors except resid == acts.resid1.
   void forward(Tensor branch_out, Tensor resid, Tensor branch, const Acts& acts, const Weights& w,
                const MixerCall& call, const Dropout& drop, bool stop_before_down = false);
+  // The same where no backward follows and nothing is dropped, in Ops' fused forms.
+  void infer(Tensor branch_out, Tensor resid, Tensor branch, const Acts& acts, const Weights& w,
+             const MixerCall& call);
   // In: s.dresid, s.dbranch = gradients of acts.resid2 and of this block's GLU branch.
   // Out: s.dresid = gradient of acts.resid1, s.dbranch = of the branch that was added to form it.
   void backward(const Acts& acts, const Scratch& s, const Weights& w, const MixerCall& call,

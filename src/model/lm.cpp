@@ -118,6 +118,11 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   stats_ = arena.take("norm statistics", {N, 2}, stat);
   nll_ = arena.take("nll", {N}, stat);
   last_ = arena.take("last rows", {shape.B, D}, act);
+  likeliest_ = draws_ = {};
+  if (shape.likeliest) {
+    likeliest_ = arena.take("likeliest tokens", {N}, DType::i32);
+    draws_ = arena.take("likeliest tokens", {N}, DType::i32);
+  }
 
   const int64_t Vp = padded(config_.vocab_size, ops_.vocab_multiple());
   const int64_t slice = std::max(logit_rows(N), shape.train ? int64_t(1) : shape.B);
@@ -158,6 +163,7 @@ void LanguageModel::prepare(const LmShape& shape) {
   layout(arena, shape);
   ops_.use_scratch(op_scratch_);
   zero_state();
+  if (draws_) ops_.zero(draws_);
 }
 
 void LanguageModel::zero_state() {
@@ -201,29 +207,39 @@ void LanguageModel::upload(const TokenRows& rows) {
   if (rows.reset) ops_.upload(reset_.slice(0, N), rows.reset);
 }
 
-void LanguageModel::run_forward(const TokenRows& rows, const Dropout& drop, bool train) {
+std::pair<Tensor, Tensor> LanguageModel::run_blocks(const TokenRows& rows, const Dropout& drop,
+                                                    bool train) {
   const int64_t N = rows.B * rows.T;
   const float scale =
       config_.scale_embedding ? float(std::sqrt(double(config_.hidden_size))) : 1.0f;
   const auto before = [&](int stage) {
     if (hooks_.before_forward) hooks_.before_forward(stage);
   };
-  upload(rows);
-  before(-1);
-  mixer_->begin_forward(weights_);
-
   ops_.embedding_forward(acts(0, N).resid1, tokens_.slice(0, N), weights_.w(embedding_), scale,
                          Block::at_site(drop, 0));
   Tensor resid, branch;  // their sum is the residual stream
   for (int l = 0; l < int(blocks_.size()); ++l) {
     const Block::Acts a = acts(l, N);
     before(l);
-    blocks_[size_t(l)].forward(branch_.slice(0, N), resid, branch, a, weights_,
-                               call(l, rows, train), drop);
+    Block& block = blocks_[size_t(l)];
+    const MixerCall c = call(l, rows, train);
+    if (train)
+      block.forward(branch_.slice(0, N), resid, branch, a, weights_, c, drop);
+    else
+      block.infer(branch_.slice(0, N), resid, branch, a, weights_, c);
     resid = a.resid2;
     branch = branch_.slice(0, N);
   }
   before(int(blocks_.size()));
+  return {resid, branch};
+}
+
+void LanguageModel::run_forward(const TokenRows& rows, const Dropout& drop, bool train) {
+  const int64_t N = rows.B * rows.T;
+  upload(rows);
+  if (hooks_.before_forward) hooks_.before_forward(-1);
+  mixer_->begin_forward(weights_);
+  const auto [resid, branch] = run_blocks(rows, drop, train);
   ops_.residual_norm_forward(resid_.slice(0, N), normed_.slice(0, N), stats_.slice(0, N), resid,
                              branch, weights_.w(norm_), weights_.w(norm_bias_), config_.norm,
                              float(config_.norm_eps),
@@ -299,8 +315,15 @@ Tensor LanguageModel::forward(const TokenRows& rows) {
     const Tensor l = logits(first, count);
     ops_.cross_entropy(nll_.slice(first, count), l, targets_.slice(first, count),
                        config_.vocab_size, /*backward=*/false, 0);
+    if (likeliest_)
+      ops_.sample(likeliest_.slice(first, count), {}, {}, draws_.slice(first, count), l,
+                  config_.vocab_size, {.temperature = 0});
   }
   return nll_.slice(0, N);
+}
+
+void LanguageModel::advance(const TokenRows& rows) {
+  run_forward(rows, Dropout{}, /*train=*/false);
 }
 
 Tensor LanguageModel::logits(int64_t first, int64_t count) {
@@ -315,6 +338,24 @@ Tensor LanguageModel::forward_last_logits(const TokenRows& rows) {
   for (int64_t b = 0; b < rows.B; ++b)
     ops_.copy(last.slice(b, 1), normed_.slice(b * rows.T + rows.T - 1, 1));
   ops_.linear_forward(out, last, weights_.w(head_), {});
+  return out;
+}
+
+Tensor LanguageModel::step(int64_t B) {
+  check(bool(state_) && B <= shape_.B, "step of {} rows needs prepare() with state for them", B);
+  const auto [resid, branch] = run_blocks({B, 1, nullptr, nullptr, nullptr}, {}, /*train=*/false);
+  const Tensor out = logits_.slice(0, B);
+  ops_.norm_linear_forward(out,
+                           {.normed = normed_.slice(0, B),
+                            .stats = stats_.slice(0, B),
+                            .sum = resid_.slice(0, B),
+                            .x = resid,
+                            .branch = branch,
+                            .w = weights_.w(norm_),
+                            .b = weights_.w(norm_bias_),
+                            .kind = config_.norm,
+                            .eps = float(config_.norm_eps)},
+                           weights_.w(head_), {});
   return out;
 }
 

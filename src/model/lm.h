@@ -3,6 +3,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/arena.h"
@@ -26,7 +27,8 @@ struct LmShape {
   int64_t B = 1, T = 1;  // the largest batch; evaluation may use smaller ones
   bool train = false;    // keep activations for backward
   Recompute recompute = Recompute::none;
-  bool state = false;  // keep recurrent states between calls
+  bool state = false;      // keep recurrent states between calls
+  bool likeliest = false;  // forward() also finds the likeliest tokens
 };
 
 class LanguageModel {
@@ -62,8 +64,17 @@ class LanguageModel {
   // Forward alone, B*T at most the shape's, without dropout. Returns nll (B*T) stat_dtype(), valid
   // until the next call. With state: it is read and updated.
   Tensor forward(const TokenRows& rows);
+  // After forward() of N tokens, with shape.likeliest: the likeliest token at each place, (N) i32.
+  Tensor likeliest(int64_t N) const { return likeliest_.slice(0, N); }
+  // Forward alone, for the state's sake: no logits.
+  void advance(const TokenRows& rows);
   // Forward alone; returns the logits after the last token of each row, (B,Vp) act_dtype().
   Tensor forward_last_logits(const TokenRows& rows);
+  // One token more of each of B rows, whose ids the device holds in next_tokens(): returns the
+  // logits (B,Vp) of what follows. Needs state, and a forward call before it with these weights.
+  // Uploads nothing, so that Ops::record can keep it.
+  Tensor step(int64_t B);
+  Tensor next_tokens(int64_t B) const { return tokens_.slice(0, B); }  // (B) i32
   // Logits of all rows after forward() or forward_backward(): rows [first, first+count), for tests.
   Tensor logits(int64_t first, int64_t count);
 
@@ -77,6 +88,8 @@ class LanguageModel {
   void release();
   void upload(const TokenRows& rows);
   void run_forward(const TokenRows& rows, const Dropout& drop, bool train);
+  // Embedding and blocks; the residual stream after it is the sum of the two tensors.
+  std::pair<Tensor, Tensor> run_blocks(const TokenRows& rows, const Dropout& drop, bool train);
   void run_backward(const TokenRows& rows, const Dropout& drop);
   MixerCall call(int layer, const TokenRows& rows, bool train) const;
   int slot(int layer) const { return per_layer_ ? layer : 0; }
@@ -105,6 +118,7 @@ class LanguageModel {
   Tensor resid_ /*(N,D)*/, normed_ /*(N,D)*/, stats_ /*(N,2)*/;  // around the final norm
   Tensor nll_ /*(N)*/, logits_ /*(logit_rows,Vp)*/, last_ /*(B,D)*/;
   Tensor state_ /*(L,B,...)*/;
+  Tensor likeliest_ /*(N) i32*/, draws_ /*(N) i32*/;
 };
 
 }  // namespace hgrn

@@ -1,6 +1,8 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "core/rng.h"
 
@@ -28,17 +30,36 @@ double uniform_at(uint64_t key, int64_t i) {  // (-1, 1)
 
 void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bool with_grad) {
   weights_.table = &table;
-  weights_.master = arena.take("master weights", {table.total()}, ops.master_dtype());
-  weights_.compute = ops.act_dtype() == ops.master_dtype()
-                         ? weights_.master
-                         : arena.take("compute weights", {table.total()}, ops.act_dtype());
+  const bool narrow = ops.act_dtype() != ops.master_dtype();
+  weights_.master_first = 0;
+  if (narrow && !with_grad) {
+    weights_.master_first = table.total();
+    for (const Param& p : table.params())
+      if (p.read_as == ReadAs::master)
+        weights_.master_first = std::min(weights_.master_first, p.offset);
+  }
+  weights_.master =
+      arena.take("master weights", {table.total() - weights_.master_first}, ops.master_dtype());
+  weights_.compute =
+      narrow ? arena.take("compute weights", {table.total()}, ops.act_dtype()) : weights_.master;
   if (with_grad) weights_.grad = arena.take("gradients", {table.total()}, ops.master_dtype());
 }
 
 void WeightStore::set(Ops& ops, const std::vector<float>& master) {
   const Tensor t = weights_.master;
-  check(int64_t(master.size()) == t.numel(), "{} weights were given, {} expected", master.size(),
-        t.numel());
+  check(int64_t(master.size()) == weights_.table->total(), "{} weights were given, {} expected",
+        master.size(), weights_.table->total());
+  if (weights_.master_first > 0) {
+    set_zero(ops);
+    std::vector<float> dense;
+    for (ParamId id = 0; id < ParamId(weights_.table->params().size()); ++id) {
+      const Param& p = weights_.table->params()[size_t(id)];
+      dense.resize(size_t(p.shape.numel()));
+      gather(dense.data(), master.data(), p, 0, p.shape.numel());
+      set(ops, id, dense.data());
+    }
+    return;
+  }
   if (t.dtype == DType::f64) {
     const std::vector<double> wide(master.begin(), master.end());
     ops.upload(t, wide.data());
@@ -48,8 +69,43 @@ void WeightStore::set(Ops& ops, const std::vector<float>& master) {
   if (weights_.compute.data != t.data) ops.cast(weights_.compute, t);
 }
 
+void WeightStore::set_zero(Ops& ops) {
+  ops.zero(weights_.master);
+  if (weights_.compute.data != weights_.master.data) ops.zero(weights_.compute);
+}
+
+void WeightStore::set(Ops& ops, ParamId id, const float* values) {
+  const Param& p = weights_.table->params()[size_t(id)];
+  // The rows that there are, as they lie in memory.
+  const int64_t n = p.shape.numel() / p.cols() * p.stored_cols();
+  std::vector<float> padded;
+  if (p.cols() != p.stored_cols()) {
+    padded.assign(size_t(n), 0.0f);
+    scatter(padded.data(), values, p, 0, p.shape.numel(), p.offset);
+    values = padded.data();
+  }
+  const auto put = [&](Tensor t) {
+    if (t.dtype == DType::f32) return ops.upload(t, values);
+    if (t.dtype == DType::f64) {
+      const std::vector<double> wide(values, values + n);
+      return ops.upload(t, wide.data());
+    }
+    check(t.dtype == DType::bf16, "weights are kept in f32, f64 or bf16, not in {}",
+          name_of(t.dtype));
+    const std::unique_ptr<uint16_t[]> narrow(new uint16_t[size_t(n)]);
+#pragma omp parallel for
+    for (int64_t i = 0; i < n; ++i) narrow[size_t(i)] = float_to_bf16(values[i]);
+    ops.upload(t, narrow.get());
+  };
+  if (p.offset >= weights_.master_first)
+    put(weights_.master.slice(p.offset - weights_.master_first, n));
+  if (weights_.compute.data != weights_.master.data && p.read_as == ReadAs::compute)
+    put(weights_.compute.slice(p.offset, n));
+}
+
 std::vector<float> WeightStore::get(Ops& ops) const {
   const Tensor t = weights_.master;
+  check(weights_.master_first == 0, "the master weights are not all here");
   std::vector<float> host(size_t(t.numel()));
   if (t.dtype == DType::f64) {
     std::vector<double> wide(host.size());

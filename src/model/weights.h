@@ -1,5 +1,6 @@
 // The memory of a model's weights: fp32 master copy, the copy that operations read (the same
-// buffer where activations are fp32), and gradients.
+// buffer where activations are fp32), and gradients. Without gradients (evaluation, generation) of
+// the master copy only what operations read of it: norm weights and Gamma.
 #pragma once
 #include <vector>
 
@@ -17,7 +18,12 @@ class WeightStore {
   const Weights& weights() const { return weights_; }
   // Flat host values, table.total() of them; the compute copy follows.
   void set(Ops& ops, const std::vector<float>& master);
-  std::vector<float> get(Ops& ops) const;
+  std::vector<float> get(Ops& ops) const;  // needs the whole master copy
+
+  // The same a parameter at a time, so that no flat copy is needed: zero all, then give each one's
+  // values (its true shape, without padded rows).
+  void set_zero(Ops& ops);
+  void set(Ops& ops, ParamId id, const float* values);
 
  private:
   Weights weights_;

@@ -10,11 +10,13 @@
 // Every result is deterministic: the same call on the same machine gives the same bits.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 
 #include "core/rng.h"
+#include "core/sampling.h"
 #include "core/tensor.h"
 #include "ops/seq_kernel.h"
 
@@ -30,6 +32,21 @@ struct AdamStep {
 
 struct MemoryInfo {
   size_t free = 0, total = 0;  // bytes; 0: unknown
+};
+
+// What a fused norm reads and writes: normed = norm(sum) with sum = x + branch, or norm(x) where
+// branch is absent. sum is not x. normed and stats may be left unwritten.
+struct NormInput {
+  Tensor normed{}, stats{}, sum{}, x{}, branch{}, w{}, b{};  // as in Ops::residual_norm_forward
+  Norm kind = Norm::rms;
+  float eps = 0;
+};
+
+// Operations recorded by Ops::record, to be run again on what their tensors hold by then.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  virtual void replay() = 0;
 };
 
 class Ops {
@@ -124,6 +141,21 @@ class Ops {
   // written where control.ok is 0. compute = cast(master) unless it is absent or master itself.
   virtual void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad,
                      const AdamStep& step, Tensor control) = 0;
+
+  // ---- decoding
+  // y = linear(norm(...)) and y = linear(glu): one kernel each where rows are few. What lies
+  // between (in.normed, h) may be left unwritten.
+  virtual void norm_linear_forward(Tensor y, const NormInput& in, Tensor w, Tensor b);
+  virtual void glu_linear_forward(Tensor y, Tensor h, Tensor gu, Act act, Tensor w, Tensor b);
+  // One token a row by core/sampling.h, bit for bit the same on every backend. logits (B,Vp)
+  // act_dtype(), of which the first `vocab` columns count. tokens (B) i32 =; step (B) i32 numbers
+  // the row's draws, += 1; history (R,B) i32: row step % R =; seen (B,Vp) u8, absent where there is
+  // no penalty: tokens whose logits are penalised, the drawn one joins them.
+  virtual void sample(Tensor tokens, Tensor history, Tensor seen, Tensor step, Tensor logits,
+                      int64_t vocab, const Sampling& s) = 0;
+  // Runs nothing but keeps `work` for replay(). `work` calls operations on fixed tensors alone (no
+  // upload, download, alloc), has run before with the same shapes, and writes no weight.
+  virtual std::unique_ptr<Recording> record(std::function<void()> work);
 
   // ---- sequence kernels
   virtual SeqKernel& seq(std::string_view name) = 0;  // "hgru2"; Exit::usage for an unknown one

@@ -90,6 +90,9 @@ class PlanOps final : public Ops {
   void adamw(Tensor, Tensor, Tensor, Tensor, Tensor, const AdamStep&, Tensor) override {
     not_run();
   }
+  void sample(Tensor, Tensor, Tensor, Tensor, Tensor, int64_t, const Sampling&) override {
+    not_run();
+  }
 
  private:
   DType act_;

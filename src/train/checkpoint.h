@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -117,6 +118,11 @@ void load_checkpoint(const std::string& dir, const ParamTable& table, float* mas
 // Weights alone, from any Hugging Face HGRN2 folder: F32, BF16, F16 or F64, one file or shards.
 // Names that only one side has are Exit::data.
 void load_weights(const std::string& dir, const ParamTable& table, float* master);
+
+// The same a parameter at a time: each(id, values of its true shape), which are gone after the
+// call.
+void read_weights(const std::string& dir, const ParamTable& table,
+                  const std::function<void(ParamId, const float*)>& each);
 
 // trainer.json as text, and back (`where` for messages). Exit::data if it is damaged.
 std::string trainer_state_to_json(const TrainerState& state);

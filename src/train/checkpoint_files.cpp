@@ -291,4 +291,18 @@ void load_weights(const std::string& dir, const ParamTable& table, float* master
   read_master(folder, table, master);
 }
 
+void read_weights(const std::string& dir, const ParamTable& table,
+                  const std::function<void(ParamId, const float*)>& each) {
+  const ModelFolder folder(dir);
+  check_names(folder, table);
+  int64_t most = 0;
+  for (const Param& p : table.params()) most = std::max(most, p.shape.numel());
+  const std::unique_ptr<float[]> values(new float[size_t(most)]);
+  for (ParamId id = 0; id < ParamId(table.params().size()); ++id) {
+    const Param& p = table.params()[size_t(id)];
+    folder.read_f32(p.name, p.shape, values.get());
+    each(id, values.get());
+  }
+}
+
 }  // namespace hgrn

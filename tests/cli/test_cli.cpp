@@ -84,6 +84,11 @@ TEST_CASE("cli: wrong usage is exit 2 and names the nearest valid word", "[cli]"
   usage({"train"}, "--config");
   usage({"eval", "--checkpoint", "x"}, "--data");
   usage({"eval", "--checkpoint", "x", "--data", "y", "--protocol", "block"}, "protocol");
+  usage({"eval", "--checkpoint", "x", "--data", "y", "--task", "piqa"}, "one of the three");
+  usage({"eval", "--checkpoint", "x", "--task", "piqa"}, "--task-data");
+  usage({"eval", "--checkpoint", "x", "--task", "piqua", "--task-data", "y"}, "did you mean piqa?");
+  usage({"generate", "--checkpoint", "x", "--prompt", "a", "--prompts", "b"}, "one of the two");
+  usage({"generate", "--checkpoint", "x", "--prompt", "a", "--top-p", "2"}, "--top-p");
   usage({"train", "--config", HGRN_SOURCE_DIR "/configs/quickstart.json", "--set", "optim.lrr=1"},
         "did you mean lr?");
   usage({"train", "--config", HGRN_SOURCE_DIR "/configs/quickstart.json", "--set",
@@ -179,4 +184,63 @@ TEST_CASE("cli: text to shards to a model to numbers and a sample", "[cli]") {
   const Result same = hgrn_(tmp, {"generate", "--checkpoint", tmp / "run", "--prompt", "the ",
                                   "--tokens", "30", "--seed", "4"});
   CHECK(again.out == same.out);
+
+  // Prompts from a file, JSON, stop texts.
+  spill(tmp / "prompts.txt", "the cat \n\nand the dog\n");
+  r = hgrn_(tmp,
+            {"generate", "--checkpoint", tmp / "run", "--prompts", tmp / "prompts.txt", "--tokens",
+             "16", "--temperature", "0", "--stop", "ma", "--stop", "ran", "--json"});
+  REQUIRE(r.code == 0);
+  CHECK(r.says("time to first token"));
+  std::istringstream rows(r.out);
+  int64_t index = 0;
+  for (std::string line; std::getline(rows, line); ++index) {
+    const auto j = nlohmann::json::parse(line);
+    CHECK(j["index"] == index);
+    CHECK(j["prompt"] == std::vector<std::string>{"the cat ", "", "and the dog"}.at(size_t(index)));
+    CHECK(j["text"].get<std::string>().find("ma") == std::string::npos);
+    CHECK((j["finish"] == "length" || j["finish"] == "stop" || j["finish"] == "end_of_text"));
+    CHECK(j["tokens"] <= 16);
+  }
+  CHECK(index == 3);
+
+  // A task: the model knows its one sentence.
+  std::string items;
+  for (int n = 0; n < 5; ++n)
+    items += R"({"query": "the cat sat on", "choices": ["the dog", "the mat"], "gold": 1})"
+             "\n";
+  spill(tmp / "task.jsonl", items);
+  r = hgrn_(tmp, {"eval", "--checkpoint", tmp / "run", "--task", "piqa", "--task-data",
+                  tmp / "task.jsonl", "--json", tmp / "t.json", "--per-token", tmp / "tp.jsonl"});
+  INFO(r.err);
+  REQUIRE(r.code == 0);
+  CHECK(r.out.find("acc_norm") != std::string::npos);
+  const auto task = nlohmann::json::parse(slurp(tmp / "t.json"));
+  CHECK(task["results"]["piqa"]["acc,none"] == 1);
+  CHECK(task["results"]["piqa"]["acc_stderr,none"] == 0);
+  CHECK(task["n-samples"]["piqa"]["effective"] == 5);
+  const std::string each = slurp(tmp / "tp.jsonl");
+  CHECK(std::count(each.begin(), each.end(), '\n') == 5 * 2 * 8);
+  spill(tmp / "task.jsonl", items + "{\"query\": \"q\"}\n");
+  r = hgrn_(tmp, {"eval", "--checkpoint", tmp / "run", "--task", "piqa", "--task-data",
+                  tmp / "task.jsonl"});
+  CHECK(r.code == 3);
+  CHECK(error_lines(r) == 1);
+  CHECK(r.says("task.jsonl:6: no field \"choices\""));
+
+  // A tokenizer larger than the model.
+  spill(tmp / "small.json", R"({
+    "model": {"vocab_size": 200, "hidden_size": 16, "num_hidden_layers": 1, "expand_ratio": 16,
+              "intermediate_size": 16},
+    "data": {"train": ")" + (tmp / "t_*.bin") +
+                                R"(", "seq_len": 64},
+    "train": {"steps": 0, "global_batch": 1, "micro_batch": 1, "precision": "fp32"}})");
+  REQUIRE(hgrn_(tmp, {"train", "--config", tmp / "small.json", "--out", tmp / "small", "--device",
+                      "cpu"})
+              .code == 0);
+  r = hgrn_(tmp,
+            {"generate", "--checkpoint", tmp / "small", "--prompt", "x", "--tokenizer", "byte"});
+  CHECK(r.code == 2);
+  CHECK(error_lines(r) == 1);
+  CHECK(r.says("257 is larger than the model's 200"));
 }

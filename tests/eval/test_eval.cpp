@@ -1,38 +1,15 @@
-// Perplexity protocols and sampling on a small random model.
+// Perplexity protocols on a small random model.
 #include <cmath>
 #include <map>
 
 #include "catch.h"
-#include "eval/generate.h"
+#include "eval/byte_model.h"
 #include "eval/perplexity.h"
-#include "train/run_folder.h"
 
 using namespace hgrn;
 using namespace hgrn::test;
 
 namespace {
-
-// A byte model whose weights are random and large enough that context matters.
-struct ByteModel {
-  TempFolder folder;
-  std::string dir;
-  ByteModel() {
-    write_shard(folder / "t_000000.bin", learnable_tokens(2000, 256, 1));
-    spill(folder / "c.json", R"({
-      "model": {"vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 2, "expand_ratio": 8,
-                "intermediate_size": 24, "initializer_range": 0.3},
-      "data": {"train": ")" + (folder / "t_*.bin") +
-                                 R"(", "tokenizer": "byte", "seq_len": 50},
-      "train": {"steps": 0, "global_batch": 1, "micro_batch": 1, "precision": "fp32"}})");
-    TrainArgs a;
-    a.config = folder / "c.json";
-    a.out = folder / "run";
-    a.device = Device::cpu;
-    train(a);
-    dir = folder / "run";
-  }
-  LoadedModel open() const { return load_model(dir, Device::cpu, ""); }
-};
 
 std::map<int64_t, std::pair<int32_t, double>> per_token(LoadedModel& m, const PerplexityOptions& o,
                                                         PerplexityResult* result = nullptr) {
@@ -42,13 +19,6 @@ std::map<int64_t, std::pair<int32_t, double>> per_token(LoadedModel& m, const Pe
   });
   if (result) *result = r;
   return out;
-}
-
-std::string sample_text(int64_t bytes) {
-  std::string text;
-  for (int64_t i = 0; i < bytes; ++i)
-    text += i % 37 == 36 ? '\n' : char('a' + philox(5, 0, uint64_t(i)).v[0] % 26);
-  return text;
 }
 
 }  // namespace
@@ -151,70 +121,4 @@ TEST_CASE("eval: line-end tokens", "[eval]") {
   std::vector<int32_t> ids;
   for (const auto& [i, entry] : t) ids.push_back(entry.first);
   CHECK(ids == std::vector<int32_t>{'a', 'b', 256, 256, 'c', 'd', 256});
-}
-
-TEST_CASE("generate: the likeliest tokens are those of repeated whole passes", "[eval]") {
-  const ByteModel b;
-  LoadedModel m = b.open();
-  GenerateOptions o;
-  o.prompt = "Some prompt";
-  o.tokens = 20;
-  o.temperature = 0;
-  o.batch = 2;
-  std::string rows[2];
-  const GenerateReport report =
-      generate(m, o, [&](int64_t row, std::string_view text) { rows[row] += text; });
-  CHECK(rows[0] == rows[1]);
-  CHECK(report.tokens <= 40);
-  CHECK(report.prompt_tokens == 24);
-
-  std::vector<int32_t> tokens = {256};
-  tokens.insert(tokens.end(), o.prompt.begin(), o.prompt.end());
-  std::string want;
-  const int64_t V = m.model->config().vocab_size;
-  for (int64_t i = 0; i < 20; ++i) {
-    const int64_t T = int64_t(tokens.size());
-    m.model->prepare({.B = 1, .T = T});
-    const Tensor l = m.model->forward_last_logits({1, T, tokens.data(), nullptr, nullptr});
-    std::vector<float> logits(size_t(l.numel()));
-    m.ops->download(logits.data(), l);
-    const int32_t next =
-        int32_t(std::max_element(logits.begin(), logits.begin() + V) - logits.begin());
-    if (next == 256) break;
-    tokens.push_back(next);
-    want += char(next);
-  }
-  CHECK(rows[0] == want);
-}
-
-TEST_CASE("generate: sampling keeps to temperature, top-k and top-p", "[eval]") {
-  const float logits[5] = {std::log(0.4f), std::log(0.1f), std::log(0.3f), std::log(0.15f),
-                           std::log(0.05f)};
-  auto frequencies = [&](const GenerateOptions& o) {
-    std::vector<double> f(5, 0);
-    const int64_t draws = 20000;
-    for (int64_t i = 0; i < draws; ++i)
-      f[size_t(sample_token(logits, 5, o, (double(i) + 0.5) / double(draws)))] += 1.0 / draws;
-    return f;
-  };
-  GenerateOptions o;
-  std::vector<double> f = frequencies(o);
-  CHECK(f[0] == Approx(0.4).margin(1e-3));
-  CHECK(f[4] == Approx(0.05).margin(1e-3));
-  o.top_k = 2;
-  f = frequencies(o);
-  CHECK(f[0] == Approx(4.0 / 7).margin(1e-3));
-  CHECK(f[2] == Approx(3.0 / 7).margin(1e-3));
-  o.top_k = 0;
-  o.top_p = 0.75;  // 0.4 + 0.3 < 0.75 <= 0.85
-  f = frequencies(o);
-  CHECK(f[3] == Approx(0.15 / 0.85).margin(1e-3));
-  CHECK(f[1] == 0);
-  o.top_p = 1;
-  o.temperature = 0.5;
-  f = frequencies(o);
-  CHECK(f[0] == Approx(0.16 / 0.285).margin(1e-3));
-  o.temperature = 0;
-  f = frequencies(o);
-  CHECK(f[0] == Approx(1));
 }

@@ -37,4 +37,13 @@ struct StepTime {
 // Whole optimizer steps of one micro-batch on random tokens.
 StepTime time_step(Ops& ops, const Config& config, int steps);
 
+struct GenerateTime {
+  double tokens_per_s = 0;    // over all rows, without the first token
+  double first_token_ms = 0;  // prompt included
+  double memory_start_gib = 0, memory_end_gib = 0;
+};
+// Random weights and prompts of `prompt` tokens; `tokens` more of each of `batch` rows are sampled.
+GenerateTime time_generate(Ops& ops, const Config& config, int64_t batch, int64_t prompt,
+                           int64_t tokens);
+
 }  // namespace hgrn::bench

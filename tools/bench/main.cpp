@@ -1,7 +1,8 @@
-// hgrn-bench: times single operations and whole training steps, one line each.
+// hgrn-bench: times single operations, whole training steps and generation, one line each.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "bench.h"
 #include "core/file.h"
@@ -17,6 +18,7 @@ struct Args {
   Device device = Device::automatic;
   int64_t micro_batch = 0;
   int steps = 20;
+  int64_t tokens = 1000, batch = 1, prompt = 128;
 };
 
 const Card* card_of(const Ops& ops) {
@@ -71,18 +73,35 @@ void run_step(Ops& ops, const Config& config, const Args& a) {
       t.memory_gib, t.context_gib, planned, 100 * (planned / t.memory_gib - 1));
 }
 
+void run_generate(Ops& ops, const Config& config, const Args& a) {
+  const GenerateTime t = time_generate(ops, config, a.batch, a.prompt, a.tokens);
+  std::printf(
+      "generate  batch %lld  prompt %lld  tokens %lld  %.1f tokens/s  first token %.2f ms  memory "
+      "in use on the device %.3f GiB after 32 tokens, %.3f GiB at the end\n",
+      static_cast<long long>(a.batch), static_cast<long long>(a.prompt),
+      static_cast<long long>(a.tokens), t.tokens_per_s, t.first_token_ms, t.memory_start_gib,
+      t.memory_end_gib);
+}
+
 int run(int argc, char** argv) {
-  CLI::App root("hgrn-bench: times operations and training steps", "hgrn-bench");
+  CLI::App root("hgrn-bench: times operations, training steps and generation", "hgrn-bench");
   root.require_subcommand(1);
   Args a;
   const std::map<std::string, Device> devices = {
       {"auto", Device::automatic}, {"cpu", Device::cpu}, {"cuda", Device::cuda}};
   CLI::App* ops_app = root.add_subcommand("ops", "Single operations at a config's shapes");
   CLI::App* step_app = root.add_subcommand("step", "Whole optimizer steps of one micro-batch");
+  CLI::App* generate_app =
+      root.add_subcommand("generate", "Sampling from a model with random weights");
+  for (const auto& [flag, value, text] :
+       {std::tuple{"--tokens", &a.tokens, "tokens of each row"},
+        std::tuple{"--batch", &a.batch, "rows"},
+        std::tuple{"--prompt", &a.prompt, "tokens of each prompt"}})
+    generate_app->add_option(flag, *value, text)->check(CLI::PositiveNumber)->capture_default_str();
   ops_app->add_option("name", a.only, "only operations whose name holds this");
   ops_app->add_option("--json", a.json, "write the table to this file");
   step_app->add_option("--steps", a.steps, "steps to time")->check(CLI::PositiveNumber);
-  for (CLI::App* app : {ops_app, step_app}) {
+  for (CLI::App* app : {ops_app, step_app, generate_app}) {
     app->add_option("--config", a.config, "config file (default: configs/quickstart.json)");
     app->add_option("--set", a.overrides, "KEY=VALUE, overrides a config key; repeatable")
         ->take_all();
@@ -103,6 +122,7 @@ int run(int argc, char** argv) {
   std::printf("%s\n", ops->describe().c_str());
   if (ops_app->parsed()) run_ops(*ops, config, a);
   if (step_app->parsed()) run_step(*ops, config, a);
+  if (generate_app->parsed()) run_generate(*ops, config, a);
   return 0;
 }
 

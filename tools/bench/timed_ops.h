@@ -66,6 +66,10 @@ class TimedOps final : public Ops {
   void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) override;
   void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad, const AdamStep& step,
              Tensor control) override;
+  void sample(Tensor tokens, Tensor history, Tensor seen, Tensor step, Tensor logits, int64_t vocab,
+              const Sampling& s) override {
+    timed("sample", [&] { ops_.sample(tokens, history, seen, step, logits, vocab, s); });
+  }
   SeqKernel& seq(std::string_view name) override;
 
   template <class Call>

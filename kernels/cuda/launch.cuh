@@ -1,0 +1,42 @@
+// Early launch of the kernels of a decoding step (programmatic dependent launch, sm_90). Inside a
+// recorded graph a kernel's CTAs may start while those of the kernel before still run: they load
+// weights, which nothing in the graph writes, and then wait for it in wait_for_previous().
+#pragma once
+#include <cuda_runtime.h>
+
+#include <utility>
+
+#include "cuda/cuda_check.h"
+
+namespace hgrn {
+
+// After it, all writes of the kernel before are visible. The next kernel may start only now, so
+// that what it reads before its own wait was finished two kernels ago.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Early start is safe in a recorded graph alone: elsewhere the kernel before may write the weights.
+inline bool may_start_early(cudaStream_t stream, int compute_major) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return compute_major >= 9 && cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
+         status == cudaStreamCaptureStatusActive;
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 blocks, dim3 threads, size_t shared_bytes,
+            cudaStream_t stream, bool early, A&&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks, config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes, config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = early ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...));
+}
+
+}  // namespace hgrn
