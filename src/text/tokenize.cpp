@@ -98,7 +98,9 @@ TokenizeReport tokenize(const TokenizeOptions& options) {
         "hgrn tokenize: no files; name the text files to read");
   check(options.shard_tokens >= 2, Exit::usage,
         "--shard-tokens {}: a shard needs at least 2 tokens", options.shard_tokens);
-  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(options.tokenizer);
+  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(
+      options.tokenizer,
+      options.special_tokens ? SpecialTokens::recognised : SpecialTokens::as_text);
   const EncodeOptions encode{options.files, options.line_end_token, options.document_separator,
                              options.jobs};
 

@@ -48,6 +48,7 @@ struct TokenizeOptions {
   std::string out;                     // PREFIX; empty: the first file without its extension
   int64_t shard_tokens = 100'000'000;  // tokens a shard; the last one holds the rest
   bool line_end_token = false;
+  bool special_tokens = false;  // SpecialTokens::recognised
   std::string document_separator;
   int jobs = 1;
   std::vector<std::string> files;

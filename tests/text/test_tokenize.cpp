@@ -71,7 +71,8 @@ class RunTokenizer final : public Tokenizer {
   int64_t vocab_size() const override { return int64_t(1) << 31; }
   int32_t eos() const override { return 0; }
   std::string name() const override { return "runs"; }
-  std::vector<std::string> files() const override { return {}; }
+  std::vector<TokenizerFile> files() const override { return {}; }
+  uint64_t fingerprint() const override { return 1; }
 };
 
 // Several pieces' worth of text with long and short documents, lines and runs of spaces.
