@@ -44,7 +44,8 @@ class AddedTokens {
     if (done < text.size()) on_text(text.substr(done));
   }
 
-  // Whether cutting a text between the ASCII letter or digit c and a space may change what is found.
+  // Whether cutting a text between the ASCII letter or digit c and a space may change what is
+  // found.
   bool cut_matters(unsigned char c) const { return cut_matters_[c]; }
 
  private:

@@ -1,6 +1,6 @@
 // Byte-pair encoding of one word (Sennrich et al. 2016, arXiv 1508.07909) over bytes: starting from
-// single bytes, the pair of neighbours with the lowest rank is merged, the leftmost of equals first,
-// until no pair has a rank.
+// single bytes, the pair of neighbours with the lowest rank is merged, the leftmost of equals
+// first, until no pair has a rank.
 #pragma once
 #include <cstdint>
 #include <memory>

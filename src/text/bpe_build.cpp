@@ -61,10 +61,11 @@ Ids number_tokens(const TokenizerDefinition& d, std::vector<std::string_view>& t
   std::vector<bool> taken(size_t(most), false);
   const auto take = [&](std::string_view token, int64_t id) {
     check(id >= 0 && id < most, Exit::data,
-          "{}: the id of \"{}\" is {}, but {} tokens must have the ids 0 to {} without a hole", d.file,
-          token, id, most, most - 1);
-    check(!taken[size_t(id)], Exit::data, "{}: the id {} is of both \"{}\" and \"{}\"; number one anew",
-          d.file, id, tokens[size_t(id)], token);
+          "{}: the id of \"{}\" is {}, but {} tokens must have the ids 0 to {} without a hole",
+          d.file, token, id, most, most - 1);
+    check(!taken[size_t(id)], Exit::data,
+          "{}: the id {} is of both \"{}\" and \"{}\"; number one anew", d.file, id,
+          tokens[size_t(id)], token);
     taken[size_t(id)] = true;
     tokens[size_t(id)] = token;
   };
@@ -91,8 +92,8 @@ Ids number_tokens(const TokenizerDefinition& d, std::vector<std::string_view>& t
   const size_t count = ids.size();
   for (size_t id = 0; id < count; ++id)
     check(taken[id], Exit::data,
-          "{}: no token has the id {}, but there are {}; ids must be 0 to {} without a hole", d.file,
-          id, count, count - 1);
+          "{}: no token has the id {}, but there are {}; ids must be 0 to {} without a hole",
+          d.file, id, count, count - 1);
   tokens.resize(count);
   return ids;
 }
@@ -103,10 +104,11 @@ std::vector<Bpe::Merge> number_merges(const TokenizerDefinition& d, const Ids& i
   std::string joined;
   const auto id_of = [&](const std::string& token, const TokenizerDefinition::Merge& m) {
     const auto found = ids.find(token);
-    check(found != ids.end(), Exit::data,
-          "{}: {} {} joins \"{}\" and \"{}\", but \"{}\" is not in the vocabulary ({}); the two are "
-          "not of one tokenizer",
-          d.merges_file, d.merge_unit, m.line, m.left, m.right, token, d.file);
+    check(
+        found != ids.end(), Exit::data,
+        "{}: {} {} joins \"{}\" and \"{}\", but \"{}\" is not in the vocabulary ({}); the two are "
+        "not of one tokenizer",
+        d.merges_file, d.merge_unit, m.line, m.left, m.right, token, d.file);
     return found->second;
   };
   for (const TokenizerDefinition::Merge& m : d.merges) {

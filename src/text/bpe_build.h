@@ -11,7 +11,7 @@ namespace hgrn {
 struct BuiltBpe {
   Bpe bpe;
   std::vector<std::string> bytes;  // of every id, added tokens included
-  int32_t byte_ids[256];  // -1: the byte has no token; only for bytes that UTF-8 never has
+  int32_t byte_ids[256];           // -1: the byte has no token; only for bytes that UTF-8 never has
   int32_t eos;
   std::string eos_content;
 };

@@ -152,7 +152,8 @@ class BpeTokenizer final : public Tokenizer {
       const std::string_view n = nfc_ ? to_nfc(piece, s.normalised) : piece;
       const char* end = n.data() == piece.data() ? readable_end : n.data() + n.size();
       if (normalised_.empty()) return words(n, end);
-      normalised_.split(n, [&](std::string_view part) { words(part, end); }, token);
+      normalised_.split(
+          n, [&](std::string_view part) { words(part, end); }, token);
     };
     if (raw_.empty()) return normalise(text);
     raw_.split(text, normalise, token);
@@ -196,8 +197,7 @@ class BpeTokenizer final : public Tokenizer {
     std::string all;
     const auto add = [&](std::string_view s) { all += fmt::format("{}:", s.size()), all += s; };
     for (const std::string& b : built_.bpe.vocab()) add(b);
-    for (const Bpe::Merge& m : built_.bpe.merges())
-      all += fmt::format("{},{};", m.left, m.right);
+    for (const Bpe::Merge& m : built_.bpe.merges()) all += fmt::format("{},{};", m.left, m.right);
     for (const Split& s : d.steps) add(s.pattern), all += s.contiguous ? 'c' : 'i';
     for (const AddedToken& a : d.added) {
       add(a.content);
@@ -226,8 +226,9 @@ class BpeTokenizer final : public Tokenizer {
         "  normaliser {}, words by {} (PCRE2 {})\n  end of text {}: {}\n  fingerprint {}\n",
         built_.bpe.merges().size(), d.ignore_merges ? " (whole words first)" : "", d.added.size(),
         special,
-        missing > 0 ? fmt::format("; {} bytes outside of UTF-8 have no token", missing) : "", d.nfc ? "NFC" : "none", steps.empty() ? "nothing" : steps, pcre2_version(),
-        built_.eos, built_.eos_content, hex16(fingerprint_));
+        missing > 0 ? fmt::format("; {} bytes outside of UTF-8 have no token", missing) : "",
+        d.nfc ? "NFC" : "none", steps.empty() ? "nothing" : steps, pcre2_version(), built_.eos,
+        built_.eos_content, hex16(fingerprint_));
   }
 
   BuiltBpe built_;

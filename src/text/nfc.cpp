@@ -27,8 +27,8 @@ bool is_plain(uint32_t c) {
          (c >= 0xff00 && c <= 0xffef) || (c >= 0x1f000 && c <= 0x1faff);
 }
 
-bool plainly_nfc(std::string_view text) {
-  size_t at = 0;
+// Where the next character from `at` on that is not plain starts; the end if there is none.
+size_t next_odd(std::string_view text, size_t at) {
   while (at < text.size()) {
     uint64_t eight;
     if (at + 8 <= text.size()) {
@@ -39,10 +39,19 @@ bool plainly_nfc(std::string_view text) {
       }
     }
     const size_t n = utf8::length_at(text, at);
-    if (n > 1 && !is_plain(utf8::code_point(text.data() + at, n))) return false;
+    if (n > 1 && !is_plain(utf8::code_point(text.data() + at, n))) return at;
     at += n;
   }
-  return true;
+  return at;
+}
+
+size_t odd_end(std::string_view text, size_t at) {
+  while (at < text.size()) {
+    const size_t n = utf8::length_at(text, at);
+    if (n == 1 || is_plain(utf8::code_point(text.data() + at, n))) break;
+    at += n;
+  }
+  return at;
 }
 
 bool is_unknown(uint32_t c) {
@@ -52,7 +61,7 @@ bool is_unknown(uint32_t c) {
   return range != end && (*range)[0] <= c;
 }
 
-void append_nfc(std::string_view text, std::string& to) {
+void append_known(std::string_view text, std::string& to) {
   if (text.empty()) return;
   utf8proc_uint8_t* out = nullptr;
   const utf8proc_ssize_t n = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
@@ -63,21 +72,42 @@ void append_nfc(std::string_view text, std::string& to) {
   to.append(reinterpret_cast<const char*>(out), size_t(n));
 }
 
-}  // namespace
-
-std::string_view to_nfc(std::string_view text, std::string& buffer) {
-  if (plainly_nfc(text)) return text;
-  buffer.clear();
-  size_t begin = 0;  // of what is not in the buffer yet
+void append_nfc(std::string_view text, std::string& to) {
+  size_t begin = 0;  // of what is not in `to` yet
   for (size_t at = 0, n; at < text.size(); at += n) {
     n = utf8::length_at(text, at);
     if (n == 1 || !is_unknown(utf8::code_point(text.data() + at, n))) continue;
-    append_nfc(text.substr(begin, at - begin), buffer);
-    buffer.append(text.substr(at, n));
+    append_known(text.substr(begin, at - begin), to);
+    to.append(text.substr(at, n));
     begin = at + n;
   }
-  append_nfc(text.substr(begin), buffer);
-  return buffer;
+  append_known(text.substr(begin), to);
+}
+
+}  // namespace
+
+std::string_view to_nfc(std::string_view text, std::string& buffer) {
+  buffer.clear();
+  std::string piece;
+  bool changed = false;
+  size_t done = 0;  // text before it is in the buffer, once something has changed
+  for (size_t odd; (odd = next_odd(text, done)) < text.size();) {
+    // The plain character before may compose with what follows; nothing composes across it.
+    size_t begin = odd;
+    if (begin > done) --begin;
+    while (begin > done && (static_cast<unsigned char>(text[begin]) & 0xc0) == 0x80) --begin;
+    const size_t end = odd_end(text, odd);
+    piece.clear();
+    append_nfc(text.substr(begin, end - begin), piece);
+    if (!changed && piece != text.substr(begin, end - begin)) {
+      changed = true;
+      buffer.assign(text.substr(0, done));
+    }
+    if (changed) buffer.append(text.substr(done, begin - done)).append(piece);
+    done = end;
+  }
+  if (!changed) return text;
+  return buffer.append(text.substr(done));
 }
 
 }  // namespace hgrn

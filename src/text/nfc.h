@@ -6,8 +6,8 @@
 
 namespace hgrn {
 
-// `text` (well-formed UTF-8) in NFC. Where it is plain to see that it is in NFC already, it is
-// returned as it is; else it is written to `buffer`, which the result then refers to.
+// `text` (well-formed UTF-8) in NFC: the same view where it is so already, else one of `buffer`.
+// Characters that are plainly in NFC, such as ASCII, cost next to nothing.
 std::string_view to_nfc(std::string_view text, std::string& buffer);
 
 }  // namespace hgrn

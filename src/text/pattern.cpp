@@ -85,8 +85,8 @@ bool run(const pcre2_code* code, bool jit, uint32_t options, std::string_view te
                : pcre2_match(code, subject, text.size(), from, options | PCRE2_NO_UTF_CHECK, data,
                              context);
   if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-    rc = pcre2_match(code, subject, text.size(), from,
-                     options | PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, context);
+    rc = pcre2_match(code, subject, text.size(), from, options | PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
+                     data, context);
   if (rc == PCRE2_ERROR_NOMATCH || rc == PCRE2_ERROR_PARTIAL) return false;
   check(rc >= 0, Exit::failed, "matching the tokenizer's regular expression failed: {}",
         error_text(rc));
@@ -110,8 +110,8 @@ std::string pcre2_version() {
   char version[64] = "", unicode[64] = "";
   pcre2_config(PCRE2_CONFIG_VERSION, version);
   pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, unicode);
-  return fmt::format("{}, Unicode {}", std::string(version).substr(0, std::string(version).find(' ')),
-                     unicode);
+  return fmt::format("{}, Unicode {}",
+                     std::string(version).substr(0, std::string(version).find(' ')), unicode);
 }
 
 }  // namespace hgrn

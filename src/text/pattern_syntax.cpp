@@ -39,10 +39,11 @@ class Translator {
 
   std::string run() {
     check(utf8::valid_prefix(in_) == in_.size(), Exit::data,
-          "{}: the regular expression is not UTF-8 at its byte {}", where_, utf8::valid_prefix(in_));
+          "{}: the regular expression is not UTF-8 at its byte {}", where_,
+          utf8::valid_prefix(in_));
     while (at_ < in_.size()) element();
-    check(caseless_.empty(), Exit::data,
-          "{}: the regular expression {} has an open group", where_, in_);
+    check(caseless_.empty(), Exit::data, "{}: the regular expression {} has an open group", where_,
+          in_);
     return std::move(out_);
   }
 
@@ -208,11 +209,14 @@ class Translator {
     const bool braces = peek(1) == 'x' && peek(2) == '{';
     size_t begin = at_ + (braces ? 3 : 2), end = begin;
     const size_t most = peek(1) == 'u' ? 4 : braces ? 6 : 2;
-    while (end < in_.size() && end - begin < most && std::isxdigit(static_cast<unsigned char>(in_[end])))
+    while (end < in_.size() && end - begin < most &&
+           std::isxdigit(static_cast<unsigned char>(in_[end])))
       ++end;
     const bool whole = peek(1) == 'u' ? end - begin == 4 : end > begin;
-    if (!whole || (braces && (end >= in_.size() || in_[end] != '}'))) refuse("a damaged \\x or \\u");
-    const unsigned long value = std::stoul(std::string(in_.substr(begin, end - begin)), nullptr, 16);
+    if (!whole || (braces && (end >= in_.size() || in_[end] != '}')))
+      refuse("a damaged \\x or \\u");
+    const unsigned long value =
+        std::stoul(std::string(in_.substr(begin, end - begin)), nullptr, 16);
     // Two digits above 7f are a byte, not a character, to Oniguruma.
     if (peek(1) == 'x' && !braces && value > 0x7f) refuse("\\x of a byte above 7f");
     out_ += fmt::format("\\x{{{:x}}}", value);

@@ -14,7 +14,8 @@ using nlohmann::json;
 constexpr size_t kMaxDepth = 64;
 
 size_t line_of(std::string_view text, size_t byte) {
-  return 1 + size_t(std::count(text.begin(), text.begin() + ptrdiff_t(std::min(byte, text.size())), '\n'));
+  return 1 + size_t(std::count(text.begin(), text.begin() + ptrdiff_t(std::min(byte, text.size())),
+                               '\n'));
 }
 
 // Reads a JSON text as a stream. The two large parts go into plain lists: the object of integers at
@@ -29,7 +30,7 @@ class Reader : public nlohmann::json_sax<json> {
         vocab_path_(std::move(vocab_path)),
         merges_path_(std::move(merges_path)) {}
 
-  json rest;                                // everything but the vocabulary and the merges
+  json rest;  // everything but the vocabulary and the merges
   bool saw_vocab = false, saw_merges = false;
 
   bool null() override { return value(nullptr); }
@@ -113,7 +114,8 @@ class Reader : public nlohmann::json_sax<json> {
   }
   json* put(json v) {
     if (stack_.empty()) return rest = std::move(v), &rest;
-    if (stack_.back()->is_array()) return stack_.back()->push_back(std::move(v)), &stack_.back()->back();
+    if (stack_.back()->is_array())
+      return stack_.back()->push_back(std::move(v)), &stack_.back()->back();
     return &((*stack_.back())[key_] = std::move(v));
   }
   bool open(json v) {
@@ -206,8 +208,8 @@ void read_model(const json& model, TokenizerDefinition& def, const std::string& 
         "{}.dropout: {}: tokens would be random; set it to null", where, shown(dropout));
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const json& v = member(model, key);
-    check(v.is_null() || v == "", Exit::data,
-          "{}.{}: {} is not supported; byte-level BPE has none", where, key, shown(v));
+    check(v.is_null() || v == "", Exit::data, "{}.{}: {} is not supported; byte-level BPE has none",
+          where, key, shown(v));
   }
   def.ignore_merges = flag(model, "ignore_merges", false, where);
 }

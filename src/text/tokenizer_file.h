@@ -1,5 +1,5 @@
-// The files of byte-level BPE tokenizers, read and checked. Errors are Exit::data and name the file,
-// the place in it and what is supported.
+// The files of byte-level BPE tokenizers, read and checked. Errors are Exit::data and name the
+// file, the place in it and what is supported.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -1,6 +1,6 @@
-// Characters assigned after Unicode 14, with their general category: what the engine of Hugging Face
-// tokenizers 0.23.3 (Oniguruma) knows and PCRE2 10.42 does not. 10294 characters.
-// Made by tools/make_unicode_supplement.py.
+// Characters assigned after Unicode 14, with their general category: what the engine of Hugging
+// Face tokenizers 0.23.3 (Oniguruma) knows and PCRE2 10.42 does not. 10294 characters. Made by
+// tools/make_unicode_supplement.py.
 #pragma once
 #include <cstdint>
 

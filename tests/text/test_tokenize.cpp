@@ -279,6 +279,25 @@ TEST_CASE("tokenize refuses what it cannot do, and leaves nothing behind", "[tex
   CHECK(folder.files() == 2);
 }
 
+TEST_CASE("an error leaves the earlier set as it was", "[text]") {
+  TempFolder folder;
+  write_bytes(folder / "a.txt", "hello");
+  write_bytes(folder / "b.txt", std::string(3'000'000, 'x'));
+  TokenizeOptions options;
+  options.files = {folder / "a.txt"};
+  options.out = folder / "set";
+  tokenize(options);
+  const std::string before = read_bytes(folder / "set_000000.bin");
+  options.files = {folder / "b.txt"};
+  options.shard_tokens = 1000;
+  options.progress = [](const TokenizeProgress& p) {  // after shards of the new set are complete
+    check(p.tokens < 1'500'000, Exit::failed, "stop");
+  };
+  CHECK(has(error_of([&] { tokenize(options); }), "stop"));
+  CHECK(read_bytes(folder / "set_000000.bin") == before);
+  CHECK(folder.files() == 3);
+}
+
 TEST_CASE("the progress line shows share, speed and time left", "[text]") {
   TokenizeProgress progress{50'000'000, 200'000'000, 12, 10};
   CHECK(progress.eta_s() == Approx(30));
