@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build nlohmann-json3-dev libspdlog-dev libfmt-dev libcli11-dev catch2
-          libopenblas-openmp-dev libxxhash-dev libgloo-dev "$@")
+          libopenblas-openmp-dev libxxhash-dev libpcre2-dev libutf8proc-dev libgloo-dev "$@")
 
 missing=()
 for package in "${packages[@]}"; do

@@ -300,6 +300,8 @@ Command tokenize_command(CLI::App& root) {
       ->capture_default_str();
   app->add_flag("--line-end-token", o->line_end_token,
                 "strip each line and put an end-of-text token after it");
+  app->add_flag("--special-tokens", o->special_tokens,
+                "special tokens spelled out in the text (<|endoftext|>) are tokens, not text");
   app->add_option("--document-separator", o->document_separator,
                   "split files into documents at this text");
   app->add_option("--jobs", o->jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();

@@ -23,8 +23,7 @@ std::string checkpoint_in(const std::string& dir) {
 // The tokenizer that a checkpoint carries: files copied beside the weights, else the run config's
 // name for one without files ("byte").
 std::string recorded_tokenizer(const std::string& dir, const TrainerState& state) {
-  if (exists(dir + "/tokenizer.json")) return dir + "/tokenizer.json";
-  if (exists(dir + "/vocab.json") || exists(dir + "/encoder.json")) return dir;
+  if (has_tokenizer_files(dir)) return dir;
   const auto j = nlohmann::json::parse(state.config_json, nullptr, /*allow_exceptions=*/false);
   return j.is_object() ? j.value(nlohmann::json::json_pointer("/data/tokenizer"), "") : "";
 }

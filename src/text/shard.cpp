@@ -117,9 +117,8 @@ ShardWriter::ShardWriter(std::string path, bool wide)
 }
 
 ShardWriter::~ShardWriter() {
-  if (fd_ < 0) return;
-  ::close(fd_);
-  ::unlink(temp_path_.c_str());
+  if (fd_ >= 0) ::close(fd_);
+  if (!published_) ::unlink(temp_path_.c_str());
 }
 
 void ShardWriter::append(std::span<const int32_t> tokens) {
@@ -142,20 +141,25 @@ void ShardWriter::flush() {
   buffer_.clear();
 }
 
-int64_t ShardWriter::finish() {
+void ShardWriter::complete() {
   check(fd_ >= 0, "{} is finished already", path_);
   flush();
+  buffer_ = {};
   int32_t header[kHeaderWords] = {wide_ ? kWideMagic : kNarrowMagic,
                                   wide_ ? kWideVersion : kNarrowVersion};
   std::memcpy(header + 2, &count_, sizeof count_);
   write_all(fd_, header, sizeof header, 0, temp_path_);
   check(::fsync(fd_) == 0, Exit::failed, "cannot write {}: {}", temp_path_, std::strerror(errno));
-  check(::rename(temp_path_.c_str(), path_.c_str()) == 0, Exit::failed,
-        "cannot rename {} to {}: {}", temp_path_, path_, std::strerror(errno));
   ::close(fd_);
   fd_ = -1;
+}
+
+void ShardWriter::publish() {
+  check(fd_ < 0 && !published_, "{} is not complete, or published already", path_);
+  check(::rename(temp_path_.c_str(), path_.c_str()) == 0, Exit::failed,
+        "cannot rename {} to {}: {}", temp_path_, path_, std::strerror(errno));
+  published_ = true;
   sync_folder_of(path_);
-  return count_;
 }
 
 // ---- globs

@@ -30,7 +30,7 @@ class Shard {
   bool wide_ = false;
 };
 
-// Writes one shard as a stream. The file appears under its name only in finish(), complete and on
+// Writes one shard as a stream. The file appears under its name only in publish(), complete and on
 // the disk; a writer destroyed before removes what it wrote. Errors of the disk are Exit::failed.
 class ShardWriter {
  public:
@@ -40,9 +40,16 @@ class ShardWriter {
   ShardWriter& operator=(const ShardWriter&) = delete;
 
   void append(std::span<const int32_t> tokens);  // Exit::failed for an id that does not fit
-  int64_t finish();                              // returns the number of tokens
+  void complete();    // nothing can be appended any more; all is on the disk, under temp_path()
+  void publish();     // and now under its name
+  int64_t finish() {  // both; returns the number of tokens
+    complete();
+    publish();
+    return count_;
+  }
   int64_t count() const { return count_; }
   const std::string& path() const { return path_; }
+  const std::string& temp_path() const { return temp_path_; }
 
  private:
   void flush();
@@ -50,6 +57,7 @@ class ShardWriter {
   std::string path_, temp_path_;
   bool wide_;
   int fd_ = -1;
+  bool published_ = false;
   int64_t count_ = 0;
   std::vector<unsigned char> buffer_;
 };

@@ -22,16 +22,21 @@ class ShardSet {
 
   void append(std::span<const int32_t> tokens) {
     while (!tokens.empty()) {
-      if (!writer_) writer_ = std::make_unique<ShardWriter>(path(written_.size()), wide_);
-      const size_t room = size_t(shard_tokens_ - writer_->count());
+      if (writers_.empty() || writers_.back()->count() == shard_tokens_) start_shard();
+      ShardWriter& writer = *writers_.back();
+      const size_t room = size_t(shard_tokens_ - writer.count());
       const std::span<const int32_t> part = tokens.first(std::min(room, tokens.size()));
-      writer_->append(part);
+      writer.append(part);
       tokens = tokens.subspan(part.size());
-      if (writer_->count() == shard_tokens_) finish_shard();
     }
   }
-  void finish() {
-    if (writer_) finish_shard();
+  // All shards appear now, so that an error before leaves an earlier set as it was.
+  void publish() {
+    if (!writers_.empty()) writers_.back()->complete();
+    for (const auto& writer : writers_) {
+      writer->publish();
+      written_.push_back(writer->path());
+    }
   }
   const std::vector<std::string>& written() const { return written_; }
 
@@ -51,16 +56,15 @@ class ShardSet {
 
  private:
   std::string path(size_t n) const { return fmt::format("{}_{:06d}.bin", prefix_, n); }
-  void finish_shard() {
-    writer_->finish();
-    written_.push_back(writer_->path());
-    writer_.reset();
+  void start_shard() {
+    if (!writers_.empty()) writers_.back()->complete();
+    writers_.push_back(std::make_unique<ShardWriter>(path(writers_.size()), wide_));
   }
 
   std::string prefix_;
   bool wide_;
   int64_t shard_tokens_;
-  std::unique_ptr<ShardWriter> writer_;
+  std::vector<std::unique_ptr<ShardWriter>> writers_;
   std::vector<std::string> written_;
 };
 
@@ -98,7 +102,9 @@ TokenizeReport tokenize(const TokenizeOptions& options) {
         "hgrn tokenize: no files; name the text files to read");
   check(options.shard_tokens >= 2, Exit::usage,
         "--shard-tokens {}: a shard needs at least 2 tokens", options.shard_tokens);
-  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(options.tokenizer);
+  const std::unique_ptr<Tokenizer> tokenizer =
+      open_tokenizer(options.tokenizer,
+                     options.special_tokens ? SpecialTokens::recognised : SpecialTokens::as_text);
   const EncodeOptions encode{options.files, options.line_end_token, options.document_separator,
                              options.jobs};
 
@@ -118,7 +124,7 @@ TokenizeReport tokenize(const TokenizeOptions& options) {
       options.progress);
   check(report.encoded.tokens > 0, Exit::data, "the {} file(s) given are empty, {} among them",
         options.files.size(), options.files.front());
-  shards.finish();
+  shards.publish();
   report.shards = shards.written();
   report.removed = shards.remove_leftovers();
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

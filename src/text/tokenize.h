@@ -48,6 +48,7 @@ struct TokenizeOptions {
   std::string out;                     // PREFIX; empty: the first file without its extension
   int64_t shard_tokens = 100'000'000;  // tokens a shard; the last one holds the rest
   bool line_end_token = false;
+  bool special_tokens = false;  // SpecialTokens::recognised
   std::string document_separator;
   int jobs = 1;
   std::vector<std::string> files;
@@ -63,9 +64,10 @@ struct TokenizeReport {
   double seconds = 0;
 };
 
-// Writes PREFIX_000000.bin, PREFIX_000001.bin, ..., each complete when it appears: uint16 tokens
-// where the vocabulary allows, else uint32. Shards that an earlier run left behind the last one
-// are removed, since a glob over the prefix would read them as part of this set.
+// Writes PREFIX_000000.bin, PREFIX_000001.bin, ...: uint16 tokens where the vocabulary allows, else
+// uint32. All appear at the end, complete; an error before leaves an earlier set as it was. Shards
+// that an earlier run left behind the last one are removed, since a glob over the prefix would read
+// them as part of this set.
 TokenizeReport tokenize(const TokenizeOptions& options);
 
 // `text` without whitespace (Unicode White_Space in UTF-8, and ASCII 0x1c-0x1f) at both ends, at

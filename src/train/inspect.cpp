@@ -110,6 +110,16 @@ std::string inspect_metrics(const std::string& path) {
   return out;
 }
 
+std::string inspect_tokenizer(const std::string& path) {
+  const auto tokenizer = open_tokenizer(path);
+  std::string out = fmt::format("{}: tokenizer {}, vocabulary {}, end of text {}\n", path,
+                                tokenizer->name(), tokenizer->vocab_size(), tokenizer->eos());
+  for (const TokenizerFile& file : tokenizer->files())
+    out += fmt::format("  {:<44} {:>14} bytes  xxh3 {}\n", file.path, file_size(file.path),
+                       hex16(xxh3_file(file.path)));
+  return out + tokenizer->describe();
+}
+
 }  // namespace
 
 std::string inspect(const std::string& path, bool verify) {
@@ -123,17 +133,16 @@ std::string inspect(const std::string& path, bool verify) {
       return fmt::format("{}: Hugging Face folder, {} tensors\n", path, folder.names().size()) +
              inspect_model(path);
     }
+    if (has_tokenizer_files(path)) return inspect_tokenizer(path);
     fail(Exit::data,
-         "{}: neither a checkpoint (MANIFEST.json), a run folder (checkpoints/) nor a Hugging Face "
-         "folder (config.json, model.safetensors)",
+         "{}: neither a checkpoint (MANIFEST.json), a run folder (checkpoints/), a Hugging Face "
+         "folder (config.json, model.safetensors) nor a tokenizer (tokenizer.json, vocab.json)",
          path);
   }
   if (ends_with(path, ".safetensors")) return inspect_safetensors(path);
   if (ends_with(path, ".jsonl")) return inspect_metrics(path);
   if (ends_with(path, ".bin")) return inspect_shard(path, verify);
-  const auto tokenizer = open_tokenizer(path);
-  return fmt::format("{}: tokenizer {}, vocabulary {}, end of text {}\n", path, tokenizer->name(),
-                     tokenizer->vocab_size(), tokenizer->eos());
+  return inspect_tokenizer(path);
 }
 
 }  // namespace hgrn

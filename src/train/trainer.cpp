@@ -589,8 +589,8 @@ void Trainer::save(bool wait) {
   spikes_.save(s.state.series);
   s.hf_config_json = hf_config_json(config_.model, eos_, config_.data.seq_len);
   if (tokenizer_)
-    for (const std::string& file : tokenizer_->files())
-      s.extra_files.push_back({std::filesystem::path(file).filename().string(), file});
+    for (const TokenizerFile& file : tokenizer_->files())
+      s.extra_files.push_back({file.name, file.path});
   store_->save_async(std::move(s));
   saved_step_ = step_;
   if (wait) wait_for_save();

@@ -71,7 +71,8 @@ class RunTokenizer final : public Tokenizer {
   int64_t vocab_size() const override { return int64_t(1) << 31; }
   int32_t eos() const override { return 0; }
   std::string name() const override { return "runs"; }
-  std::vector<std::string> files() const override { return {}; }
+  std::vector<TokenizerFile> files() const override { return {}; }
+  uint64_t fingerprint() const override { return 1; }
 };
 
 // Several pieces' worth of text with long and short documents, lines and runs of spaces.
@@ -276,6 +277,25 @@ TEST_CASE("tokenize refuses what it cannot do, and leaves nothing behind", "[tex
   CHECK(refused([&](auto& o) { o.files = {folder / "empty.txt"}; }).code() == Exit::data);
   CHECK(refused([&](auto& o) { o.out = folder / "a.txt/x"; }).code() == Exit::failed);
   CHECK(folder.files() == 2);
+}
+
+TEST_CASE("an error leaves the earlier set as it was", "[text]") {
+  TempFolder folder;
+  write_bytes(folder / "a.txt", "hello");
+  write_bytes(folder / "b.txt", std::string(3'000'000, 'x'));
+  TokenizeOptions options;
+  options.files = {folder / "a.txt"};
+  options.out = folder / "set";
+  tokenize(options);
+  const std::string before = read_bytes(folder / "set_000000.bin");
+  options.files = {folder / "b.txt"};
+  options.shard_tokens = 1000;
+  options.progress = [](const TokenizeProgress& p) {  // after shards of the new set are complete
+    check(p.tokens < 1'500'000, Exit::failed, "stop");
+  };
+  CHECK(has(error_of([&] { tokenize(options); }), "stop"));
+  CHECK(read_bytes(folder / "set_000000.bin") == before);
+  CHECK(folder.files() == 3);
 }
 
 TEST_CASE("the progress line shows share, speed and time left", "[text]") {

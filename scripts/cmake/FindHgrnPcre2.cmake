@@ -1,0 +1,20 @@
+# Hgrn::Pcre2: the regular expressions of tokenizers (8-bit library).
+find_path(HGRN_PCRE2_INCLUDE pcre2.h)
+if(HGRN_STATIC_DEPS)
+  set(_hgrn_pcre2_names libpcre2-8.a)
+else()
+  set(_hgrn_pcre2_names pcre2-8)
+endif()
+find_library(HGRN_PCRE2_LIBRARY NAMES ${_hgrn_pcre2_names})
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(HgrnPcre2
+  REASON_FAILURE_MESSAGE "PCRE2 is missing: apt-get install libpcre2-dev, or run scripts/setup.sh"
+  REQUIRED_VARS HGRN_PCRE2_LIBRARY HGRN_PCRE2_INCLUDE)
+if(HgrnPcre2_FOUND AND NOT TARGET Hgrn::Pcre2)
+  add_library(Hgrn::Pcre2 INTERFACE IMPORTED)
+  target_include_directories(Hgrn::Pcre2 INTERFACE ${HGRN_PCRE2_INCLUDE})
+  target_link_libraries(Hgrn::Pcre2 INTERFACE ${HGRN_PCRE2_LIBRARY})
+  if(HGRN_STATIC_DEPS)
+    target_compile_definitions(Hgrn::Pcre2 INTERFACE PCRE2_STATIC)
+  endif()
+endif()

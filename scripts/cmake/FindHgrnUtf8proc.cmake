@@ -1,0 +1,20 @@
+# Hgrn::Utf8proc: Unicode normalisation.
+find_path(HGRN_UTF8PROC_INCLUDE utf8proc.h)
+if(HGRN_STATIC_DEPS)
+  set(_hgrn_utf8proc_names libutf8proc.a)
+else()
+  set(_hgrn_utf8proc_names utf8proc)
+endif()
+find_library(HGRN_UTF8PROC_LIBRARY NAMES ${_hgrn_utf8proc_names})
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(HgrnUtf8proc
+  REASON_FAILURE_MESSAGE "utf8proc is missing: apt-get install libutf8proc-dev, or run scripts/setup.sh"
+  REQUIRED_VARS HGRN_UTF8PROC_LIBRARY HGRN_UTF8PROC_INCLUDE)
+if(HgrnUtf8proc_FOUND AND NOT TARGET Hgrn::Utf8proc)
+  add_library(Hgrn::Utf8proc INTERFACE IMPORTED)
+  target_include_directories(Hgrn::Utf8proc INTERFACE ${HGRN_UTF8PROC_INCLUDE})
+  target_link_libraries(Hgrn::Utf8proc INTERFACE ${HGRN_UTF8PROC_LIBRARY})
+  if(HGRN_STATIC_DEPS)
+    target_compile_definitions(Hgrn::Utf8proc INTERFACE UTF8PROC_STATIC)
+  endif()
+endif()
