@@ -345,8 +345,8 @@ Exit Trainer::train() {
     if (const int signal = stop_signal(); signal != 0) {
       save(/*wait=*/true);
       if (ranks_->first())
-        log_warn("stopped by signal {} after step {}; the same command{} goes on from there", signal,
-                 step_, args_.resume == "auto" ? "" : " with --resume auto");
+        log_warn("stopped by signal {} after step {}; the same command{} goes on from there",
+                 signal, step_, args_.resume == "auto" ? "" : " with --resume auto");
       return Exit::stopped;
     }
   }

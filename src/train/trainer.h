@@ -93,10 +93,10 @@ class Trainer {
   StopSignals signals_;
   LossSpikes spikes_;
 
-  int64_t step_ = 0;         // steps done
-  int64_t updates_ = 0;      // updates applied: steps less the skipped ones
-  int64_t tokens_ = 0;       // tokens seen
-  int64_t next_sample_ = 0;  // data position
+  int64_t step_ = 0;               // steps done
+  int64_t updates_ = 0;            // updates applied: steps less the skipped ones
+  int64_t tokens_ = 0;             // tokens seen
+  int64_t next_sample_ = 0;        // data position
   std::vector<double> sequences_;  // of each source of data.train
   int64_t saved_step_ = -1;
   int agreed_signal_ = 0;                     // after the last step

@@ -55,8 +55,9 @@ TEST_CASE("200 steps on a GPU follow the CPU's losses", "[train][gpu]") {
   spill(r.folder / "text.json", R"({
     "model": {"vocab_size": 257, "hidden_size": 256, "num_hidden_layers": 2, "expand_ratio": 64,
               "intermediate_size": 512},
-    "data": {"train": ")" + (r.folder / "text_*.bin") + R"(", "seq_len": 256},
-    "optim": {"lr": 1e-3, "warmup_steps": 60},
+    "data": {"train": ")" + (r.folder / "text_*.bin") +
+                                    R"(", "seq_len": 256},
+    "optim": {"lr": 5e-4, "warmup_steps": 60},
     "train": {"steps": 200, "global_batch": 8, "micro_batch": 8, "log_every": 1, "eval_every": 0,
               "checkpoint_every": 0}})");
   const std::vector<double> cpu = losses_of(r, "cpu", Device::cpu, "fp32");
@@ -67,8 +68,7 @@ TEST_CASE("200 steps on a GPU follow the CPU's losses", "[train][gpu]") {
     const std::vector<double> gpu = losses_of(r, precision, Device::cuda, precision);
     REQUIRE(gpu.size() == cpu.size());
     double worst = 0;
-    for (size_t i = 0; i < cpu.size(); ++i)
-      worst = std::max(worst, std::fabs(gpu[i] / cpu[i] - 1));
+    for (size_t i = 0; i < cpu.size(); ++i) worst = std::max(worst, std::fabs(gpu[i] / cpu[i] - 1));
     WARN(precision << ": at most " << 100 * worst << " % from the CPU's losses, at the end "
                    << gpu.back() << " beside " << cpu.back());
     CHECK(worst < 5e-3);
@@ -83,9 +83,12 @@ TEST_CASE("the plan of a model agrees with the memory it takes on a GPU", "[trai
   }
   const RunFolder r;
   write_shard(r.folder / "text_000000.bin", real_text());
-  const std::vector<std::string> set = {
-      "data.train=" + (r.folder / "text_*.bin"), "data.valid=", "train.micro_batch=32",
-      "train.global_batch=32", "train.steps=2", "train.checkpoint_every=0"};
+  const std::vector<std::string> set = {"data.train=" + (r.folder / "text_*.bin"),
+                                        "data.valid=",
+                                        "train.micro_batch=32",
+                                        "train.global_batch=32",
+                                        "train.steps=2",
+                                        "train.checkpoint_every=0"};
   const Config c = load_config(HGRN_SOURCE_DIR "/configs/wikitext103_44m.json", set);
   const auto probe = make_cuda_ops(DType::bf16, 0);  // this process's context, seen from outside
   const auto used = [&] { return double(probe->memory().total - probe->memory().free); };

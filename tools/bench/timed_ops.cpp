@@ -33,7 +33,8 @@ class TimedSeq final : public SeqKernel {
 
 // "linear forward (53248, 2304, 768)": rows, outputs, inputs.
 std::string linear_name(const char* direction, Tensor y, Tensor w, Tensor x) {
-  return fmt::format("linear {} {}", direction, Shape{y.rows(), y.cols(), w ? w.cols() : x.cols()}.str());
+  return fmt::format("linear {} {}", direction,
+                     Shape{y.rows(), y.cols(), w ? w.cols() : x.cols()}.str());
 }
 
 }  // namespace
@@ -93,16 +94,13 @@ void TimedOps::norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor 
 }
 void TimedOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
                                      Tensor w, Tensor b, Norm kind, float eps, Dropout drop) {
-  timed("residual_norm forward", [&] {
-    ops_.residual_norm_forward(sum, y, stats, x, branch, w, b, kind, eps, drop);
-  });
+  timed("residual_norm forward",
+        [&] { ops_.residual_norm_forward(sum, y, stats, x, branch, w, b, kind, eps, drop); });
 }
 void TimedOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
-                                      Tensor sum, Tensor w, Tensor stats, Norm kind,
-                                      Dropout drop) {
-  timed("residual_norm backward", [&] {
-    ops_.residual_norm_backward(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop);
-  });
+                                      Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
+  timed("residual_norm backward",
+        [&] { ops_.residual_norm_backward(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop); });
 }
 void TimedOps::glu_forward(Tensor h, Tensor gu, Act act) {
   timed("glu forward", [&] { ops_.glu_forward(h, gu, act); });
