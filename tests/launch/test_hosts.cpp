@@ -40,11 +40,22 @@ class TwoHosts {
 
 Process on_host(const RankRuns& r, const TwoHosts& hosts, int node, const std::string& out,
                 const std::vector<std::string>& set, const std::string& token) {
-  std::vector<std::string> words = {
-      "netns",           "exec",          hosts.name(node),  HGRN_BINARY,
-      "launch",          "--nnodes",      "2",               "--node-rank",
-      std::to_string(node), "--nproc-per-node", "2",         "--master-addr",
-      "10.77.0.1",       "--master-port", "29611",           "--"};
+  std::vector<std::string> words = {"netns",
+                                    "exec",
+                                    hosts.name(node),
+                                    HGRN_BINARY,
+                                    "launch",
+                                    "--nnodes",
+                                    "2",
+                                    "--node-rank",
+                                    std::to_string(node),
+                                    "--nproc-per-node",
+                                    "2",
+                                    "--master-addr",
+                                    "10.77.0.1",
+                                    "--master-port",
+                                    "29611",
+                                    "--"};
   for (const std::string& w : r.train_words(out, set)) words.push_back(w);
   return Process("ip", words, RankRuns::env({{"HGRN_JOB_TOKEN", token}}),
                  r.log("node" + std::to_string(node)));
