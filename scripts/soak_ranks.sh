@@ -2,7 +2,7 @@
 # Kills ranks at random while a run of several CPU ranks goes on, again and again, and then compares:
 # the model at the end must be, bit for bit, that of the run which nobody disturbed.
 # usage: scripts/soak_ranks.sh [KILLS] [RANKS] [SEED]      (default: 200 kills, 2 ranks, seed 1)
-# Wants build/hgrn with Gloo, vim's help texts are not needed: the data are made here.
+# Wants build/hgrn with Gloo. The data are this repository's documents.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kills=${1:-200} ranks=${2:-2} seed=${3:-1}

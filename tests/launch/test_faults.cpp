@@ -206,14 +206,11 @@ TEST_CASE("launchers: torchrun --no-python", "[launch]") {
   }
   const RankRuns r;
   const std::string port = std::to_string(free_port());
-  std::vector<std::string> words = {"--no_python",
-                                    "--nproc_per_node=2",
-                                    "--nnodes=1",
-                                    "--redirects=0",
-                                    "--tee=0",
-                                    "--master_addr=127.0.0.1",
-                                    "--master_port=" + port,
-                                    HGRN_BINARY};
+  // Redirections are named rank by rank since torchrun 1.13 under Python 3.11 reads no plain "0".
+  std::vector<std::string> words = {
+      "--no_python",           "--nproc_per_node=2", "--nnodes=1",
+      "--redirects=0:1,1:1",   "--tee=0:1,1:1",      "--master_addr=127.0.0.1",
+      "--master_port=" + port, HGRN_BINARY};
   for (const std::string& w : r.train_words("run", kShort)) words.push_back(w);
   Process p("torchrun", words, RankRuns::env(), r.log("run"));
   CHECK(p.wait() == 0);

@@ -53,9 +53,10 @@ TEST_CASE("trainer: 2N steps equal N, stop, resume, N, byte for byte", "[train]"
 
 TEST_CASE("trainer: a batch that does not fit the memory names one that does", "[train]") {
   const RunFolder r;
-  const std::string huge = std::to_string(1 << 26);
+  const std::string huge = std::to_string(1 << 20);
   const Thrown e = thrown_by([&] {
-    train(r.args("run", {"train.global_batch=" + huge, "train.micro_batch=" + huge}));
+    train(r.args("run", {"train.global_batch=" + huge, "train.micro_batch=" + huge,
+                         "model.num_hidden_layers=64"}));
   });
   CHECK(e.code == Exit::failed);
   CHECK(e.has("train.micro_batch: " + huge + " sequences of 20 tokens need "));
