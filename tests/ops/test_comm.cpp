@@ -108,8 +108,8 @@ Values values_of(int rank, int64_t n, DType dtype) {
 const std::vector<std::pair<DType, double>> kTypes =
     {  // and the error of a rounding; f64 is the reference too
         {DType::f32, 0x1p-24},
-        {DType::f64, 0x1p-53},
-        {DType::bf16, 0x1p-9}};
+        {DType::f64, 0x1p-52},
+        {DType::bf16, 0x1p-8}};
 
 struct Sum {
   Values exact, bound;  // of each element: world - 1 roundings of at most the sum of magnitudes
