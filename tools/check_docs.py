@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the Markdown pages of the repository: links, and the commands that they show.
+"""Checks the Markdown pages of the repository: links, paths of the tree, and the commands that they show.
 
 usage: tools/check_docs.py [--build DIR] [--links] [--verbose] [PAGE ...]
 
@@ -17,6 +17,7 @@ A page's commands run in order in a copy of the tree of its own, in which build/
 day, numbers and spacing; "..." stands for anything. A command outside of such a block is an error.
 """
 import argparse
+import glob
 import os
 import re
 import shutil
@@ -121,6 +122,22 @@ def check_links(root, page, text):
                 with open(full, encoding="utf-8") as f:
                     if anchor not in anchors_of(f.read(), {}):
                         yield f"{page}:{number}: link to {target}: no such heading there"
+
+
+def check_paths(root, page, text):
+    """A path of the tree between backticks exists; {a,b} and * as in a shell.
+    <!-- imagined: NAME --> lets a page speak of files with NAME in them that do not."""
+    _, rest = blocks_of(page, text)
+    imagined = re.findall(r"<!-- imagined: (\S+) -->", text)
+    for number, line in rest:
+        for path in re.findall(r"`((?:src|kernels|scripts|tools|configs|tests|docs)/[\w./{},*-]+)`", line):
+            braces = re.match(r"(.*)\{(.*)\}(.*)", path)
+            names = [braces[1] + x + braces[3] for x in braces[2].split(",")] if braces else [path]
+            for name in names:
+                if "..." in name or any(x in name for x in imagined):
+                    continue
+                if not glob.glob(os.path.join(root, name)):
+                    yield f"{page}:{number}: there is no {name}"
 
 
 # ---- commands
@@ -233,6 +250,7 @@ def self_test():
         "no line like": "<!-- run -->\n```console\n$ echo loss 1\nnorm 1\n```\n",
         "no such file": "[x](nowhere.md)\n",
         "no such heading": "# A\n[x](#b)\n",
+        "there is no": "see `src/nowhere.cpp`\n",
     }
     with tempfile.TemporaryDirectory() as root:
         subprocess.run(["git", "init", "-q", root], check=True)
@@ -241,7 +259,7 @@ def self_test():
             with open(os.path.join(root, "p.md"), "w", encoding="utf-8") as f:
                 f.write(text)
             blocks, _ = blocks_of("p.md", text)
-            found = list(check_links(root, "p.md", text)) + list(check_marks(blocks))
+            found = [*check_links(root, "p.md", text), *check_paths(root, "p.md", text), *check_marks(blocks)]
             return found or run_page(root, root, "p.md", blocks, False)[0]
 
         if errors_of(good):
@@ -269,7 +287,7 @@ def main():
         with open(os.path.join(root, page), encoding="utf-8") as f:
             text = f.read()
         blocks, _ = blocks_of(page, text)
-        found = list(check_links(root, page, text)) + list(check_marks(blocks))
+        found = [*check_links(root, page, text), *check_paths(root, page, text), *check_marks(blocks)]
         left_out += sum(b.mark.startswith("not run") for b in blocks)
         if not found and not args.links and any(b.mark.startswith("run") for b in blocks):
             started = time.monotonic()
