@@ -2,6 +2,7 @@
 """Checks the Markdown pages of the repository: links, paths of the tree, and the commands that they show.
 
 usage: tools/check_docs.py [--build DIR] [--links] [--verbose] [PAGE ...]
+       tools/check_docs.py --messages      messages that docs/troubleshooting.md does not find yet
 
 Commands stand in blocks marked `console`, in lines that begin with "$ "; the other lines are what they
 print. The line before such a block says what becomes of it:
@@ -234,6 +235,36 @@ def run_page(root, build, page, blocks, verbose):
     return errors, ran
 
 
+# ---- messages
+
+def messages_without_a_row(root):
+    """[(file, message)] of exit codes 2, 3 and 4 that no quotation of docs/troubleshooting.md finds.
+    (That every quotation is a message is tests/arch/test_docs.cpp.)"""
+    quotations, table = [], False
+    with open(os.path.join(root, "docs/troubleshooting.md"), encoding="utf-8") as f:
+        for line in f:
+            table = line.startswith("| Message") or (table and line.startswith("|"))
+            if table:
+                quotations += [q.split("...") for q in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+
+    def finds(parts, message):
+        at = 0
+        for part in parts:
+            at = message.find(part, at)
+            if at < 0:
+                return False
+            at += len(part)
+        return True
+
+    for path in sorted(glob.glob(os.path.join(root, "src/*/*.cpp")) + glob.glob(os.path.join(root, "kernels/*/*.c*"))):
+        with open(path, encoding="utf-8") as f:
+            text = re.sub(r'"\s*\n\s*"', "", f.read())
+        for m in re.finditer(r'Exit::(?:usage|data|nonfinite),\s*(?:fmt::format\()?"((?:[^"\\]|\\.)*)"', text):
+            message = m.group(1).replace('\\"', '"').replace("{{", "{")
+            if not any(finds(parts, message) for parts in quotations):
+                yield os.path.relpath(path, root), message
+
+
 # ---- itself
 
 def self_test():
@@ -274,11 +305,16 @@ def main():
     parser.add_argument("--build", default="build")
     parser.add_argument("--links", action="store_true", help="links and marks alone; runs nothing")
     parser.add_argument("--verbose", action="store_true", help="what each command prints, and its time")
+    parser.add_argument("--messages", action="store_true",
+                        help="list the messages that docs/troubleshooting.md does not find yet")
     parser.add_argument("pages", nargs="*")
     args = parser.parse_args()
-    self_test()
-
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if args.messages:
+        for path, message in messages_without_a_row(root):
+            print(f"{path}: {message}")
+        return
+    self_test()
     pages = args.pages or sorted(subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"], cwd=root, capture_output=True,
         check=True).stdout.decode().split())
