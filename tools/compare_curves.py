@@ -107,7 +107,7 @@ def main() -> int:
 
 
 def draw(a: Curve, b: Curve, args: argparse.Namespace) -> None:
-    """FILE.svg over steps, FILE_time.svg over training time."""
+    """FILE.svg over steps, FILE_time.svg over training time, FILE_difference.svg."""
     path = Path(args.svg)
     for x, target in (("step", path), ("seconds", path.with_name(path.stem + "_time.svg"))):
         series = []
@@ -118,6 +118,10 @@ def draw(a: Curve, b: Curve, args: argparse.Namespace) -> None:
         svg = chart(f"Training loss, mean of {args.window} steps", Axis(label),
                     Axis("loss, nats a token"), series, args.note)
         target.write_text(svg)
+    apart = [(s, 100 * (a.loss[s] - b.loss[s]) / b.loss[s]) for s in sorted(a.loss.keys() & b.loss.keys())]
+    svg = chart(f"Loss of {args.names[0]} over {args.names[1]}, each step", Axis("step"),
+                Axis("difference, % of the loss"), [Series("", apart)], args.note)
+    path.with_name(path.stem + "_difference.svg").write_text(svg)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8b6914"]
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8b6914",
+          "#882255", "#999933"]
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 68, 20, 44, 52
 MAX_POINTS = 1500  # of a line: more than there are pixels
@@ -38,6 +39,7 @@ class Series:
 class Axis:
     label: str
     log: bool = False
+    octaves: bool = False  # ticks at powers of two; with log
     low: float = 0.0
     high: float = 1.0
 
@@ -64,6 +66,9 @@ class Axis:
             self.low, self.high = self.low / room, self.high * room
 
     def ticks(self) -> list[float]:
+        if self.octaves:
+            powers = range(math.ceil(math.log2(self.low)), math.floor(math.log2(self.high)) + 1)
+            return [2.0 ** p for p in powers if p % (len(powers) // 9 + 1) == 0]
         if self.log:
             factors = (1, 2, 5)
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -120,7 +125,7 @@ def chart(title: str, x: Axis, y: Axis, series: list[Series], note: str = "") ->
     for t in x.ticks():
         out.append(f'<line x1="{px(t):.1f}" y1="{TOP}" x2="{px(t):.1f}" y2="{HEIGHT - BOTTOM}" '
                    f'stroke="#e4e4e4"/><text x="{px(t):.1f}" y="{HEIGHT - BOTTOM + 17}" '
-                   f'text-anchor="middle">{number(t)}</text>')
+                   f'text-anchor="middle">{f"{t:,.0f}" if x.octaves else number(t)}</text>')
     for t in y.ticks():
         out.append(f'<line x1="{LEFT}" y1="{py(t):.1f}" x2="{WIDTH - RIGHT}" y2="{py(t):.1f}" '
                    f'stroke="#e4e4e4"/><text x="{LEFT - 7}" y="{py(t) + 4:.1f}" '
