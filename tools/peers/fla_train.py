@@ -20,7 +20,9 @@ tunes, runs before the clock starts (summary.json: compile_s) and changes no wei
 
 --model reference trains the definition of the model (tools/make_golden.py, by autograd) in fp64
 on the CPU instead: that shows that loop, order, schedule, decay groups and clipping here are those
-of `hgrn train`. It needs PyTorch alone; fla needs a CUDA GPU, transformers and safetensors too.
+of `hgrn train`. It needs PyTorch alone; fla needs a CUDA GPU, transformers and safetensors too. With
+TRITON_INTERPRET=1 a tiny fla model trains on the CPU in Triton's interpreter, in fp32
+(tools/peers/interpret.py).
 """
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ import argparse
 import glob
 import json
 import math
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -116,7 +119,7 @@ class Reference(torch.nn.Module):
 
 
 class Fla(torch.nn.Module):
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, cuda: bool):
         super().__init__()
         from fla.models import HGRN2Config, HGRN2ForCausalLM
         from fla.modules import FusedCrossEntropyLoss
@@ -135,7 +138,8 @@ class Fla(torch.nn.Module):
         if tied:
             self.lm.lm_head.weight = self.lm.model.embeddings.weight
         self.lm.train()
-        self.criterion = FusedCrossEntropyLoss(inplace_backward=True)
+        # fla's loss wants a GPU; the interpreter below has none
+        self.criterion = FusedCrossEntropyLoss(inplace_backward=True) if cuda else torch.nn.CrossEntropyLoss()
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """HGRN2ForCausalLM.forward, but its labels drop each row's last target."""
@@ -184,11 +188,13 @@ class Trainer:
         model, train = self.config["model"], self.config["train"]
         if model["dropout"] > 0 or self.config["data"]["reset_at_eos"]:
             sys.exit("dropout draws other numbers here, and resets are not known: no comparison")
-        self.cuda = a.model == "fla"
+        self.cuda = a.model == "fla" and torch.cuda.is_available()
+        if a.model == "fla" and not self.cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            sys.exit("fla needs a CUDA GPU (or TRITON_INTERPRET=1, for a model of a few thousand weights)")
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.autocast = self.cuda and train["precision"] == "bf16"
         torch.backends.cuda.matmul.allow_tf32 = train["precision"] == "bf16"
-        self.model = Fla(start) if self.cuda else Reference(start, torch.float64)
+        self.model = Fla(start, self.cuda) if a.model == "fla" else Reference(start, torch.float64)
         self.model.to(self.device)
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, self.config["optim"], fused=self.cuda)
