@@ -17,8 +17,7 @@ from pathlib import Path
 from plot import Axis, Series, chart, curve, read_metrics
 
 ORDER = ["n1", "n2", "n4", "n8", "n16", "n32", "n64", "n128", "no_lower_bound", "llm"]
-WHAT = {"no_lower_bound": "n = 128 without lower bounds",
-        "llm": "n = 128, the language models' parameterisation"}
+WHAT = {"no_lower_bound": "without lower bounds", "llm": "the language models' parameterisation"}
 
 
 def read_config(path: str | Path) -> dict:
@@ -53,7 +52,7 @@ def main() -> None:
     print("| run | numbers of state | valid loss | perplexity | tokens/s |")
     print("|---|---|---|---|---|")
     for r in runs:
-        label = WHAT.get(r["name"], f"n = {r['n']}")
+        label = f"n = {r['n']}" + (", " + WHAT[r["name"]] if r["name"] in WHAT else "")
         print(f"| {label} | {r['state']:,} | {r['valid_loss']:.4f} | {r['valid_ppl']:.2f} | "
               f"{r['tokens_per_s']:,.0f} |")
     print(f"\n{runs[0]['tokens']:,} tokens in {runs[0]['steps']} steps a run; scored: "
