@@ -49,6 +49,10 @@ def main() -> None:
     missing = [name for name in ORDER if not (a.folder / name / "done").exists()]
     if not runs:
         sys.exit(f"{a.folder}: no run is done")
+    if len({r["tokens"] for r in runs}) > 1:
+        sys.exit(f"{a.folder}: its runs had different budgets ("
+                 + ", ".join(f"{r['name']} {r['tokens']:,} tokens" for r in runs)
+                 + "); give each budget an --out of its own")
     print("| run | numbers of state | valid loss | perplexity | tokens/s |")
     print("|---|---|---|---|---|")
     for r in runs:

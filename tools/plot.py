@@ -87,6 +87,15 @@ class Axis:
         return [i * step for i in range(first, math.floor(self.high / step) + 1)]
 
 
+def along(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points every few pixels of a polyline."""
+    out = line[:1]
+    for (x0, y0), (x1, y1) in zip(line, line[1:]):
+        steps = 1 + int(max(abs(x1 - x0), abs(y1 - y0)) / 5)
+        out += [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(1, steps + 1)]
+    return out
+
+
 def number(v: float) -> str:
     if v != 0 and abs(v) < 1e-3:
         return f"{v:.0e}"
@@ -147,21 +156,25 @@ def chart(title: str, x: Axis, y: Axis, series: list[Series], note: str = "") ->
                            f'y2="{py(b + e):.1f}" stroke="{color}"/>')
             if s.marks:
                 out.append(f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="3.2" fill="{color}"/>')
-    out += legend(series)
+    out += legend(series, [place for good in drawn for place in along([(px(a), py(b)) for a, b, _ in good])])
     if note:
         out.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end" font-size="10" '
                    f'fill="#666666">{escape(note)}</text>')
     return "\n".join(out) + "\n</svg>\n"
 
 
-def legend(series: list[Series]) -> list[str]:
-    """In the upper right corner, where falling curves leave room."""
+def legend(series: list[Series], places: list[tuple[float, float]]) -> list[str]:
+    """In the corner that hides the fewest points, of equal ones the upper right."""
     labels = [s.label for s in series]
     if not any(labels):
         return []
-    width = 40 + 6.6 * max(map(len, labels))
-    x, y = WIDTH - RIGHT - width - 8, TOP + 8
-    out = [f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{10 + 17 * len(labels)}" '
+    width, height = 40 + 6.6 * max(map(len, labels)), 10 + 17 * len(labels)
+    corners = [(x, y) for y in (TOP + 8, HEIGHT - BOTTOM - 8 - height)
+               for x in (WIDTH - RIGHT - width - 8, LEFT + 8)]
+    hidden = lambda c: sum(c[0] - 4 < px < c[0] + width + 4 and c[1] - 4 < py < c[1] + height + 4
+                           for px, py in places)
+    x, y = min(corners, key=hidden)
+    out = [f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height}" '
            'fill="#ffffff" fill-opacity="0.85" stroke="#cccccc"/>']
     for i, s in enumerate(series):
         at = y + 17 + 17 * i

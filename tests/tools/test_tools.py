@@ -356,6 +356,7 @@ class Ablations(unittest.TestCase):
             self.assertEqual(model["llm"]["norm"], "rmsnorm")
             self.assertFalse(model["no_lower_bound"]["use_lower_bound"])
             self.assertEqual(model["n1"], {**model["n128"], "expand_ratio": 1})
+            run(*command, "--only", "n2", "--tokens", 8192, code=1)  # budgets do not mix
             for name in ("expand_ratio.svg", "curves.svg"):
                 xml.dom.minidom.parse(str(Path(d, "out/result", name)))
 
