@@ -6,6 +6,7 @@
 #include <set>
 #include <sstream>
 
+#include "core/file.h"
 #include "model/fields.h"
 
 namespace hgrn {
@@ -268,6 +269,7 @@ Config parse_config(const std::string& text, const std::string& where,
 
 Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
   std::ifstream in(path);
+  check(!is_folder(path), Exit::data, "{}: is a folder; give the config file in it", path);
   check(bool(in), Exit::data,
         "{}: cannot open the config; give an existing file, for example "
         "configs/quickstart.json",
