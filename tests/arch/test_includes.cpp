@@ -24,6 +24,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"sweep", {"core", "ops", "model", "launch", "sweep"}},
     {"train", {"core", "ops", "mixers", "model", "text", "launch", "train"}},
     {"eval", {"core", "ops", "mixers", "model", "text", "train", "eval"}},
+    {"api", {"core", "ops", "model", "text", "eval", "api"}},
     {"cli", {"core", "ops", "mixers", "model", "text", "launch", "train", "eval", "sweep", "cli"}},
 };
 
