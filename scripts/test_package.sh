@@ -15,6 +15,7 @@ root=$PWD build=${1:-build-static}
 work=$(mktemp -d "${TMPDIR:-/tmp}/hgrn-package-XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 say() { echo "test_package: $*"; }
+trap 'echo "test_package: line $LINENO failed" >&2' ERR
 fail() { echo "test_package: $*" >&2; exit 1; }
 
 if [ ! -f "$build/build.ninja" ] && [ ! -f "$build/Makefile" ]; then
@@ -99,7 +100,7 @@ say "tarball: good"
 
 # ---- 2. the .deb in a clean Debian
 mirror=${HGRN_MIRROR:-$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
-  sed -n 's/^deb \(\[[^]]*\] \)\?\(http[^ ]*debian\)\/\? .*/\2/p; s/^URIs: *\(http[^ ]*debian\)\/\?$/\1/p' | head -n 1)}
+  sed -n 's/^deb \(\[[^]]*\] \)\?\(http[^ ]*debian\)\/\? .*/\2/p; s/^URIs: *\(http[^ ]*debian\)\/\?$/\1/p' | head -n 1 || true)}
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
 if [ "$(id -u)" -ne 0 ]; then say "skipped: the .deb in a clean Debian needs root (chroot)"; exit 0; fi
 if ! command -v debootstrap >/dev/null; then say "skipped: debootstrap is not installed"; exit 0; fi
