@@ -45,6 +45,10 @@ void add_network_flags(CLI::App* app, Network& n) {
                   "network bandwidth of a machine, one direction, GB/s")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app->add_option("--bucket-elements", n.bucket_elements,
+                  "gradients of a collective, as HGRN_BUCKET_ELEMENTS sets it")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app->add_option("--link-us", n.link_us, "latency of a ring's hop within a machine, us")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

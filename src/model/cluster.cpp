@@ -25,8 +25,8 @@ struct Ring {
   }
 };
 
-double buckets_of(double elements) {
-  return std::max(1.0, std::ceil(elements / double(kBucketElements)));
+double buckets_of(double elements, const Network& network) {
+  return std::max(1.0, std::ceil(elements / double(network.bucket_elements)));
 }
 
 }  // namespace
@@ -46,15 +46,17 @@ ClusterStep cluster_step(const Config& c, const ModelSize& size, int64_t act_byt
   s.compute_s = (double(s.accumulation) * (time.forward + time.backward) + time.update) / share;
   if (gpus > 1) {
     const Ring ring{network, double(gpus), double(s.nodes)};
-    const double P = double(size.parameters), first = double(size.first);
+    const double P = double(size.parameters);
+    // The bucket before the last is ready hardly earlier than the last.
+    const double first = std::min(P, double(size.first + network.bucket_elements));
     const double grad = t.reduce_dtype == ReduceDType::bf16 ? 2 : 4;
     const double passes = sharded ? 1 : 2;  // reduce-scatter, or an all-reduce
-    const double reduce_s = passes * ring.seconds(grad * P, buckets_of(P));
-    const double last_s = passes * ring.seconds(grad * first, buckets_of(first));
+    const double reduce_s = passes * ring.seconds(grad * P, buckets_of(P, network));
+    const double last_s = passes * ring.seconds(grad * first, buckets_of(first, network));
     const double weights = sharded ? double(act_bytes) * P : 0;
-    const double gather_s = sharded ? ring.seconds(weights, buckets_of(P)) : 0;
+    const double gather_s = sharded ? ring.seconds(weights, buckets_of(P, network)) : 0;
     const double needed_s =
-        sharded ? ring.seconds(double(act_bytes) * first, buckets_of(first)) : 0;
+        sharded ? ring.seconds(double(act_bytes) * first, buckets_of(first, network)) : 0;
     const double moved = passes * grad * P + weights;
     s.bytes = ring.sent(moved);
     s.link_s = ring.link_s(moved);

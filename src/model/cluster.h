@@ -16,8 +16,9 @@ constexpr int64_t kBucketElements = int64_t(8) << 20;
 
 struct Network {
   int64_t gpus_per_node = 8;
-  double link_gbs = 329;                  // bus bandwidth of a collective within a node, GB/s
-  double network_gbs = 400;               // of a node, one direction, GB/s
+  double link_gbs = 329;     // bus bandwidth of a collective within a node, GB/s
+  double network_gbs = 400;  // of a node, one direction, GB/s
+  int64_t bucket_elements = kBucketElements;
   double link_us = 3.4, network_us = 14;  // a hop of the ring
 };
 

@@ -157,6 +157,7 @@ std::string plan_json(const Plan& p) {
                       {"gpus_per_node", o.network.gpus_per_node},
                       {"link_gbs", o.network.link_gbs},
                       {"network_gbs", o.network.network_gbs},
+                      {"bucket_elements", o.network.bucket_elements},
                       {"link_us", o.network.link_us},
                       {"network_us", o.network.network_us}};
   j["largest_micro_batch"] = p.largest_micro_batch;
