@@ -23,19 +23,21 @@ if(TARGET hgrn_api)
 endif()
 
 # The program writes its own manual and completions.
-set(HGRN_HELP ${PROJECT_BINARY_DIR}/help)
-file(MAKE_DIRECTORY ${HGRN_HELP})
-add_custom_command(OUTPUT ${HGRN_HELP}/hgrn.1 ${HGRN_HELP}/hgrn ${HGRN_HELP}/_hgrn ${HGRN_HELP}/hgrn.fish
-  COMMAND hgrn completion man > ${HGRN_HELP}/hgrn.1
-  COMMAND hgrn completion bash > ${HGRN_HELP}/hgrn
-  COMMAND hgrn completion zsh > ${HGRN_HELP}/_hgrn
-  COMMAND hgrn completion fish > ${HGRN_HELP}/hgrn.fish
-  DEPENDS hgrn VERBATIM)
-add_custom_target(hgrn_help ALL DEPENDS ${HGRN_HELP}/hgrn.1)
-install(FILES ${HGRN_HELP}/hgrn.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
-install(FILES ${HGRN_HELP}/hgrn DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
-install(FILES ${HGRN_HELP}/_hgrn DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/vendor-completions)
-install(FILES ${HGRN_HELP}/hgrn.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
+if(TARGET hgrn_api)  # not in builds for tests alone
+  set(HGRN_HELP ${PROJECT_BINARY_DIR}/help)
+  file(MAKE_DIRECTORY ${HGRN_HELP})
+  add_custom_command(OUTPUT ${HGRN_HELP}/hgrn.1 ${HGRN_HELP}/hgrn ${HGRN_HELP}/_hgrn ${HGRN_HELP}/hgrn.fish
+    COMMAND hgrn completion man > ${HGRN_HELP}/hgrn.1
+    COMMAND hgrn completion bash > ${HGRN_HELP}/hgrn
+    COMMAND hgrn completion zsh > ${HGRN_HELP}/_hgrn
+    COMMAND hgrn completion fish > ${HGRN_HELP}/hgrn.fish
+    DEPENDS hgrn VERBATIM)
+  add_custom_target(hgrn_help ALL DEPENDS ${HGRN_HELP}/hgrn.1)
+  install(FILES ${HGRN_HELP}/hgrn.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
+  install(FILES ${HGRN_HELP}/hgrn DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
+  install(FILES ${HGRN_HELP}/_hgrn DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/vendor-completions)
+  install(FILES ${HGRN_HELP}/hgrn.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
+endif()
 
 install(DIRECTORY configs DESTINATION ${CMAKE_INSTALL_DATADIR}/hgrn)
 install(FILES scripts/slurm/train.sbatch DESTINATION ${CMAKE_INSTALL_DATADIR}/hgrn/slurm)

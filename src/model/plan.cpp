@@ -102,7 +102,7 @@ Card choose_card(const PlanOptions& o) {
         "hgrn plan: --tflops and --bandwidth describe a device together; give both");
   check(o.card.empty() || o.tflops == 0, Exit::usage,
         "hgrn plan: --card and --tflops with --bandwidth name two devices; give one");
-  if (o.tflops > 0) return {"given", o.tflops * 1e12, o.bandwidth_gbs * 1e9, o.tflops * 1e12, 0};
+  if (o.tflops > 0) return {"device", o.tflops * 1e12, o.bandwidth_gbs * 1e9, o.tflops * 1e12, 0};
   if (o.cpu) return {"", 0, 0, 0, 0};
   std::string known;
   for (const Card& c : cards()) known += (known.empty() ? "" : ", ") + std::string(c.name);

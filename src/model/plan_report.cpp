@@ -46,8 +46,10 @@ class Text {
 void limits(Text& t, const Plan& p) {
   const PlanOptions& o = p.options;
   if (p.savings.empty() && p.rooflines.empty()) return;
-  t.head("limits ({} {}{}, {:g} GiB each)", o.gpus, o.cpu ? "process" : "GPU",
-         o.gpus == 1 ? "" : (o.cpu ? "es" : "s"), p.device_memory_gib);
+  if (o.cpu)
+    t.head("limits of the process");
+  else
+    t.head("limits ({} GPU{}, {:g} GiB each)", o.gpus, o.gpus == 1 ? "" : "s", p.device_memory_gib);
   if (!p.savings.empty())
     t.row("largest micro-batch that fits",
           p.largest_micro_batch > 0 ? grouped(double(p.largest_micro_batch)) : "none fits");
@@ -64,6 +66,7 @@ void budget(Text& t, const Plan& p) {
   t.head("{} tokens on {} {}{}", grouped(p.budget_tokens), o.gpus, p.card.name,
          o.gpus == 1 ? "" : "s");
   t.row("time", duration(p.hours));
+  if (o.cpu) return;
   const double gpu_hours = p.hours * double(o.gpus);
   t.row("GPU hours", gpu_hours < 100 ? fmt::format("{:.1f}", gpu_hours) : grouped(gpu_hours));
   if (o.price > 0)
