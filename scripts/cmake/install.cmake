@@ -3,6 +3,13 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
+if(HGRN_WITH_CUDA)  # CUDA's libraries lie outside of the linker's own folders
+  foreach(target hgrn hgrn-bench hgrn_api)
+    if(TARGET ${target})
+      set_target_properties(${target} PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+    endif()
+  endforeach()
+endif()
 install(TARGETS hgrn RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 if(TARGET hgrn-bench)
   install(TARGETS hgrn-bench RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

@@ -193,7 +193,8 @@ class File {
  public:
   explicit File(const std::string& path)
       : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    check(fd_ >= 0, Exit::data, "cannot open {}: {}", path, std::strerror(errno));
+    check(fd_ >= 0, Exit::data, "cannot open {}: {}; check the path and its permissions", path,
+          std::strerror(errno));
   }
   ~File() { ::close(fd_); }
   File(const File&) = delete;
@@ -218,7 +219,8 @@ class File {
 int64_t checked_size(const std::string& path) {
   struct stat info;
   const bool found = ::stat(path.c_str(), &info) == 0 && ::access(path.c_str(), R_OK) == 0;
-  check(found, Exit::data, "cannot open {}: {}", path, std::strerror(errno));
+  check(found, Exit::data, "cannot open {}: {}; check the path and its permissions", path,
+        std::strerror(errno));
   check(!S_ISDIR(info.st_mode), Exit::data, "{} is a folder; name the files in it", path);
   return S_ISREG(info.st_mode) ? int64_t(info.st_size) : 0;
 }

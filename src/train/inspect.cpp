@@ -123,7 +123,7 @@ std::string inspect_tokenizer(const std::string& path) {
 }  // namespace
 
 std::string inspect(const std::string& path, bool verify) {
-  check(exists(path), Exit::data, "{}: no such file or folder", path);
+  check(exists(path), Exit::data, "{}: no such file or folder; check the path", path);
   if (is_folder(path)) {
     if (exists(path + "/" + kManifestName)) return inspect_checkpoint(path, verify);
     if (exists(path + "/checkpoints")) return inspect_run(path, verify);
@@ -142,6 +142,11 @@ std::string inspect(const std::string& path, bool verify) {
   if (ends_with(path, ".safetensors")) return inspect_safetensors(path);
   if (ends_with(path, ".jsonl")) return inspect_metrics(path);
   if (ends_with(path, ".bin")) return inspect_shard(path, verify);
+  const std::string name = path.substr(path.rfind('/') + 1);
+  check(ends_with(name, ".json") || name == "merges.txt" || name == "vocab.bpe", Exit::data,
+        "{}: not a kind of file that is known here; give a shard (.bin), weights (.safetensors), "
+        "metrics (.jsonl), a tokenizer (.json) or a folder",
+        path);
   return inspect_tokenizer(path);
 }
 
