@@ -575,6 +575,7 @@ void Trainer::save(bool wait) {
   Snapshot s;
   s.table = &model_->params();
   sync_->gather_master(weights_.weights());
+  store_->wait();  // or the copies below would stand beside those of the save before
   if (ranks_->first()) s.master = weights_.get(*ops_);
   s.ranges = sync_->owned();
   s.m = optimizer_->get_m(s.ranges);

@@ -21,9 +21,11 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"model", {"core", "ops", "mixers", "model"}},
     {"text", {"core", "text"}},
     {"launch", {"core", "ops", "launch"}},
+    {"sweep", {"core", "ops", "model", "launch", "sweep"}},
     {"train", {"core", "ops", "mixers", "model", "text", "launch", "train"}},
     {"eval", {"core", "ops", "mixers", "model", "text", "train", "eval"}},
-    {"cli", {"core", "ops", "mixers", "model", "text", "launch", "train", "eval", "cli"}},
+    {"api", {"core", "ops", "model", "text", "eval", "api"}},
+    {"cli", {"core", "ops", "mixers", "model", "text", "launch", "train", "eval", "sweep", "cli"}},
 };
 
 std::set<std::string> includes_of(const fs::path& file) {
