@@ -4,11 +4,36 @@
 //   out = norm_g(y) Wo + bo       norm over the whole D, all heads together
 // Twin of the recurrence: kernels/*/hgru2*   Test: tests/model/test_lm.cpp,
 // tests/model/test_golden.cpp
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
 #include "mixers/lower_bound.h"
 #include "mixers/mixer.h"
 
 namespace hgrn {
 namespace {
+
+std::vector<double> to_host(Ops& ops, Tensor t) {
+  std::vector<char> raw(t.bytes());
+  ops.download(raw.data(), t);
+  std::vector<double> out(size_t(t.numel()));
+  for (size_t i = 0; i < out.size(); ++i) {
+    const char* at = raw.data() + i * size_of(t.dtype);
+    if (t.dtype == DType::f64) {
+      std::memcpy(&out[i], at, sizeof(double));
+    } else if (t.dtype == DType::bf16) {
+      uint16_t half;
+      std::memcpy(&half, at, sizeof half);
+      out[i] = double(bf16_to_float(half));
+    } else {
+      float single;
+      std::memcpy(&single, at, sizeof single);
+      out[i] = double(single);
+    }
+  }
+  return out;
+}
 
 class Hgru2 final : public Mixer {
  public:
@@ -29,6 +54,8 @@ class Hgru2 final : public Mixer {
 
   void forward(Tensor out, Tensor u, const Weights& w, const MixerCall& call) override;
   void backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const MixerCall& call) override;
+
+  double mean_forget_gate(const MixerCall& call) override;
 
   double flops_per_token() const override {
     // per head and token: state update 2nn (outer product) + query 2nn
@@ -158,6 +185,34 @@ void Hgru2::backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const M
   const SeqInputs in{a.qfi, bound_.beta(call.layer), {}, call.reset, {}};
   seq_.backward(s, options(), {dqfi_, bound_.dbeta(call.layer), {}, {}}, dy_, {}, in, a.saved);
   ops_.linear_backward(du, w.dw(p.qfi), w.dw(p.qfi_bias), dqfi_, u, w.w(p.qfi));
+}
+
+// On the host, from a few stretches of tokens: their gates are as good as those of all of them for
+// a mean, and nothing has to be kept for it on the device.
+double Hgru2::mean_forget_gate(const MixerCall& call) {
+  constexpr int64_t kStretches = 8, kTokens = 32;
+  const Tensor qfi = acts_[size_t(call.slot)].qfi;
+  const int64_t N = call.B * call.T, D = config_.D, tokens = std::min(N, kTokens);
+  std::vector<double> bound(size_t(D), 0.0);
+  if (const Tensor beta = bound_.beta(call.layer)) {
+    const std::vector<double> values = to_host(ops_, beta);
+    bound.assign(values.begin(), values.end());
+  }
+  double sum = 0;
+  int64_t rows = 0, before = -tokens;
+  for (int64_t i = 0; i < kStretches; ++i) {
+    const int64_t first = (N - tokens) * i / (kStretches - 1);
+    if (first < before + tokens) continue;  // no token twice
+    before = first;
+    const std::vector<double> x = to_host(ops_, qfi.slice(first, tokens));
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t d = 0; d < D; ++d) {
+        const double gate = 1 / (1 + std::exp(-x[size_t(t * 3 * D + D + d)]));
+        sum += bound[size_t(d)] + (1 - bound[size_t(d)]) * gate;
+      }
+    rows += tokens;
+  }
+  return sum / double(rows * D);
 }
 
 }  // namespace

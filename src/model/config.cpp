@@ -106,6 +106,9 @@ void fields(Fields& f, TrainConfig& c) {
   f("log_every", c.log_every, at_least(0));
   f("eval_every", c.eval_every, at_least(0));
   f("eval_tokens", c.eval_tokens, at_least(1));
+  f("monitor_every", c.monitor_every, at_least(0));
+  f("sample_every", c.sample_every, at_least(0));
+  f("sample_prompt", c.sample_prompt);
   f("checkpoint_every", c.checkpoint_every, at_least(0));
   f("keep_checkpoints", c.keep_checkpoints, at_least(1));
   f.choice("on_nonfinite", c.on_nonfinite,
@@ -261,6 +264,9 @@ std::vector<std::string> forbidden_changes(const std::string& before_json,
                                              "train.log_every",
                                              "train.eval_every",
                                              "train.eval_tokens",
+                                             "train.monitor_every",
+                                             "train.sample_every",
+                                             "train.sample_prompt",
                                              "train.checkpoint_every",
                                              "train.keep_checkpoints",
                                              "train.micro_batch",

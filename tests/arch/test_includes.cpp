@@ -21,7 +21,8 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"model", {"core", "ops", "mixers", "model"}},
     {"text", {"core", "text"}},
     {"launch", {"core", "ops", "launch"}},
-    {"train", {"core", "ops", "mixers", "model", "text", "launch", "train"}},
+    {"monitor", {"core", "monitor"}},
+    {"train", {"core", "ops", "mixers", "model", "text", "launch", "monitor", "train"}},
     {"eval", {"core", "ops", "mixers", "model", "text", "train", "eval"}},
     {"cli", {"core", "ops", "mixers", "model", "text", "launch", "train", "eval", "cli"}},
 };
