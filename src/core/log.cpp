@@ -23,7 +23,7 @@ class TerminalSink final : public spdlog::sinks::base_sink<std::mutex> {
   void status(std::vector<std::string> lines) {
     const std::lock_guard<std::mutex> lock(mutex_);
     status_ = std::move(lines);
-    write(erased() + drawn());
+    redraw("");
   }
 
  protected:
@@ -36,11 +36,17 @@ class TerminalSink final : public spdlog::sinks::base_sink<std::mutex> {
                                                             : nullptr;
     if (colour && terminal_colour() && msg.color_range_end > msg.color_range_start)
       line.insert(msg.color_range_end, "\x1b[0m").insert(msg.color_range_start, colour);
-    write(erased() + line + drawn());
+    redraw(line);
   }
   void flush_() override { std::fflush(stderr); }
 
  private:
+  void redraw(const std::string& above) {
+    std::string text = erased() + above;
+    text += drawn();
+    std::fwrite(text.data(), 1, text.size(), stderr);
+    std::fflush(stderr);
+  }
   // A terminal that became narrower has wrapped what was drawn.
   std::string erased() {
     if (widths_.empty()) return {};
@@ -61,10 +67,6 @@ class TerminalSink final : public spdlog::sinks::base_sink<std::mutex> {
       out += shown + "\n";
     }
     return out;
-  }
-  static void write(const std::string& text) {
-    std::fwrite(text.data(), 1, text.size(), stderr);
-    std::fflush(stderr);
   }
   std::vector<std::string> status_;
   std::vector<int> widths_;  // of the lines that are on the terminal now

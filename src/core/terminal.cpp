@@ -33,9 +33,8 @@ Glyph next_glyph(std::string_view text) {
   }
   if (first < 0x20 || first == 0x7f) return {1, 0};
   utf8proc_int32_t code = 0;
-  const utf8proc_ssize_t n =
-      utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                       utf8proc_ssize_t(text.size()), &code);
+  const utf8proc_ssize_t n = utf8proc_iterate(
+      reinterpret_cast<const utf8proc_uint8_t*>(text.data()), utf8proc_ssize_t(text.size()), &code);
   if (n <= 0) return {1, 1};
   return {size_t(n), utf8proc_charwidth(code)};
 }
@@ -86,9 +85,9 @@ std::string cut_to(std::string_view text, int columns) {
   std::string out;
   while (!text.empty()) {
     const Glyph g = next_glyph(text);
-    if (g.columns <= columns) out.append(text.substr(0, g.bytes));
-    columns -= g.columns;
-    if (g.columns > 0 && columns < 0) columns = -1;  // a wide glyph that did not fit ends the text
+    const bool control = text[0] == '\x1b';
+    columns -= g.columns;  // below 0 from the first glyph on that does not fit
+    if (control || columns >= 0) out.append(text.substr(0, g.bytes));
     text.remove_prefix(g.bytes);
   }
   return out;

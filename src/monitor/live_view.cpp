@@ -59,19 +59,25 @@ class Painter {
   const ViewStyle& style_;
 };
 
-// Parts of a line, two spaces apart; what does not fit at the end is left out. One part may stretch.
+// Parts of a line, two spaces apart; what does not fit at the end is left out. One part may
+// stretch.
 class Line {
  public:
   explicit Line(int columns) : columns_(columns) {}
   void add(const std::string& part) {
     if (!part.empty()) parts_.push_back(part);
   }
+  // The last of the parts behind it give way where it has not its least width.
   template <class Draw>  // draw(columns)
-  void stretch(int least, int most, const Draw& draw, const std::vector<std::string>& after) {
-    int used = width();
-    for (const std::string& part : after) used += 2 + display_width(part);
-    const int room = std::min(most, columns_ - used - 2);
-    if (room >= least) add(draw(room));
+  void stretch(int least, int most, const Draw& draw, std::vector<std::string> after) {
+    std::erase(after, "");
+    const auto room = [&] {
+      int used = width();
+      for (const std::string& part : after) used += 2 + display_width(part);
+      return std::min(most, columns_ - used - 2);
+    };
+    while (room() < least && !after.empty()) after.pop_back();
+    if (room() >= least) add(draw(room()));
     for (const std::string& part : after) add(part);
   }
   std::string str() const {
@@ -101,26 +107,27 @@ std::string progress_line(const ViewState& s, const Painter& p, int columns) {
   const double share = s.step.steps > 0 ? double(s.step.step) / double(s.step.steps) : 0;
   Line line(columns);
   line.add(p.bold(cut_to(s.run, 24)));
-  line.stretch(8, 40, [&](int room) { return p.bar(share, room); },
-               {fmt::format("{:.1f}%", 100 * share),
-                fmt::format("step {}/{}", s.step.step, s.step.steps),
-                s.step.step > 0 ? "eta " + p.bold(duration(s.step.eta_s)) : std::string("starting"),
-                p.dim("elapsed " + duration(s.elapsed_s)),
-                s.phase.empty() ? "" : p.warn(s.phase)});
+  line.stretch(
+      8, 40, [&](int room) { return p.bar(share, room); },
+      {fmt::format("{:.1f}%", 100 * share), fmt::format("step {}/{}", s.step.step, s.step.steps),
+       s.step.step > 0 ? "eta " + p.bold(duration(s.step.eta_s)) : "",
+       s.phase.empty() ? "" : p.warn(s.phase), p.dim("elapsed " + duration(s.elapsed_s))});
   return line.str();
 }
 
 std::string loss_line(const ViewState& s, const Painter& p, int columns) {
   Line line(columns);
   line.add("loss " + p.bold(fmt::format("{:.4f}", s.step.loss)));
-  std::vector<std::string> after = {fmt::format("norm {:.3f}", s.step.grad_norm),
-                                    fmt::format("lr {:.2e}", s.step.lr)};
+  std::vector<std::string> after;
+  after.push_back(fmt::format("norm {:.3f}", s.step.grad_norm));
   if (s.eval.step > 0)
     after.push_back(fmt::format("valid {} {}", p.bold(fmt::format("{:.4f}", s.eval.valid_loss)),
                                 p.dim(fmt::format("at {}", s.eval.step))));
   if (s.step.skipped > 0) after.push_back(p.warn(fmt::format("skipped {}", s.step.skipped)));
   if (s.step.spikes > 0) after.push_back(p.warn(fmt::format("spikes {}", s.step.spikes)));
-  line.stretch(4, 40, [&](int room) { return p.curve(s.losses.levels(room)); }, after);
+  after.push_back(fmt::format("lr {:.2e}", s.step.lr));
+  line.stretch(
+      4, 40, [&](int room) { return p.curve(s.losses.levels(room)); }, after);
   return line.str();
 }
 
@@ -159,7 +166,8 @@ void Curve::add(double v) {
   sum_ = 0;
   count_ = 0;
   if (means_.size() < kMaxMeans) return;
-  for (size_t i = 0; i < means_.size() / 2; ++i) means_[i] = (means_[2 * i] + means_[2 * i + 1]) / 2;
+  for (size_t i = 0; i < means_.size() / 2; ++i)
+    means_[i] = (means_[2 * i] + means_[2 * i + 1]) / 2;
   means_.resize(means_.size() / 2);
   per_mean_ *= 2;
 }
@@ -178,8 +186,7 @@ std::vector<int> Curve::levels(int columns) const {
   const auto [low, high] = std::minmax_element(column.begin(), column.end());
   const double span = *high - *low, least = *low;
   std::vector<int> out;
-  for (double v : column)
-    out.push_back(span > 0 ? std::min(7, int((v - least) / span * 8)) : 0);
+  for (double v : column) out.push_back(span > 0 ? std::min(7, int((v - least) / span * 8)) : 0);
   return out;
 }
 
@@ -238,8 +245,8 @@ void LiveView::phase(std::string_view name) {
 void LiveView::draw() {
   drawn_ = Clock::now();
   state_.elapsed_s = std::chrono::duration<double>(drawn_ - started_).count();
-  log_status(render(state_, {terminal_size(STDERR_FILENO).columns, terminal_colour(),
-                             terminal_utf8()}));
+  log_status(
+      render(state_, {terminal_size(STDERR_FILENO).columns, terminal_colour(), terminal_utf8()}));
 }
 
 }  // namespace hgrn

@@ -47,9 +47,9 @@ std::string new_name(const std::string& folder) {
 // In Markdown an indented block is shown as it is, whatever stands in it.
 std::string as_code(std::string_view text) {
   std::string out = "    ";
-  for (char c : text) {
-    out.push_back(c);
-    if (c == '\n') out += "    ";
+  for (size_t i = 0; i < text.size(); ++i) {
+    out.push_back(text[i]);
+    if (text[i] == '\n' && i + 1 < text.size()) out += "    ";
   }
   return out;
 }
