@@ -14,15 +14,6 @@ namespace {
 constexpr size_t kMaxMeans = 4096;
 constexpr double kGiB = double(1 << 30);
 
-// "843.8k", "1.97M"
-std::string short_number(double v) {
-  constexpr const char* kUnits[] = {"", "k", "M", "G", "T"};
-  int unit = 0;
-  while (std::abs(v) >= 999.5 && unit < 4) v /= 1000, ++unit;
-  if (unit == 0) return fmt::format("{:.0f}", v);
-  return fmt::format("{:.{}f}{}", v, v < 9.995 ? 2 : v < 99.95 ? 1 : 0, kUnits[unit]);
-}
-
 class Painter {
  public:
   explicit Painter(const ViewStyle& s) : style_(s) {}
@@ -43,11 +34,7 @@ class Painter {
     return in("32", done) + in("2", rest);
   }
   std::string curve(const std::vector<int>& levels) const {
-    static constexpr const char* kBlocks[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-    static constexpr const char* kAscii[] = {"_", ".", "-", "~", "=", "+", "*", "#"};
-    std::string out;
-    for (int level : levels) out += (style_.utf8 ? kBlocks : kAscii)[level];
-    return in("36", out);
+    return in("36", sparkline(levels, style_.utf8));
   }
   std::string degrees() const { return style_.utf8 ? " °C" : " C"; }
 
@@ -133,10 +120,10 @@ std::string loss_line(const ViewState& s, const Painter& p, int columns) {
 
 std::string speed_line(const ViewState& s, const Painter& p, int columns) {
   Line line(columns);
-  line.add(p.bold(short_number(s.step.tokens_per_s)) + " tok/s");
+  line.add(p.bold(short_count(s.step.tokens_per_s)) + " tok/s");
   line.add(fmt::format("{:.{}f} ms/step", s.step.step_ms, s.step.step_ms < 10 ? 1 : 0));
   if (s.step.mfu >= 0) line.add(fmt::format("mfu {:.1f}%", 100 * s.step.mfu));
-  line.add(short_number(double(s.step.tokens)) + " tokens");
+  line.add(short_count(double(s.step.tokens)) + " tokens");
   if (s.gpu.memory_used < 0 && s.step.memory_gib > 0)
     line.add(fmt::format("memory {:.1f} GiB", s.step.memory_gib));
   line.add(p.dim(s.device));
@@ -157,6 +144,14 @@ std::string gpu_line(const GpuStatus& g, const Painter& p, int columns) {
 }
 
 }  // namespace
+
+std::string sparkline(const std::vector<int>& levels, bool utf8) {
+  static constexpr const char* kBlocks[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+  static constexpr const char* kAscii[] = {"_", ".", "-", "~", "=", "+", "*", "#"};
+  std::string out;
+  for (int level : levels) out += (utf8 ? kBlocks : kAscii)[level];
+  return out;
+}
 
 void Curve::add(double v) {
   if (!std::isfinite(v)) return;

@@ -29,6 +29,9 @@ class Curve {
   int64_t count_ = 0, per_mean_ = 1;
 };
 
+// Levels of 0..7 as characters.
+std::string sparkline(const std::vector<int>& levels, bool utf8);
+
 struct ViewState {
   std::string run, device, phase;
   StepMetrics step;      // loss, norm, lr and counters of the last step; speed of the last few

@@ -50,5 +50,6 @@ struct GpuStatus {
 };
 
 std::string duration(double seconds);  // "1:02:03", "4:05"
+std::string short_count(double v);     // "844k", "1.97M"; "-" where it is not finite
 
 }  // namespace hgrn

@@ -24,7 +24,10 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"monitor", {"core", "monitor"}},
     {"train", {"core", "ops", "mixers", "model", "text", "launch", "monitor", "train"}},
     {"eval", {"core", "ops", "mixers", "model", "text", "train", "eval"}},
-    {"cli", {"core", "ops", "mixers", "model", "text", "launch", "train", "eval", "cli"}},
+    {"report", {"core", "monitor", "report"}},
+    {"cli",
+     {"core", "ops", "mixers", "model", "text", "launch", "monitor", "train", "eval", "report",
+      "cli"}},
 };
 
 std::set<std::string> includes_of(const fs::path& file) {

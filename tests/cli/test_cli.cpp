@@ -58,8 +58,8 @@ TEST_CASE("cli: help on every level shows an example", "[cli]") {
   const TempFolder tmp;
   CHECK(hgrn_(tmp, {"--help"}).code == 0);
   CHECK(hgrn_(tmp, {"--version"}).out.rfind("hgrn ", 0) == 0);
-  for (const char* command :
-       {"train", "eval", "generate", "tokenize", "plan", "inspect", "launch"}) {
+  for (const char* command : {"train", "eval", "generate", "tokenize", "plan", "inspect", "launch",
+                              "report", "compare"}) {
     const Result r = hgrn_(tmp, {command, "--help"});
     INFO(command);
     CHECK(r.code == 0);

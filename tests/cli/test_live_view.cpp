@@ -117,13 +117,20 @@ Session in_terminal(const std::vector<std::string>& words, int columns,
 
 std::vector<std::string> train_words(const RunFolder& r, const std::string& out, int64_t steps) {
   return {"train",
-          "--config", r.folder / "config.json",
-          "--out",    r.folder / out,
-          "--device", "cpu",
-          "--set",    "train.steps=" + std::to_string(steps),
-          "--set",    "train.eval_every=50",
-          "--set",    "train.checkpoint_every=100",
-          "--set",    "optim.lr=1e-3"};
+          "--config",
+          r.folder / "config.json",
+          "--out",
+          r.folder / out,
+          "--device",
+          "cpu",
+          "--set",
+          "train.steps=" + std::to_string(steps),
+          "--set",
+          "train.eval_every=50",
+          "--set",
+          "train.checkpoint_every=100",
+          "--set",
+          "optim.lr=1e-3"};
 }
 
 // Every line must be a whole log line (they begin with the time of day).

@@ -91,11 +91,19 @@ TEST_CASE("view: a curve of any length in bounded memory", "[monitor]") {
 
 TEST_CASE("terminal: widths and cuts of texts", "[monitor]") {
   CHECK(display_width("abc") == 3);
-  CHECK(display_width("\x1b[1m" "abc" "\x1b[0m") == 3);
+  CHECK(display_width("\x1b[1m"
+                      "abc"
+                      "\x1b[0m") == 3);
   CHECK(display_width("日本") == 4);
   CHECK(display_width("e\u0301") == 1);  // combining accent
   CHECK(display_width("\xff\xfe") == 2);
   CHECK(cut_to("日本", 3) == "日");
-  CHECK(cut_to("\x1b[1m" "abcdef" "\x1b[0m", 2) == "\x1b[1m" "ab" "\x1b[0m");
+  CHECK(cut_to("\x1b[1m"
+               "abcdef"
+               "\x1b[0m",
+               2) ==
+        "\x1b[1m"
+        "ab"
+        "\x1b[0m");
   CHECK(cut_to("ab日cd", 3) == "ab");
 }

@@ -164,9 +164,7 @@ print("sample", points("sample"))
 )");
   if (told.empty()) return;
   INFO(told);
-  const auto says = [&](const std::string& part) {
-    CHECK(told.find(part) != std::string::npos);
-  };
+  const auto says = [&](const std::string& part) { CHECK(told.find(part) != std::string::npos); };
   // What the first start told after step 3 is gone, and so is the step that was rolled back.
   says("loss [(1, 4.0), (2, 3.0), (3, 2.0), (4, 0.5), (5, 0.125)]");
   says("valid []");
@@ -209,7 +207,8 @@ print("sample", points("sample"))
   CHECK(told.find("loss [(7, nan)]") != std::string::npos);
   CHECK(told.find("'grad_norm/layer_09', 'grad_norm/layer_10'") != std::string::npos);
   CHECK(told.find("gates 10") != std::string::npos);
-  CHECK(told.find(R"((4, [b'    Once upon <b>a</b> *time*\n    and again']))") != std::string::npos);
+  CHECK(told.find(R"((4, [b'    Once upon <b>a</b> *time*\n    and again']))") !=
+        std::string::npos);
 }
 
 TEST_CASE("monitor: the Prometheus file follows the text format", "[monitor]") {

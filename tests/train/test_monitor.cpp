@@ -48,8 +48,8 @@ TEST_CASE("monitor: norms by layer add up to the norm, gates lie above their bou
   const RunFolder r;
   for (const char* recompute : {"none", "block"}) {
     const std::string out = recompute;
-    REQUIRE(train(r.args(out, {"train.monitor_every=3", std::string("train.recompute=") +
-                                                            recompute})) == Exit::ok);
+    REQUIRE(train(r.args(out, {"train.monitor_every=3",
+                               std::string("train.recompute=") + recompute})) == Exit::ok);
     const auto metrics = lines(r, out + "/metrics.jsonl"), layers = lines(r, out + "/layers.jsonl");
     CHECK(steps_of(layers) == std::vector<int64_t>{3, 6, 9, 12});
     for (const auto& j : layers) {
