@@ -33,11 +33,11 @@ std::string default_out(const ReportArgs& a) {
 
 Command report_command(CLI::App& root) {
   auto a = std::make_shared<ReportArgs>();
-  CLI::App* app = root.add_subcommand("report", "Curves, tables and samples of runs as one HTML file");
+  CLI::App* app =
+      root.add_subcommand("report", "Curves, tables and samples of runs as one HTML file");
   app->footer("Example:\n  hgrn report runs/first runs/second --out report.html");
   add_runs(app, *a);
-  app->add_option("--out", a->out,
-                  "HTML file (default: report.html, of one run in its folder)");
+  app->add_option("--out", a->out, "HTML file (default: report.html, of one run in its folder)");
   return {app, [a] {
             const std::string out = a->out.empty() ? default_out(*a) : a->out;
             const std::string page = report_html(read_runs(a->runs, a->evals));

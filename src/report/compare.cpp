@@ -49,7 +49,8 @@ std::string table_text(const Table& t, const TextStyle& style) {
         out += one + "\n";
       };
       line(t.columns, -1);
-      for (size_t r = 0; r < t.rows.size(); ++r) line(t.rows[r], r < t.best.size() ? t.best[r] : -1);
+      for (size_t r = 0; r < t.rows.size(); ++r)
+        line(t.rows[r], r < t.best.size() ? t.best[r] : -1);
       if (last < t.columns.size()) out += "\n";
       first = last;
     }

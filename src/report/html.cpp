@@ -78,11 +78,10 @@ std::string run_json(const RunData& r, size_t points) {
   for (size_t i = 0; i < s.size() && bad.size() < kBadPoints; ++i)
     if (!std::isfinite(s.loss[i])) bad.push_back(i);
   const std::vector<size_t> valid = group_ends(r.valid.size(), points);
-  std::string out = fmt::format("{{\"name\":{},\"x\":{},\"bad\":{},\"charts\":{{", quoted(r.name),
-                                x_json(at_ends(s.step, ends), at_ends(s.tokens, ends),
-                                       at_ends(s.time_s, ends)),
-                                x_json(at_ends(s.step, bad), at_ends(s.tokens, bad),
-                                       at_ends(s.time_s, bad)));
+  std::string out =
+      fmt::format("{{\"name\":{},\"x\":{},\"bad\":{},\"charts\":{{", quoted(r.name),
+                  x_json(at_ends(s.step, ends), at_ends(s.tokens, ends), at_ends(s.time_s, ends)),
+                  x_json(at_ends(s.step, bad), at_ends(s.tokens, bad), at_ends(s.time_s, bad)));
   const std::pair<const char*, const std::vector<double>*> columns[] = {
       {"loss", &s.loss}, {"grad_norm", &s.grad_norm},       {"lr", &s.lr},
       {"mfu", &s.mfu},   {"tokens_per_s", &s.tokens_per_s},
@@ -90,12 +89,13 @@ std::string run_json(const RunData& r, size_t points) {
   for (const auto& [name, values] : columns)
     out += fmt::format("\"{}\":{},", name, grouped_json(*values, ends));
   out.back() = '}';
-  out += fmt::format(",\"valid\":{{\"x\":{},\"y\":{}}},\"layers\":{{\"step\":{},\"gate\":{},"
-                     "\"norm\":{}}}}}",
-                     x_json(at_ends(r.valid.step, valid), at_ends(r.valid.tokens, valid),
-                            at_ends(r.valid.time_s, valid)),
-                     grouped_json(r.valid.loss, valid), r.layers.step, array(r.layers.forget_gate),
-                     array(r.layers.grad_norm));
+  out += fmt::format(
+      ",\"valid\":{{\"x\":{},\"y\":{}}},\"layers\":{{\"step\":{},\"gate\":{},"
+      "\"norm\":{}}}}}",
+      x_json(at_ends(r.valid.step, valid), at_ends(r.valid.tokens, valid),
+             at_ends(r.valid.time_s, valid)),
+      grouped_json(r.valid.loss, valid), r.layers.step, array(r.layers.forget_gate),
+      array(r.layers.grad_norm));
   return out;
 }
 
@@ -120,7 +120,8 @@ std::string table_html(const Table& t, const std::vector<RunData>& runs) {
       out += fmt::format("<tr><th scope=\"row\">{}</th>", run_label(runs, t.rows[r][0]));
       for (size_t c = 1; c < t.rows[r].size(); ++c) {
         const bool best = r < t.best.size() && t.best[r] == int(c);
-        out += fmt::format("<td{}>{}</td>", best ? " class=\"best\"" : "", plus_minus(escaped(t.rows[r][c])));
+        out += fmt::format("<td{}>{}</td>", best ? " class=\"best\"" : "",
+                           plus_minus(escaped(t.rows[r][c])));
       }
       out += "</tr>\n";
     }
@@ -152,8 +153,9 @@ std::string configs_html(const std::vector<RunData>& runs) {
   std::string out;
   for (const RunData& r : runs) {
     if (r.config.empty()) continue;
-    out += fmt::format("<details><summary>{}</summary><div class=\"scroll\"><table class=\"texts\">",
-                       run_label(runs, r.name));
+    out +=
+        fmt::format("<details><summary>{}</summary><div class=\"scroll\"><table class=\"texts\">",
+                    run_label(runs, r.name));
     for (const auto& [key, value] : r.config)
       out += fmt::format("<tr><th scope=\"row\">{}</th><td>{}</td></tr>\n", escaped(key),
                          escaped(value));
@@ -201,7 +203,8 @@ std::string report_html(const std::vector<RunData>& runs) {
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
       "<meta name=\"color-scheme\" content=\"light dark\">\n<title>{0} - hgrn report</title>\n"
-      "<link rel=\"icon\" href=\"data:,\">\n<style>{1}</style>\n</head>\n<body>\n<header><h1>{0}</h1>"
+      "<link rel=\"icon\" "
+      "href=\"data:,\">\n<style>{1}</style>\n</head>\n<body>\n<header><h1>{0}</h1>"
       "<p class=\"note\">hgrn {2}, {3}</p></header>\n<main>\n",
       escaped(title), kPageStyle, escaped(version()), today());
   out += table_html(summary_table(runs), runs);

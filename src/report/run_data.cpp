@@ -211,8 +211,8 @@ void MetricLines::go_back_to(double step, bool eval) {
     ++repeated_;
   }
   while (s.size() > 0 && (eval ? s.step.back() > step : s.step.back() >= step)) {
-    for (auto* column : {&s.step, &s.tokens, &s.time_s, &s.loss, &s.grad_norm, &s.lr,
-                         &s.tokens_per_s, &s.mfu})
+    for (auto* column :
+         {&s.step, &s.tokens, &s.time_s, &s.loss, &s.grad_norm, &s.lr, &s.tokens_per_s, &s.mfu})
       column->pop_back();
     ++repeated_;
   }
@@ -269,13 +269,14 @@ void MetricLines::finish() {
   for (double loss : s.loss) not_finite_ += !std::isfinite(loss);
   if (damaged_ > 0)
     run_.notes.push_back(fmt::format(
-        "{} of metrics.jsonl {} no metrics and {} left out{}",
-        plural(damaged_, "line", "lines"), damaged_ == 1 ? "holds" : "hold",
-        damaged_ == 1 ? "was" : "were", last_damaged_ ? " (the last one is cut short)" : ""));
+        "{} of metrics.jsonl {} no metrics and {} left out{}", plural(damaged_, "line", "lines"),
+        damaged_ == 1 ? "holds" : "hold", damaged_ == 1 ? "was" : "were",
+        last_damaged_ ? " (the last one is cut short)" : ""));
   if (repeated_ > 0)
-    run_.notes.push_back(fmt::format("{} told twice, since the run was set back; the later telling "
-                                     "is shown",
-                                     plural(repeated_, "line was", "lines were")));
+    run_.notes.push_back(
+        fmt::format("{} told twice, since the run was set back; the later telling "
+                    "is shown",
+                    plural(repeated_, "line was", "lines were")));
   if (not_finite_ > 0)
     run_.notes.push_back(fmt::format("the loss of {} is not finite",
                                      plural(not_finite_, "logged step", "logged steps")));
@@ -317,9 +318,10 @@ std::vector<RunData> read_runs(const std::vector<std::string>& paths,
     RunData* owner = runs.size() == 1 ? &runs[0] : nullptr;
     for (RunData& r : runs)
       if (!checkpoint.empty() && lies_in(checkpoint, r.path)) owner = &r;
-    check(owner != nullptr, Exit::usage,
-          "--eval {}: its checkpoint {} lies in none of the runs; copy the file into its run folder",
-          file, checkpoint);
+    check(
+        owner != nullptr, Exit::usage,
+        "--eval {}: its checkpoint {} lies in none of the runs; copy the file into its run folder",
+        file, checkpoint);
     const bool there = std::any_of(
         owner->evals.begin(), owner->evals.end(),
         [&](const EvalValue& v) { return v.file == fs::path(file).filename().string(); });

@@ -62,13 +62,14 @@ std::string short_real(double v, int digits) {
 }
 
 Table summary_table(const std::vector<RunData>& runs) {
-  Table t{.title = "Runs",
-          .note = fmt::format("loss: mean of the last {} logged steps, nats a token. Time is that of "
-                              "training alone.",
-                              kLastLosses),
-          .columns = {"run", "steps", "tokens", "loss", "best valid", "at step", "last valid",
-                      "ppl", "time", "tok/s", "mfu", "skipped"},
-          .rows = {}};
+  Table t{
+      .title = "Runs",
+      .note = fmt::format("loss: mean of the last {} logged steps, nats a token. Time is that of "
+                          "training alone.",
+                          kLastLosses),
+      .columns = {"run", "steps", "tokens", "loss", "best valid", "at step", "last valid", "ppl",
+                  "time", "tok/s", "mfu", "skipped"},
+      .rows = {}};
   for (const RunData& r : runs) {
     const StepColumns& s = r.steps;
     const EvalColumns& v = r.valid;
@@ -76,18 +77,19 @@ Table summary_table(const std::vector<RunData>& runs) {
     for (size_t i = 0; i < v.size(); ++i)
       if (std::isfinite(v.loss[i]) && (best == v.size() || v.loss[i] < v.loss[best])) best = i;
     const bool known = best < v.size();
-    const int64_t step = int64_t(std::max(s.size() ? s.step.back() : 0, v.size() ? v.step.back() : 0));
+    const int64_t step =
+        int64_t(std::max(s.size() ? s.step.back() : 0, v.size() ? v.step.back() : 0));
     const double mfu = median(s.mfu), last = v.size() ? v.loss.back() : NAN;
-    t.rows.push_back(
-        {r.name,
-         r.planned_steps > step ? fmt::format("{} of {}", step, r.planned_steps)
-                                : fmt::format("{}", step),
-         s.size() ? short_count(s.tokens.back()) : "-", short_real(last_loss(s)),
-         known ? short_real(v.loss[best]) : "-", known ? fmt::format("{:.0f}", v.step[best]) : "-",
-         short_real(last), short_real(std::exp(last), 2), s.size() ? duration(s.time_s.back()) : "-",
-         short_count(median(s.tokens_per_s)),
-         std::isfinite(mfu) ? fmt::format("{:.1f}%", 100 * mfu) : "-",
-         fmt::format("{}", r.skipped)});
+    t.rows.push_back({r.name,
+                      r.planned_steps > step ? fmt::format("{} of {}", step, r.planned_steps)
+                                             : fmt::format("{}", step),
+                      s.size() ? short_count(s.tokens.back()) : "-", short_real(last_loss(s)),
+                      known ? short_real(v.loss[best]) : "-",
+                      known ? fmt::format("{:.0f}", v.step[best]) : "-", short_real(last),
+                      short_real(std::exp(last), 2), s.size() ? duration(s.time_s.back()) : "-",
+                      short_count(median(s.tokens_per_s)),
+                      std::isfinite(mfu) ? fmt::format("{:.1f}%", 100 * mfu) : "-",
+                      fmt::format("{}", r.skipped)});
   }
   for (size_t c = t.columns.size(); c-- > 1;) {  // what no run knows
     if (std::any_of(t.rows.begin(), t.rows.end(), [&](const auto& row) { return row[c] != "-"; }))
@@ -99,11 +101,8 @@ Table summary_table(const std::vector<RunData>& runs) {
 }
 
 Table config_differences(const std::vector<RunData>& runs) {
-  Table t{.title = "Config differences",
-          .note = "",
-          .columns = {"key"},
-          .rows = {},
-          .numbers = false};
+  Table t{
+      .title = "Config differences", .note = "", .columns = {"key"}, .rows = {}, .numbers = false};
   for (const std::string& name : names(runs)) t.columns.push_back(name);
   std::vector<std::string> keys;  // in the order of the first config that has them
   std::set<std::string> seen;
@@ -135,8 +134,9 @@ Table config_differences(const std::vector<RunData>& runs) {
 
 Table evaluation_table(const std::vector<RunData>& runs) {
   Table t{.title = "Evaluations",
-          .note = "+- is one standard error. A token perplexity compares only with the same "
-                  "tokenizer and the same text.",
+          .note =
+              "+- is one standard error. A token perplexity compares only with the same "
+              "tokenizer and the same text.",
           .columns = {"evaluation"},
           .rows = {}};
   for (const std::string& name : names(runs)) t.columns.push_back(name);

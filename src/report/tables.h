@@ -15,10 +15,10 @@ struct Table {
   std::vector<int> best = {};  // of each row, the column whose number is best; -1: none
 };
 
-Table summary_table(const std::vector<RunData>& runs);        // a row a run
-Table config_differences(const std::vector<RunData>& runs);   // a row a key, a column a run
-Table evaluation_table(const std::vector<RunData>& runs);     // a row a metric, a column a run
-Table loss_table(const std::vector<RunData>& runs, int rows); // loss at equal steps
+Table summary_table(const std::vector<RunData>& runs);         // a row a run
+Table config_differences(const std::vector<RunData>& runs);    // a row a key, a column a run
+Table evaluation_table(const std::vector<RunData>& runs);      // a row a metric, a column a run
+Table loss_table(const std::vector<RunData>& runs, int rows);  // loss at equal steps
 
 std::string short_real(double v, int digits = 4);  // "-" where it is not finite
 

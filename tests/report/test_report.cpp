@@ -1,4 +1,5 @@
-// Runs as tables and as a page: what is read from odd files, what is shown, and that it stands alone.
+// Runs as tables and as a page: what is read from odd files, what is shown, and that it stands
+// alone.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -172,10 +173,11 @@ TEST_CASE("report: names tell runs apart", "[report]") {
 
 TEST_CASE("report: configs that differ, evaluations side by side", "[report]") {
   Runs r;
-  const std::string a = r.add("a", step_line(1, 5),
-                              R"({"model": {"hidden_size": 64, "bias": true}, "optim": {"lr": 1e-3}})");
-  const std::string b = r.add("b", step_line(1, 4),
-                              R"({"model": {"hidden_size": 64}, "optim": {"lr": 2e-3}})");
+  const std::string a =
+      r.add("a", step_line(1, 5),
+            R"({"model": {"hidden_size": 64, "bias": true}, "optim": {"lr": 1e-3}})");
+  const std::string b =
+      r.add("b", step_line(1, 4), R"({"model": {"hidden_size": 64}, "optim": {"lr": 2e-3}})");
   const auto eval = [](const std::string& checkpoint, double ppl) {
     return fmt::format(R"({{"task":"perplexity","protocol":"blocks","seq_len":128,"tokens":10,
       "nll":25.0,"nll_stderr":0.01,"ppl":{},"ppl_stderr":0.5,"words":null,"word_ppl":null,

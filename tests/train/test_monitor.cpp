@@ -5,6 +5,7 @@
 
 #include "catch.h"
 #include "eval/generate.h"
+#include "launch/run_ranks.h"
 #include "train/run_folder.h"
 
 using namespace hgrn;
@@ -124,4 +125,37 @@ TEST_CASE("monitor: a sample that cannot be made does not end the run", "[train]
   CHECK(asked == 1);
   REQUIRE(train(r.args("plain", {"train.sample_every=0"})) == Exit::ok);
   CHECK(r.file("run", "00000012") == r.file("plain", "00000012"));
+}
+
+TEST_CASE("monitor: ranks tell once, and norms add up over their parts", "[train]") {
+  NEEDS_GLOO();
+  const RankRuns r;
+  for (const char* zero : {"0", "1"}) {
+    const std::string out = std::string("zero") + zero;
+    std::vector<std::string> words = {"launch", "--nproc-per-node", "2", "--"};
+    for (const std::string& w : r.train_words(out, {"train.monitor_every=4", "train.eval_every=6",
+                                                    std::string("train.zero=") + zero}))
+      words.push_back(w);
+    words.insert(words.end(), {"--prometheus", r.folder / (out + ".prom")});
+    Process ranks(HGRN_BINARY, words, r.env(), r.log(out));
+    INFO(ranks.output());
+    REQUIRE(ranks.wait() == 0);
+    const auto layers = lines(r, out + "/layers.jsonl"), metrics = lines(r, out + "/metrics.jsonl");
+    CHECK(steps_of(layers) == std::vector<int64_t>{4, 8, 12});
+    CHECK(metrics.size() == 14);  // 12 steps, 2 evaluations: from one rank
+    for (const auto& j : layers) {
+      double squares = std::pow(j["embedding_grad_norm"].get<double>(), 2) +
+                       std::pow(j["head_grad_norm"].get<double>(), 2);
+      for (const auto& v : j["grad_norm"]) squares += std::pow(v.get<double>(), 2);
+      for (const auto& m : metrics)
+        if (m["step"] == j["step"] && m.contains("grad_norm"))
+          CHECK(std::sqrt(squares) == Approx(m["grad_norm"].get<double>()).epsilon(1e-6));
+      for (const auto& gate : j["forget_gate"]) CHECK(gate.is_number());
+    }
+    int64_t events = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(r.folder / out))
+      events += entry.path().filename().string().rfind("events.out.tfevents.", 0) == 0;
+    CHECK(events == 1);
+    CHECK(slurp(r.folder / (out + ".prom")).find("hgrn_train_step{") != std::string::npos);
+  }
 }
