@@ -14,25 +14,22 @@
 namespace hgrn {
 namespace {
 
-std::vector<double> to_host(Ops& ops, Tensor t) {
-  std::vector<char> raw(t.bytes());
-  ops.download(raw.data(), t);
-  std::vector<double> out(size_t(t.numel()));
-  for (size_t i = 0; i < out.size(); ++i) {
-    const char* at = raw.data() + i * size_of(t.dtype);
-    if (t.dtype == DType::f64) {
-      std::memcpy(&out[i], at, sizeof(double));
-    } else if (t.dtype == DType::bf16) {
-      uint16_t half;
-      std::memcpy(&half, at, sizeof half);
-      out[i] = double(bf16_to_float(half));
-    } else {
-      float single;
-      std::memcpy(&single, at, sizeof single);
-      out[i] = double(single);
-    }
+// Element i of a downloaded tensor.
+float element(const std::vector<char>& raw, DType dtype, int64_t i) {
+  const char* at = raw.data() + size_t(i) * size_of(dtype);
+  if (dtype == DType::bf16) {
+    uint16_t half;
+    std::memcpy(&half, at, sizeof half);
+    return bf16_to_float(half);
   }
-  return out;
+  if (dtype == DType::f64) {
+    double wide;
+    std::memcpy(&wide, at, sizeof wide);
+    return float(wide);
+  }
+  float v;
+  std::memcpy(&v, at, sizeof v);
+  return v;
 }
 
 class Hgru2 final : public Mixer {
@@ -190,13 +187,15 @@ void Hgru2::backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const M
 // On the host, from a few stretches of tokens: their gates are as good as those of all of them for
 // a mean, and nothing has to be kept for it on the device.
 double Hgru2::mean_forget_gate(const MixerCall& call) {
-  constexpr int64_t kStretches = 8, kTokens = 32;
-  const Tensor qfi = acts_[size_t(call.slot)].qfi;
+  constexpr int64_t kStretches = 4, kTokens = 32;
+  const Tensor qfi = acts_[size_t(call.slot)].qfi, beta = bound_.beta(call.layer);
   const int64_t N = call.B * call.T, D = config_.D, tokens = std::min(N, kTokens);
-  std::vector<double> bound(size_t(D), 0.0);
-  if (const Tensor beta = bound_.beta(call.layer)) {
-    const std::vector<double> values = to_host(ops_, beta);
-    bound.assign(values.begin(), values.end());
+  std::vector<float> bound(size_t(D), 0.0f);
+  std::vector<char> raw;
+  if (beta) {
+    raw.resize(beta.bytes());
+    ops_.download(raw.data(), beta);
+    for (int64_t d = 0; d < D; ++d) bound[size_t(d)] = element(raw, beta.dtype, d);
   }
   double sum = 0;
   int64_t rows = 0, before = -tokens;
@@ -204,12 +203,17 @@ double Hgru2::mean_forget_gate(const MixerCall& call) {
     const int64_t first = (N - tokens) * i / (kStretches - 1);
     if (first < before + tokens) continue;  // no token twice
     before = first;
-    const std::vector<double> x = to_host(ops_, qfi.slice(first, tokens));
-    for (int64_t t = 0; t < tokens; ++t)
+    const Tensor part = qfi.slice(first, tokens);
+    raw.resize(part.bytes());
+    ops_.download(raw.data(), part);
+    for (int64_t t = 0; t < tokens; ++t) {
+      float row = 0;
       for (int64_t d = 0; d < D; ++d) {
-        const double gate = 1 / (1 + std::exp(-x[size_t(t * 3 * D + D + d)]));
-        sum += bound[size_t(d)] + (1 - bound[size_t(d)]) * gate;
+        const float f = element(raw, part.dtype, t * 3 * D + D + d);
+        row += bound[size_t(d)] + (1 - bound[size_t(d)]) / (1 + std::exp(-f));
       }
+      sum += double(row);
+    }
     rows += tokens;
   }
   return sum / double(rows * D);
