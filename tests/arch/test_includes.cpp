@@ -22,10 +22,14 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"text", {"core", "text"}},
     {"launch", {"core", "ops", "launch"}},
     {"sweep", {"core", "ops", "model", "launch", "sweep"}},
-    {"train", {"core", "ops", "mixers", "model", "text", "launch", "train"}},
+    {"monitor", {"core", "monitor"}},
+    {"train", {"core", "ops", "mixers", "model", "text", "launch", "monitor", "train"}},
     {"eval", {"core", "ops", "mixers", "model", "text", "train", "eval"}},
+    {"report", {"core", "monitor", "report"}},
     {"api", {"core", "ops", "model", "text", "eval", "api"}},
-    {"cli", {"core", "ops", "mixers", "model", "text", "launch", "train", "eval", "sweep", "cli"}},
+    {"cli",
+     {"core", "ops", "mixers", "model", "text", "launch", "monitor", "train", "eval", "report",
+      "sweep", "cli"}},
 };
 
 std::set<std::string> includes_of(const fs::path& file) {

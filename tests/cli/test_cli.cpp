@@ -59,7 +59,7 @@ TEST_CASE("cli: help on every level shows an example", "[cli]") {
   CHECK(hgrn_(tmp, {"--help"}).code == 0);
   CHECK(hgrn_(tmp, {"--version"}).out.rfind("hgrn ", 0) == 0);
   for (const char* command : {"train", "eval", "generate", "tokenize", "plan", "inspect", "launch",
-                              "sweep", "completion"}) {
+                              "sweep", "completion", "report", "compare", "config"}) {
     const Result r = hgrn_(tmp, {command, "--help"});
     INFO(command);
     CHECK(r.code == 0);
