@@ -65,7 +65,7 @@ std::string inspect_model(const std::string& dir) {
 
 std::string inspect_checkpoint(const std::string& dir, bool verify) {
   if (verify) verify_checkpoint(dir);
-  const Manifest manifest = check_folder(dir, /*checksums=*/false);
+  const Manifest manifest = check_folder(dir, Checksums::none);
   const TrainerState s = trainer_state_from_json(read_file(dir + "/" + kTrainerFile, 1 << 26),
                                                  dir + "/" + kTrainerFile);
   std::string out = fmt::format("{}: checkpoint of step {}\n", dir, s.step);
