@@ -112,6 +112,18 @@ void sync_folder_of(const std::string& path) {
   ::close(fd);
 }
 
+// Writes the tokens' low bytes; returns the bits that any token has.
+template <class T>
+uint32_t put(unsigned char* to, std::span<const int32_t> tokens) {
+  uint32_t all = 0;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const T narrow = T(tokens[i]);
+    std::memcpy(to + i * sizeof(T), &narrow, sizeof(T));
+    all |= uint32_t(tokens[i]);
+  }
+  return all;
+}
+
 }  // namespace
 
 ShardWriter::ShardWriter(std::string path, bool wide, std::string temp_path)
@@ -135,13 +147,8 @@ void ShardWriter::append(std::span<const int32_t> tokens) {
   while (!tokens.empty()) {
     const size_t used = buffer_.size(), n = std::min(tokens.size(), (kBufferBytes - used) / width);
     buffer_.resize(used + n * width);
-    unsigned char* to = buffer_.data() + used;
-    uint32_t all = 0;  // the bits of any token
-    for (int32_t token : tokens.first(n)) {
-      std::memcpy(to, &token, width);  // its low bytes come first
-      to += width;
-      all |= uint32_t(token);
-    }
+    const uint32_t all = wide_ ? put<uint32_t>(buffer_.data() + used, tokens.first(n))
+                               : put<uint16_t>(buffer_.data() + used, tokens.first(n));
     if (int64_t(all) >= (wide_ ? int64_t(1) << 31 : kNarrowVocab)) refuse(tokens.first(n));
     count_ += int64_t(n);
     tokens = tokens.subspan(n);
