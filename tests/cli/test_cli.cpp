@@ -238,7 +238,8 @@ TEST_CASE("cli: text to shards to a model to numbers and a sample", "[cli]") {
              "\n";
   spill(tmp / "task.jsonl", items);
   r = hgrn_(tmp, {"eval", "--checkpoint", tmp / "run", "--task", "piqa", "--task-data",
-                  tmp / "task.jsonl", "--json", tmp / "t.json", "--per-token", tmp / "tp.jsonl"});
+                  tmp / "task.jsonl", "--task-suffix", "", "--json", tmp / "t.json", "--per-token",
+                  tmp / "tp.jsonl"});
   INFO(r.err);
   REQUIRE(r.code == 0);
   CHECK(r.out.find("acc_norm") != std::string::npos);
@@ -246,6 +247,7 @@ TEST_CASE("cli: text to shards to a model to numbers and a sample", "[cli]") {
   CHECK(task["results"]["piqa"]["acc,none"] == 1);
   CHECK(task["results"]["piqa"]["acc_stderr,none"] == 0);
   CHECK(task["n-samples"]["piqa"]["effective"] == 5);
+  CHECK(task["config"]["query_suffix"] == "");
   const std::string each = slurp(tmp / "tp.jsonl");
   CHECK(std::count(each.begin(), each.end(), '\n') == 5 * 2 * 8);
   spill(tmp / "task.jsonl", items + "{\"query\": \"q\"}\n");

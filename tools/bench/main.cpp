@@ -7,6 +7,7 @@
 #include "bench.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "core/thread_wait.h"
 #include "model/plan.h"
 
 namespace hgrn::bench {
@@ -130,6 +131,7 @@ int run(int argc, char** argv) {
 }  // namespace hgrn::bench
 
 int main(int argc, char** argv) {
+  hgrn::spin_briefly(argv);
   hgrn::log_init(0, 1);
   try {
     return hgrn::bench::run(argc, argv);
