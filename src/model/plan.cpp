@@ -97,7 +97,7 @@ ModelSize model_size(const LanguageModel& model) {
   return size;
 }
 
-Card choose_card(const PlanOptions& o) {
+Card choose_card(const Config& c, const PlanOptions& o) {
   check((o.tflops > 0) == (o.bandwidth_gbs > 0), Exit::usage,
         "hgrn plan: --tflops and --bandwidth describe a device together; give both");
   check(o.card.empty() || o.tflops == 0, Exit::usage,
@@ -105,19 +105,22 @@ Card choose_card(const PlanOptions& o) {
   if (o.tflops > 0) return {"device", o.tflops * 1e12, o.bandwidth_gbs * 1e9, o.tflops * 1e12, 0};
   if (o.cpu) return {"", 0, 0, 0, 0};
   std::string known;
-  for (const Card& c : cards()) known += (known.empty() ? "" : ", ") + std::string(c.name);
+  for (const Card& k : cards()) known += (known.empty() ? "" : ", ") + std::string(k.name);
   const Card* card = find_card(o.card.empty() ? "H100" : o.card);
   check(card != nullptr, Exit::usage,
         "hgrn plan: --card {}: {} are known; describe another with --tflops and --bandwidth",
         o.card, known);
-  return *card;
+  Card found = *card;
+  if (c.train.precision == Precision::fp32) found.gemm_flops = 0;  // the rates known are of bf16
+  return found;
 }
 
 std::vector<Roofline> rooflines(const Plan& p, const ModelSize& size) {
+  if (p.card.gemm_flops == 0) return {};
   std::vector<Card> devices;
   if (p.options.tflops > 0)
     devices = {p.card};
-  else if (!p.options.cpu)
+  else
     devices.assign(cards().begin(), cards().end());
   const double gpus = double(p.options.gpus);
   std::vector<Roofline> rows;
@@ -197,7 +200,7 @@ Plan make_plan(const Config& c, const PlanOptions& o) {
   Plan p;
   p.config = c;
   p.options = o;
-  p.card = choose_card(o);
+  p.card = choose_card(c, o);
   const auto ops = planning_ops(c, o.cpu);
   const LanguageModel model(*ops, c.model, c.optim.decay == DecayKind::all);
   const ModelSize size = model_size(model);

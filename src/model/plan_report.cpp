@@ -53,6 +53,8 @@ void limits(Text& t, const Plan& p) {
   if (!p.savings.empty())
     t.row("largest micro-batch that fits",
           p.largest_micro_batch > 0 ? grouped(double(p.largest_micro_batch)) : "none fits");
+  if (p.rooflines.empty())
+    t.head("  roofline: known of bf16 alone; describe fp32 with --tflops and --bandwidth");
   for (const Roofline& r : p.rooflines) {
     t.row(fmt::format("roofline, {}", r.name), grouped(r.tokens_per_s) + " tok/s");
     t.row(fmt::format("  at {:g} % of it, MFU {:.1f} %", 100 * o.share, 100 * r.mfu),

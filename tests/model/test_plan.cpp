@@ -57,6 +57,14 @@ TEST_CASE("plan: time falls with better cards and grows with recomputation", "[m
   CHECK(p.savings[1].peak == p.memory.peak);
   CHECK(p.largest_micro_batch == p.savings[1].largest);
 
+  // What is known of the cards are bf16's rates.
+  const Plan exact = make_plan(config_of("hgrn2_1b.json", {"train.precision=fp32"}), {});
+  CHECK(exact.rooflines.empty());
+  CHECK(exact.scaling.empty());
+  CHECK(exact.hours == 0);
+  CHECK(exact.memory.peak > p.memory.peak);
+  CHECK(plan_text(exact).find("--tflops") != std::string::npos);
+
   const Plan given = make_plan(c, {.tflops = 798, .bandwidth_gbs = 3000});
   REQUIRE(given.rooflines.size() == 1);
   CHECK(given.rooflines[0].tokens_per_s * 8 == Approx(p.rooflines[0].tokens_per_s).epsilon(0.02));
