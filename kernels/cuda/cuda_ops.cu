@@ -40,7 +40,10 @@ CudaOps::CudaOps(DType act_dtype, int local_rank) : act_dtype_(act_dtype), devic
         "the CUDA backend computes in bf16 or fp32, not in {}; set train.precision",
         name_of(act_dtype));
   int count = 0;
-  CUDA_CHECK(cudaGetDeviceCount(&count));
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  check(found == cudaSuccess && count > 0, Exit::failed,
+        "no GPU can be used ({}); choose --device cpu, or look at nvidia-smi for the driver",
+        found == cudaSuccess ? "none is visible" : cudaGetErrorString(found));
   check(local_rank >= 0 && local_rank < count, Exit::usage,
         "local rank {} has no GPU: {} visible; start at most that many ranks on a machine, or "
         "check CUDA_VISIBLE_DEVICES",

@@ -2,7 +2,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
+#include <regex>
+#include <sstream>
+
+#include <fmt/format.h>
 
 #include "cli/command.h"
 #include "core/version.h"
@@ -31,6 +36,34 @@ std::vector<std::string> normalised(int argc, char** argv) {
   return words;
 }
 
+// CLI11's texts of checks on a value, as a person would put them.
+std::string plain_words(const std::string& what) {
+  static const std::regex range("(.*): Value (.*) not in range (\\S+) to (\\S+)");
+  static const std::regex choice("(.*): Check (.*) value in \\{(.*)\\} OR .*");
+  static const std::regex missing("(.*): 1 required .* missing");
+  std::smatch m;
+  if (std::regex_match(what, m, missing)) return m[1].str() + " needs a value";
+  if (std::regex_match(what, m, choice)) {
+    std::vector<std::string> names;
+    std::istringstream pairs(m[3]);
+    for (std::string pair; std::getline(pairs, pair, ',');)
+      names.push_back(pair.substr(0, pair.find("->")));
+    return fmt::format("{}: \"{}\" is not one of {}{}", m[1].str(), m[2].str(),
+                       fmt::join(names, ", "), did_you_mean(m[2], names));
+  }
+  if (!std::regex_match(what, m, range)) return what;
+  const std::string name = m[1], value = m[2];
+  const double low = std::atof(m[3].str().c_str()), high = std::atof(m[4].str().c_str());
+  char* end = nullptr;
+  const double given = std::strtod(value.c_str(), &end);
+  if (end == value.c_str() || *end != 0)
+    return fmt::format("{}: \"{}\" is not a number of the kind wanted", name, value);
+  if (high < 1e300)
+    return fmt::format("{}: {} is not between {:g} and {:g}", name, value, low, high);
+  return fmt::format("{}: {} is out of range; it must be {} {:g}", name, value,
+                     given >= low ? "above" : "at least", low);
+}
+
 std::string usage_error(const CLI::App& root, const CLI::ParseError& e,
                         const std::vector<std::string>& words) {
   const CLI::App* app = &root;
@@ -48,10 +81,16 @@ std::string usage_error(const CLI::App& root, const CLI::ParseError& e,
     const std::string flag = word.substr(0, word.find('='));
     if (flag.rfind("--", 0) == 0 && flag.size() > 2 &&
         std::find(flags.begin(), flags.end(), flag) == flags.end())
-      return fmt::format("hgrn {}: unknown flag {}{}", app->get_name(), flag,
-                         did_you_mean(flag, flags));
+      return fmt::format("{}: unknown flag {}{}", app == &root ? "hgrn" : "hgrn " + app->get_name(),
+                         flag, did_you_mean(flag, flags));
   }
-  return fmt::format("hgrn {}: {}; see hgrn {} --help", app->get_name(), e.what(), app->get_name());
+  if (app == &root)
+    return fmt::format("hgrn: {}; see hgrn --help",
+                       words.empty()
+                           ? "give a command: " + fmt::format("{}", fmt::join(commands, ", "))
+                           : e.what());
+  return fmt::format("hgrn {}: {}; see hgrn {} --help", app->get_name(), plain_words(e.what()),
+                     app->get_name());
 }
 
 }  // namespace
@@ -75,9 +114,9 @@ int run_command_line(int argc, char** argv) {
   root.footer(
       "Example:\n  hgrn train --config configs/quickstart.json\nhgrn COMMAND --help shows a "
       "command's flags.");
-  const Command commands[] = {train_command(root),    eval_command(root), generate_command(root),
-                              tokenize_command(root), plan_command(root), inspect_command(root),
-                              launch_command(root)};
+  const Command commands[] = {train_command(root),    eval_command(root),  generate_command(root),
+                              tokenize_command(root), plan_command(root),  config_command(root),
+                              inspect_command(root),  launch_command(root)};
   const std::vector<std::string> words = normalised(argc, argv);
   try {
     root.parse(std::vector<std::string>(words.rbegin(), words.rend()));

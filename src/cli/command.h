@@ -24,6 +24,7 @@ Command eval_command(CLI::App& root);
 Command generate_command(CLI::App& root);
 Command tokenize_command(CLI::App& root);
 Command plan_command(CLI::App& root);
+Command config_command(CLI::App& root);
 Command inspect_command(CLI::App& root);
 Command launch_command(CLI::App& root);
 

@@ -119,7 +119,8 @@ void make_dirs(const std::string& path) {
   std::error_code ec;
   fs::create_directories(path, ec);
   if (ec == std::errc::no_space_on_device) fail_write(path, ENOSPC, 4096);
-  check(!ec && is_folder(path), Exit::failed, "cannot make folder {}: {}", path,
+  check(!ec && is_folder(path), Exit::failed,
+        "cannot make folder {}: {}; choose another --out or mend the folder above it", path,
         ec ? ec.message() : "something else has that name");
 }
 

@@ -33,7 +33,8 @@ nlohmann::ordered_json parse_json(std::string_view text, const std::string& wher
   try {
     return Json::parse(text.begin(), text.end(), watch, /*allow_exceptions=*/true, comments);
   } catch (const Json::parse_error& e) {
-    fail(Exit::data, "{}: not valid JSON at byte {}", where, e.byte);
+    fail(Exit::data, "{}: not valid JSON at byte {}; correct it, or make or copy the file again",
+         where, e.byte);
   } catch (const Json::exception& e) {  // a number out of range
     fail(Exit::data, "{}: not valid JSON: {}", where, e.what());
   }

@@ -73,7 +73,8 @@ __attribute__((noinline)) bool guarded_copy(void* to, const char* from, size_t b
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   install_guard();
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  check(fd >= 0, Exit::data, "cannot open {}: {}", path, std::strerror(errno));
+  check(fd >= 0, Exit::data, "cannot open {}: {}; check the path and its permissions", path,
+        std::strerror(errno));
   struct stat info;
   int error = ::fstat(fd, &info) == 0 ? 0 : errno;
   const bool regular = error == 0 && S_ISREG(info.st_mode);

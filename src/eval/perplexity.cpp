@@ -113,7 +113,8 @@ Stream make_stream(const LoadedModel& m, const PerplexityOptions& o, int64_t T) 
     for (int64_t first = 0; first < scored; first += T)
       s.rows.push_back({first, std::min(T, scored - first)});
   }
-  check(!s.rows.empty() && s.rows[0].count > 0, Exit::data, "{}: there is no token to score",
+  check(!s.rows.empty() && s.rows[0].count > 0, Exit::data,
+        "{}: there is no token to score; give a file with text or tokens",
         o.text.empty() ? o.data : o.text);
   return s;
 }

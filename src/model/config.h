@@ -111,6 +111,9 @@ Config parse_config(const std::string& json_text, const std::string& where,
 // The resolved config: every key, in the order of the structs.
 std::string config_to_json(const Config& c);
 
+// docs/config.md: every key with type, default, range and meaning, as Markdown.
+std::string config_reference();
+
 // global_batch must be a multiple of ranks * micro_batch; Exit::usage names the nearest that is.
 void check_batch(const TrainConfig& t, int64_t ranks);
 

@@ -31,6 +31,13 @@ std::string join(const std::vector<std::string>& words) {
   return s;
 }
 
+// 16777216 -> "2^24", 0.1 -> "0.1".
+std::string short_number(double v) {
+  int exponent = 0;
+  if (v >= 65536 && std::frexp(v, &exponent) == 0.5) return fmt::format("2^{}", exponent - 1);
+  return fmt::format("{:g}", v);
+}
+
 }  // namespace
 
 std::string nearest_name(const std::string& word, const std::vector<std::string>& names) {
@@ -51,6 +58,8 @@ std::string did_you_mean(const std::string& word, const std::vector<std::string>
 struct Fields::State {
   const json* in = nullptr;
   ordered_json* out = nullptr;
+  std::vector<FieldRow>* rows = nullptr;
+  std::vector<std::string> required;
   std::string where;
   std::vector<std::string> known;
 
@@ -60,6 +69,19 @@ struct Fields::State {
     if (!in) return nullptr;
     auto it = in->find(key);
     return it == in->end() ? nullptr : &*it;
+  }
+  void list(const char* key, const char* type, std::string fallback, std::string allowed) {
+    if (!rows) return;
+    if (std::find(required.begin(), required.end(), key) != required.end()) fallback = "required";
+    rows->push_back({key, type, std::move(fallback), std::move(allowed), ""});
+  }
+  static std::string words_of(const Range& r) {
+    if (std::isfinite(r.min) && std::isfinite(r.max) && !r.min_open)
+      return fmt::format("{} .. {}{}", short_number(r.min), r.max_open ? "below " : "",
+                         short_number(r.max));
+    if (std::isfinite(r.min))
+      return fmt::format("{} {}", r.min_open ? ">" : ">=", short_number(r.min));
+    return "";
   }
   std::string at(const char* key) const { return where + (where.empty() ? "" : ".") + key; }
   [[noreturn]] void wrong_type(const char* key, const char* wanted, const json& got) const {
@@ -99,17 +121,35 @@ Fields Fields::writer(ordered_json& object) {
   return Fields(std::move(s));
 }
 
+Fields Fields::lister(std::vector<FieldRow>& rows) {
+  auto s = std::make_unique<State>();
+  s->rows = &rows;
+  return Fields(std::move(s));
+}
+
+Fields& Fields::doc(const char* meaning) {
+  if (state_->rows) state_->rows->back().meaning = meaning;
+  return *this;
+}
+
+Fields& Fields::doc(const char* key, const char* type, const char* allowed, const char* meaning) {
+  state_->list(key, type, "", allowed);
+  return doc(meaning);
+}
+
 bool Fields::reading() const {
   return state_->in != nullptr;
 }
 
 void Fields::require(const char* key) {
+  state_->required.push_back(key);
   if (state_->in && !state_->in->contains(key))
     fail(Exit::usage, "{}: this key is required; add it to the config", state_->at(key));
 }
 
-void Fields::operator()(const char* key, int64_t& v, Range r) {
+Fields& Fields::operator()(const char* key, int64_t& v, Range r) {
   const json* j = state_->take(key);
+  state_->list(key, "int", std::to_string(v), State::words_of(r));
   if (state_->out) (*state_->out)[key] = v;
   if (j) {
     // 1e6 is how people write a million: a float that is a whole number passes.
@@ -121,56 +161,69 @@ void Fields::operator()(const char* key, int64_t& v, Range r) {
     v = whole ? int64_t(j->get<double>()) : j->get<int64_t>();
   }
   if (state_->in) state_->in_range(key, double(v), r);
+  return *this;
 }
 
-void Fields::operator()(const char* key, uint64_t& v) {
+Fields& Fields::operator()(const char* key, uint64_t& v) {
   const json* j = state_->take(key);
+  state_->list(key, "int", std::to_string(v), "0 .. 2^64-1");
   if (state_->out) (*state_->out)[key] = v;
-  if (!j) return;
+  if (!j) return *this;
   if (!j->is_number_unsigned()) state_->wrong_type(key, "a whole number of 0 or more", *j);
   v = j->get<uint64_t>();
+  return *this;
 }
 
-void Fields::operator()(const char* key, double& v, Range r) {
+Fields& Fields::operator()(const char* key, double& v, Range r) {
   const json* j = state_->take(key);
+  state_->list(key, "number", fmt::format("{:g}", v), State::words_of(r));
   if (state_->out) (*state_->out)[key] = v;
   if (j) {
     if (!j->is_number()) state_->wrong_type(key, "a number", *j);
     v = j->get<double>();
   }
   if (state_->in) state_->in_range(key, v, r);
+  return *this;
 }
 
-void Fields::operator()(const char* key, bool& v) {
+Fields& Fields::operator()(const char* key, bool& v) {
   const json* j = state_->take(key);
+  state_->list(key, "bool", v ? "true" : "false", "");
   if (state_->out) (*state_->out)[key] = v;
-  if (!j) return;
+  if (!j) return *this;
   if (!j->is_boolean()) state_->wrong_type(key, "true or false", *j);
   v = j->get<bool>();
+  return *this;
 }
 
-void Fields::operator()(const char* key, std::string& v) {
+Fields& Fields::operator()(const char* key, std::string& v) {
   const json* j = state_->take(key);
+  state_->list(key, "text", v.empty() ? "none" : v, "");
   if (state_->out) (*state_->out)[key] = v;
-  if (!j) return;
+  if (!j) return *this;
   if (!j->is_string()) state_->wrong_type(key, "a text in quotes", *j);
   v = j->get<std::string>();
+  return *this;
 }
 
-void Fields::operator()(const char* key, double (&v)[2], Range r) {
+Fields& Fields::operator()(const char* key, double (&v)[2], Range r) {
   const json* j = state_->take(key);
+  state_->list(key, "2 numbers", fmt::format("[{:g}, {:g}]", v[0], v[1]),
+               State::words_of(r) + " each");
   if (state_->out) (*state_->out)[key] = {v[0], v[1]};
-  if (!j) return;
+  if (!j) return *this;
   if (!j->is_array() || j->size() != 2 || !(*j)[0].is_number() || !(*j)[1].is_number())
     state_->wrong_type(key, "a list of two numbers", *j);
   for (int i = 0; i < 2; ++i) {
     v[i] = (*j)[i].get<double>();
     state_->in_range(key, v[i], r);
   }
+  return *this;
 }
 
 int Fields::choice_index(const char* key, int current, const std::vector<const char*>& names) {
   const json* j = state_->take(key);
+  state_->list(key, "choice", names[size_t(current)], join({names.begin(), names.end()}));
   if (state_->out) (*state_->out)[key] = names[current];
   if (!j) return current;
   std::vector<std::string> known(names.begin(), names.end());

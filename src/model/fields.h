@@ -1,9 +1,10 @@
 // One field list per struct reads it from JSON, writes it, rejects unknown keys with the nearest
 // known one, and checks ranges:
 //
-//   void fields(Fields& f, OptimConfig& c) { f("lr", c.lr, positive()); ... }
+//   void fields(Fields& f, OptimConfig& c) { f("lr", c.lr, positive()).doc("..."); ... }
 //
-// A Fields is a reader or a writer over one JSON object; the code above is the same for both.
+// A Fields is a reader or a writer over one JSON object, or lists the fields for the reference; the
+// code above is the same for all three.
 #pragma once
 #include <nlohmann/json_fwd.hpp>
 
@@ -41,23 +42,29 @@ inline Range below(double a, double b) {
   return {.min = a, .max = b, .max_open = true};
 }
 
+// A field as the reference shows it.
+struct FieldRow {
+  std::string key, type, fallback, allowed, meaning;  // fallback: the default, or "required"
+};
+
 class Fields {
  public:
   // `where` is "FILE:section" for errors. `object` outlives this.
   static Fields reader(const nlohmann::json& object, std::string where);
   static Fields writer(nlohmann::ordered_json& object);
+  static Fields lister(std::vector<FieldRow>& rows);
   ~Fields();
   Fields(Fields&&) noexcept;
 
-  void operator()(const char* key, int64_t& v, Range r = any());
-  void operator()(const char* key, uint64_t& v);
-  void operator()(const char* key, double& v, Range r = any());
-  void operator()(const char* key, bool& v);
-  void operator()(const char* key, std::string& v);
-  void operator()(const char* key, double (&v)[2], Range r = any());
+  Fields& operator()(const char* key, int64_t& v, Range r = any());
+  Fields& operator()(const char* key, uint64_t& v);
+  Fields& operator()(const char* key, double& v, Range r = any());
+  Fields& operator()(const char* key, bool& v);
+  Fields& operator()(const char* key, std::string& v);
+  Fields& operator()(const char* key, double (&v)[2], Range r = any());
 
   template <class E>
-  void choice(const char* key, E& v, std::initializer_list<std::pair<const char*, E>> names) {
+  Fields& choice(const char* key, E& v, std::initializer_list<std::pair<const char*, E>> names) {
     std::vector<const char*> texts;
     int at = 0, i = 0;
     for (const auto& [text, value] : names) {
@@ -67,7 +74,13 @@ class Fields {
     }
     at = choice_index(key, at, texts);
     v = (names.begin() + at)->second;
+    return *this;
   }
+
+  // What the field before this means, for the reference.
+  Fields& doc(const char* meaning);
+  // The same for a field of its own shape: read with raw(), listed with this.
+  Fields& doc(const char* key, const char* type, const char* allowed, const char* meaning);
 
   // Reader: the key must be present. Call before the field itself.
   void require(const char* key);

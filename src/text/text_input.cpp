@@ -21,7 +21,8 @@ bool is_stdin(const std::string& path) {
 TextInput::TextInput(const std::string& path)
     : name_(is_stdin(path) ? "standard input" : path),
       fd_(is_stdin(path) ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-  check(fd_ >= 0, Exit::data, "cannot open {}: {}", path, std::strerror(errno));
+  check(fd_ >= 0, Exit::data, "cannot open {}: {}; check the path and its permissions", path,
+        std::strerror(errno));
 }
 
 TextInput::~TextInput() {
@@ -46,7 +47,8 @@ int64_t text_input_size(const std::string& path) {
     return S_ISREG(info.st_mode) ? int64_t(info.st_size) : -1;
   }
   const bool found = ::stat(path.c_str(), &info) == 0 && ::access(path.c_str(), R_OK) == 0;
-  check(found, Exit::data, "cannot open {}: {}", path, std::strerror(errno));
+  check(found, Exit::data, "cannot open {}: {}; check the path and its permissions", path,
+        std::strerror(errno));
   check(!S_ISDIR(info.st_mode), Exit::data, "{} is a folder; name the files in it", path);
   return S_ISREG(info.st_mode) ? int64_t(info.st_size) : -1;
 }

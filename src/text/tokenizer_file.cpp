@@ -199,7 +199,10 @@ void check_list(const json& v, const std::string& where) {
 
 void read_model(const json& model, TokenizerDefinition& def, const std::string& path) {
   const std::string where = path + ": model";
-  check(model.is_object(), Exit::data, "{} is missing; this is no tokenizer.json", where);
+  check(model.is_object(), Exit::data,
+        "{} is missing; this is no tokenizer.json: give one of Hugging Face, a GPT-2 folder, or "
+        "'byte'",
+        where);
   const json& type = member(model, "type");
   check(type.is_null() || type == "BPE", Exit::data,
         "{}.type: {} is not supported; byte-level BPE is", where, shown(type));

@@ -160,7 +160,7 @@ bool begins_as_shard_manifest(const std::string& path) {
 }  // namespace
 
 std::string inspect(const std::string& path, bool verify) {
-  check(exists(path), Exit::data, "{}: no such file or folder", path);
+  check(exists(path), Exit::data, "{}: no such file or folder; check the path", path);
   if (is_folder(path)) {
     if (exists(path + "/" + kManifestName)) return inspect_checkpoint(path, verify);
     if (exists(path + "/checkpoints")) return inspect_run(path, verify);
@@ -179,6 +179,11 @@ std::string inspect(const std::string& path, bool verify) {
   if (ends_with(path, ".safetensors")) return inspect_safetensors(path);
   if (ends_with(path, ".jsonl")) return inspect_metrics(path);
   if (ends_with(path, ".bin")) return inspect_shard(path, verify);
+  const std::string name = path.substr(path.rfind('/') + 1);
+  check(ends_with(name, ".json") || name == "merges.txt" || name == "vocab.bpe", Exit::data,
+        "{}: not a kind of file that is known here; give a shard (.bin), weights (.safetensors), "
+        "metrics (.jsonl), a tokenizer or a manifest of shards (.json) or a folder",
+        path);
   if (begins_as_shard_manifest(path)) return inspect_shard_set(path, verify);
   return inspect_tokenizer(path);
 }

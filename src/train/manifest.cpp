@@ -99,7 +99,9 @@ Manifest manifest_from_json(const std::string& text, const std::string& where) {
 
 Manifest check_folder(const std::string& dir, Checksums checksums) {
   const std::string path = dir + "/" + kManifestName;
-  check(exists(path), Exit::data, "{} is missing: {} is not a complete checkpoint", path, dir);
+  check(exists(path), Exit::data,
+        "{} is missing: {} is not a complete checkpoint; name a complete one or its run folder",
+        path, dir);
   const Manifest manifest = manifest_from_json(read_file(path, kMaxManifestBytes), path);
   for (const char* needed : {kModelFile, kConfigFile, kTrainerFile})
     check(manifest.files.count(needed) > 0, Exit::data, "{}: {} is not listed", path, needed);

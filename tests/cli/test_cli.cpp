@@ -77,7 +77,7 @@ TEST_CASE("cli: wrong usage is exit 2 and names the nearest valid word", "[cli]"
     CHECK(r.says(part));
     CHECK(r.out.empty());
   };
-  usage({}, "subcommand");
+  usage({}, "give a command: train");
   usage({"trian"}, "did you mean train?");
   usage({"train", "--confg", "x"}, "did you mean --config?");
   usage({"train", "--config", "x", "--steps", "many"}, "--steps");

@@ -1,7 +1,9 @@
 // Config: every shipped file, counts to the last parameter, overrides, and what bad input gets.
 #include "model/config.h"
 
+#include <fstream>
 #include <functional>
+#include <sstream>
 
 #include "catch.h"
 #include "model/fields.h"
@@ -165,4 +167,28 @@ TEST_CASE("config: the plan of the largest model says what fits", "[model]") {
   CHECK(has(text, "largest micro-batch that fits"));
   CHECK_FALSE(has(text, "none fits"));
   CHECK(has(plan_text(c, {.gpus = 1, .device_memory_gib = 24}), "none fits"));
+}
+
+TEST_CASE("config: docs/config.md is what the field lists say", "[model]") {
+  std::ifstream in(HGRN_SOURCE_DIR "/docs/config.md");
+  std::stringstream text;
+  text << in.rdbuf();
+  INFO("mend it with: build/hgrn config > docs/config.md");
+  CHECK(text.str() == config_reference());
+}
+
+TEST_CASE("config: the reference shows every key that a config holds", "[model]") {
+  const std::string reference = config_reference();
+  const std::string written = config_to_json(parse_config(kSmall, "small"));
+  int64_t keys = 0;
+  for (size_t at = 0; (at = written.find("\": ", at)) != std::string::npos; ++at) {
+    const size_t from = written.rfind('"', at - 1) + 1;
+    const std::string key = written.substr(from, at - from);
+    if (key == "model" || key == "data" || key == "optim" || key == "train") continue;
+    INFO(key);
+    CHECK(reference.find("| `" + key + "` |") != std::string::npos);
+    ++keys;
+  }
+  CHECK(keys > 45);
+  CHECK(reference.find("|  |\n") == std::string::npos);  // a key without a meaning
 }

@@ -4,9 +4,11 @@
     python3 tools/peers/torch_cpu.py --config configs/quickstart.json --threads 2
     python3 tools/peers/torch_cpu.py --check      # loss and gradients against the fp64 recurrence
 
-It is meant to be as good as eager PyTorch gets without a compiler: packed projections, a chunked
-recurrence in matrix form (a Python loop over chunks, for the state alone), hand-written backward
-passes of the recurrence and of RMSNorm, the fused AdamW where PyTorch has one for the CPU.
+Two forms of the recurrence (--recurrence). `tuned` is meant to be as good as eager PyTorch gets
+without a compiler: packed projections, a chunked recurrence in matrix form (a Python loop over
+chunks, for the state alone), hand-written backward passes of the recurrence and of RMSNorm, the
+fused AdamW where PyTorch has one for the CPU. `plain` is the same model with the chunked form as
+one writes it down, its backward by autograd: what a PyTorch user has without writing derivatives.
 A step is forward, backward, clipping and AdamW on one micro-batch. PyTorch 1.13 or later.
 
 The recurrence, per head (G = running sum of log f from the start of a chunk, C tokens a chunk,
@@ -146,6 +148,27 @@ class ChunkedRecurrence(torch.autograd.Function):
         return dq, dk, dv, dg, None
 
 
+def plain_recurrence(q: Tensor, k: Tensor, v: Tensor, g: Tensor, C: int) -> Tensor:
+    """As ChunkedRecurrence, by autograd. The decay between any two tokens of a chunk is a tensor of
+    its own (R,C,C,n), so that no exponent is above 0."""
+    R, T, n = q.shape
+    future = torch.ones(C, C, dtype=torch.bool).triu(1)[:, :, None]
+    h = q.new_zeros(R, n, n)
+    out = []
+    for s in range(0, T, C):
+        qc, kc, vc = (a[:, s:s + C] for a in (q, k, v))
+        G = torch.cumsum(g[:, s:s + C], dim=1)
+        decay = (G[:, :, None] - G[:, None]).masked_fill(future, -torch.inf).exp()
+        A = (qc[:, :, None] * kc[:, None] * decay).sum(-1)
+        out.append(A @ vc + (qc * G.exp()) @ h)
+        end = G[:, -1:]
+        h = end.exp().transpose(1, 2) * h + (kc * (end - G).exp()).transpose(1, 2) @ vc
+    return torch.cat(out, dim=1)
+
+
+RECURRENCES = {"tuned": ChunkedRecurrence.apply, "plain": plain_recurrence}
+
+
 class RMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -178,6 +201,8 @@ ACTIVATIONS = {"none": lambda z: z, "silu": F.silu, "swish": F.silu, "sigmoid": 
 
 
 class Mixer(nn.Module):
+    recurrence = staticmethod(ChunkedRecurrence.apply)  # --recurrence
+
     def __init__(self, c: reference.Config, bias: bool, make_norm):
         super().__init__()
         D = c.hidden_size
@@ -204,7 +229,7 @@ class Mixer(nn.Module):
         k = rest * torch.sigmoid(-z)
         g = torch.log(f).clamp(min=MIN_LOG_F)
         o, k, i, g = (a.reshape(B * H, T + pad, n) for a in (o, k, i, g))
-        y = ChunkedRecurrence.apply(o, k, i, g, C)
+        y = self.recurrence(o, k, i, g, C)
         y = y.view(B, H, T + pad, n)[:, :, :T].transpose(1, 2).reshape(B, T, D)
         return self.o_proj(self.g_norm(y))
 
@@ -355,7 +380,7 @@ def measure(args: argparse.Namespace) -> None:
         return time.perf_counter() - start, loss
 
     parameters = sum(p.numel() for p in step.model.parameters())
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+    print(f"torch {torch.__version__}, {args.recurrence} recurrence, {torch.get_num_threads()} threads, "
           f"{type(step.optimizer).__name__} fused={step.optimizer.defaults.get('fused')}, "
           f"MKL {torch.backends.mkl.is_available()}; {parameters:,} parameters, {B} x {step.T}")
     seconds(16, 0)
@@ -453,6 +478,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="default: PyTorch's choice")
     parser.add_argument("--chunk", default="auto", choices=["auto", "16", "32", "64"],
                         help="tokens a chunk (default: the fastest of the three)")
+    parser.add_argument("--recurrence", default="tuned", choices=list(RECURRENCES),
+                        help="see above (default: tuned)")
     parser.add_argument("--profile", action="store_true", help="time by operation, one step")
     parser.add_argument("--check", action="store_true",
                         help="compare loss and gradients with the float64 recurrence")
@@ -460,6 +487,7 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
+    Mixer.recurrence = staticmethod(RECURRENCES[args.recurrence])
     if args.check:
         return 0 if check() else 1
     if not args.config:

@@ -1,0 +1,282 @@
+// Twin of kernels/*/comm_*: the collectives that src/ops/comm.h promises, ranks as threads of this
+// process. Gloo runs anywhere; NCCL wants a GPU a rank, and one GPU tests it with one rank.
+#include <algorithm>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "ops/comm.h"
+#include "ops/op_test.h"
+
+using namespace hgrn;
+using namespace hgrn::test;
+
+namespace {
+
+class MemoryStore final : public KeyValueStore {
+ public:
+  void set(const std::string& key, std::string_view value) override {
+    const std::lock_guard lock(mutex_);
+    values_[key] = value;
+    changed_.notify_all();
+  }
+  std::string get(const std::string& key) override {
+    std::unique_lock lock(mutex_);
+    const bool came =
+        changed_.wait_for(lock, std::chrono::seconds(60), [&] { return values_.count(key) > 0; });
+    check(came, "no rank has set {}", key);
+    return values_.at(key);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::string, std::string> values_;
+};
+
+struct Engine {
+  const char* name;
+  std::vector<int> worlds;
+  std::unique_ptr<Ops> (*ops)(int rank);
+  std::unique_ptr<Comm> (*comm)(Ops&, const CommOptions&);
+};
+
+std::vector<Engine> engines() {
+  std::vector<Engine> all;
+  if (gloo_built())
+    all.push_back({"gloo",
+                   {2, 3, 4},
+                   [](int) { return make_cpu_ops(DType::f32); },
+                   [](Ops&, const CommOptions& o) { return make_gloo_comm(o); }});
+  if (nccl_built() && cuda_available()) {
+    std::vector<int> worlds;
+    for (int n = 1; n <= std::min(4, cuda_device_count()); ++n) worlds.push_back(n);
+    all.push_back({"nccl", worlds, [](int rank) { return make_cuda_ops(DType::bf16, rank); },
+                   make_nccl_comm});
+  }
+  if (all.empty()) WARN("built without Gloo, and no GPU for NCCL: skipped");
+  return all;
+}
+
+// One rank in a thread: what it saw is checked by the main thread, since Catch2 is not for threads.
+struct Rank {
+  std::unique_ptr<Bench> bench;
+  std::unique_ptr<Comm> comm;
+  std::exception_ptr error;
+  std::vector<Tensor> made;
+};
+
+void each_rank(const Engine& e, int world, const std::function<void(Rank&, int)>& body,
+               const std::function<void(std::vector<Rank>&)>& look, double timeout_s = 60) {
+  MemoryStore store;
+  std::vector<Rank> ranks(static_cast<size_t>(world));
+  std::vector<std::thread> threads;
+  for (int r = 0; r < world; ++r)
+    threads.emplace_back([&, r] {
+      Rank& me = ranks[size_t(r)];
+      try {
+        me.bench = std::make_unique<Bench>(e.ops(r));
+        CommOptions o;
+        o.rank = r, o.world = world, o.store = &store, o.timeout_s = timeout_s;
+        o.address = "127.0.0.1";
+        me.comm = e.comm(me.bench->ops(), o);
+        body(me, r);
+      } catch (...) {
+        me.error = std::current_exception();
+      }
+    });
+  for (std::thread& t : threads) t.join();
+  look(ranks);
+  for (Rank& r : ranks) r.comm.reset();  // before its Ops
+}
+
+void no_errors(const std::vector<Rank>& ranks) {
+  for (const Rank& r : ranks)
+    if (r.error) REQUIRE_NOTHROW(std::rethrow_exception(r.error));
+}
+
+// What rank r holds: the same numbers wherever they are asked for, exact in `dtype`.
+Values values_of(int rank, int64_t n, DType dtype) {
+  Values v = normals(size_t(n), unsigned(91 * rank + n));
+  if (dtype == DType::bf16) return exact(v);
+  if (dtype == DType::f32)
+    for (double& x : v) x = double(float(x));
+  return v;
+}
+
+const std::vector<std::pair<DType, double>> kTypes =
+    {  // and the error of a rounding; f64 is the reference too
+        {DType::f32, 0x1p-24},
+        {DType::f64, 0x1p-52},
+        {DType::bf16, 0x1p-8}};
+
+struct Sum {
+  Values exact, bound;  // of each element: world - 1 roundings of at most the sum of magnitudes
+};
+
+Sum sum_over_ranks(int world, int64_t n, DType dtype, double rounding) {
+  Sum s{Values(size_t(n), 0), Values(size_t(n), 0)};
+  for (int r = 0; r < world; ++r) {
+    const Values v = values_of(r, n, dtype);
+    for (size_t i = 0; i < v.size(); ++i) {
+      s.exact[i] += v[i];
+      s.bound[i] += std::abs(v[i]) * rounding * world;
+    }
+  }
+  return s;
+}
+
+bool near(const Values& got, const Sum& want) {
+  for (size_t i = 0; i < got.size(); ++i)
+    if (!(std::abs(got[i] - want.exact[i]) <= want.bound[i])) return false;
+  return got.size() == want.exact.size();
+}
+
+}  // namespace
+
+TEST_CASE("comm: all_reduce gives every rank the same sum", "[ops][gpu]") {
+  for (const Engine& e : engines())
+    for (int world : e.worlds)
+      for (const auto& [dtype, rounding] : kTypes)
+        for (int64_t n : {1, 2, 7, 4099, 300000}) {
+          INFO(e.name << ", " << world << " ranks, " << name_of(dtype) << ", n=" << n);
+          const DType type = dtype;
+          const Sum want = sum_over_ranks(world, n, type, rounding);
+          each_rank(
+              e, world,
+              [&](Rank& me, int r) {
+                const Values mine = values_of(r, n, type);
+                for (int twice = 0; twice < 2; ++twice) {
+                  const Tensor x = me.bench->empty({n}, type);
+                  me.bench->fill(x, mine);
+                  me.made.push_back(x);
+                  me.comm->wait(me.comm->all_reduce(x));
+                }
+              },
+              [&](std::vector<Rank>& ranks) {
+                no_errors(ranks);
+                const Values first = ranks[0].bench->read(ranks[0].made[0]);
+                CHECK(near(first, want));
+                for (const Rank& r : ranks)
+                  for (const Tensor& x : r.made) CHECK(r.bench->read(x) == first);
+              });
+        }
+}
+
+TEST_CASE("comm: reduce_scatter then all_gather is all_reduce", "[ops][gpu]") {
+  constexpr int64_t kPart = 1031;
+  for (const Engine& e : engines())
+    for (int world : e.worlds)
+      for (const auto& [dtype, rounding] : kTypes) {
+        INFO(e.name << ", " << world << " ranks, " << name_of(dtype));
+        const DType type = dtype;
+        const int64_t n = world * kPart;
+        const Sum want = sum_over_ranks(world, n, type, rounding);
+        each_rank(
+            e, world,
+            [&](Rank& me, int r) {
+              const Tensor x = me.bench->empty({n}, type), whole = me.bench->zeros({n}, type);
+              me.bench->fill(x, values_of(r, n, type));
+              me.made = {x, whole};
+              me.comm->wait(me.comm->reduce_scatter(x));
+              const Tensor part = x.slice(r * kPart, kPart);
+              (*me.bench)->copy(whole.slice(r * kPart, kPart), part);
+              me.comm->wait(me.comm->all_gather(whole));
+            },
+            [&](std::vector<Rank>& ranks) {
+              no_errors(ranks);
+              const Values first = ranks[0].bench->read(ranks[0].made[1]);
+              CHECK(near(first, want));
+              for (const Rank& r : ranks) CHECK(r.bench->read(r.made[1]) == first);
+            });
+      }
+}
+
+TEST_CASE("comm: broadcast from every root, and a ticket covers the ones before it", "[ops][gpu]") {
+  for (const Engine& e : engines())
+    for (int world : e.worlds) {
+      INFO(e.name << ", " << world << " ranks");
+      each_rank(
+          e, world,
+          [&](Rank& me, int r) {
+            Comm::Ticket last = 0;
+            for (int root = 0; root < world; ++root) {
+              const Tensor x = me.bench->empty({777}, DType::f32);
+              me.bench->fill(x, values_of(r, 777, DType::f32));
+              me.made.push_back(x);
+              last = me.comm->broadcast(x, root);
+            }
+            const Tensor nothing = me.bench->empty({0}, DType::f32);
+            last = std::max(last, me.comm->all_reduce(nothing));
+            me.comm->wait(last);
+            me.comm->barrier();
+          },
+          [&](std::vector<Rank>& ranks) {
+            no_errors(ranks);
+            for (const Rank& r : ranks)
+              for (int root = 0; root < world; ++root)
+                CHECK(r.bench->read(r.made[size_t(root)]) == values_of(root, 777, DType::f32));
+          });
+    }
+}
+
+// A collective comes after the work that Ops had, and wait() holds back what Ops gets afterwards.
+TEST_CASE("comm: collectives and operations keep their order without the host", "[ops][gpu]") {
+  constexpr int64_t kN = 1 << 20;
+  for (const Engine& e : engines())
+    for (int world : e.worlds) {
+      INFO(e.name << ", " << world << " ranks");
+      each_rank(
+          e, world,
+          [&](Rank& me, int) {
+            const Tensor x = me.bench->empty({kN}, DType::f32),
+                         ones = me.bench->empty({kN}, DType::f32);
+            me.bench->fill(ones, Values(size_t(kN), 1.0));
+            const Tensor kept = me.bench->empty({kN}, DType::f32);
+            me.made = {x, kept};
+            (*me.bench)->zero(x);
+            for (int i = 0; i < 5; ++i) {
+              (*me.bench)->copy(x, ones);  // after the collectives before it
+              me.comm->all_reduce(x);
+              me.comm->wait(me.comm->all_reduce(x));
+              (*me.bench)->copy(kept, x);  // after both
+            }
+            (*me.bench)->copy(x, ones);
+          },
+          [&](std::vector<Rank>& ranks) {
+            no_errors(ranks);
+            for (const Rank& r : ranks) {
+              CHECK(r.bench->read(r.made[0]) == Values(size_t(kN), 1.0));
+              CHECK(r.bench->read(r.made[1]) == Values(size_t(kN), double(world) * world));
+            }
+          });
+    }
+}
+
+TEST_CASE("comm: a rank that leaves is an error of the others, with who is to blame", "[ops]") {
+  for (const Engine& e : engines()) {
+    if (std::string(e.name) != "gloo") continue;  // GPUs: tests/launch kills processes
+    const int world = 3;
+    std::vector<std::string> said(world);
+    each_rank(
+        e, world,
+        [&](Rank& me, int r) {
+          if (r == 1) {
+            me.comm.reset();
+            return;
+          }
+          const Tensor x = me.bench->zeros({4096}, DType::f32);
+          try {
+            me.comm->wait(me.comm->all_reduce(x));
+          } catch (const Error& error) {
+            said[size_t(r)] = fmt::format("{} {}", int(error.code()), error.what());
+          }
+        },
+        [&](std::vector<Rank>& ranks) { no_errors(ranks); }, /*timeout_s=*/5);
+    for (int r : {0, 2}) {
+      INFO(said[size_t(r)]);
+      CHECK(said[size_t(r)].rfind(fmt::format("1 rank {} of 3: a collective failed", r), 0) == 0);
+    }
+  }
+}
