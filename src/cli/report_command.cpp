@@ -1,4 +1,6 @@
 // hgrn report and hgrn compare: runs as a page and as text.
+#include <cstdlib>
+
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>

@@ -1,6 +1,7 @@
 // The direction of includes: core <- ops <- mixers <- model <- text, train, eval <- cli, tools.
 // kernels/ include only core and ops; nothing in src/ includes kernels/; CUDA headers stay in
 // kernels/cuda.
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <map>

@@ -1,8 +1,10 @@
 // The program from outside: exit codes, one-line errors that name the mend, and a whole round from
 // text to a sample.
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "catch.h"
 #include "train/run_folder.h"

@@ -1,5 +1,6 @@
 // scripts/get_wikitext103.sh: its preparation half on the valid and test sets where they are at
 // hand, and what it says where it cannot go on.
+#include <algorithm>
 #include <filesystem>
 
 #include "catch.h"

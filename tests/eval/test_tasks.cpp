@@ -1,5 +1,6 @@
 // Zero-shot tasks: golden figures of an independent computation (tools/make_task_golden.py), shared
 // contexts against whole passes, texts to tokens, and damaged files.
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>

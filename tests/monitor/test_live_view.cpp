@@ -1,4 +1,5 @@
 // What the live view shows, at every width.
+#include <algorithm>
 #include <cmath>
 
 #include "catch.h"

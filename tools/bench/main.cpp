@@ -1,5 +1,6 @@
 // hgrn-bench: times single operations, whole training steps and generation, one line each.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <tuple>

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <string_view>
+#include <vector>
 
 int main(int argc, char** argv) {
   if (argc != 3) {
