@@ -179,19 +179,12 @@ std::string inspect(const std::string& path, bool verify) {
   if (ends_with(path, ".safetensors")) return inspect_safetensors(path);
   if (ends_with(path, ".jsonl")) return inspect_metrics(path);
   if (ends_with(path, ".bin")) return inspect_shard(path, verify);
-<<<<<<< HEAD
-  if (begins_as_shard_manifest(path)) return inspect_shard_set(path, verify);
-=======
->>>>>>> tok
   const std::string name = path.substr(path.rfind('/') + 1);
   check(ends_with(name, ".json") || name == "merges.txt" || name == "vocab.bpe", Exit::data,
         "{}: not a kind of file that is known here; give a shard (.bin), weights (.safetensors), "
         "metrics (.jsonl), a tokenizer or a manifest of shards (.json) or a folder",
         path);
-<<<<<<< HEAD
-=======
   if (begins_as_shard_manifest(path)) return inspect_shard_set(path, verify);
->>>>>>> tok
   return inspect_tokenizer(path);
 }
 
