@@ -32,7 +32,8 @@ cat > "$work/soak.json" <<EOF
   "data": {"train": "$work/t_*.bin", "tokenizer": "byte", "seq_len": 32, "reset_at_eos": true},
   "optim": {"lr": 1e-3, "warmup_steps": 10, "schedule": "constant"},
   "train": {"steps": 1000000, "global_batch": 4, "micro_batch": 2, "precision": "fp32", "log_every": 1,
-            "eval_every": 0, "checkpoint_every": 3, "keep_checkpoints": 2,
+            "eval_every": 0, "checkpoint_every": 3, "keep_checkpoints": 2, "monitor_every": 5,
+            "sample_every": 7,
             "spike_zscore": 6, "spike_window": 32, "on_spike": "skip"}
 }
 EOF

@@ -4,8 +4,10 @@
 
 #include "cli/command.h"
 #include "core/log.h"
+#include "core/thread_wait.h"
 
 int main(int argc, char** argv) {
+  hgrn::spin_briefly(argv);
   hgrn::log_init(/*rank=*/0, /*world_size=*/1);
   try {
     return hgrn::run_command_line(argc, argv);

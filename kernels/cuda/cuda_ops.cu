@@ -113,6 +113,12 @@ MemoryInfo CudaOps::memory() const {
   return info;
 }
 
+std::string CudaOps::pci_bus_id() const {
+  char id[32] = "";
+  if (cudaDeviceGetPCIBusId(id, sizeof id, device_) != cudaSuccess) cudaGetLastError();
+  return id;
+}
+
 void* CudaOps::alloc(size_t bytes, std::string_view what) {
   void* p = nullptr;
   const cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);

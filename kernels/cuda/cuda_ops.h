@@ -37,6 +37,7 @@ class CudaOps final : public Ops {
   int64_t width_multiple() const override { return 128; }
   double peak_flops() const override;
   MemoryInfo memory() const override;
+  std::string pci_bus_id() const override;
 
   void* alloc(size_t bytes, std::string_view what) override;
   void free(void* p) override;

@@ -2,6 +2,8 @@
 // Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #include "cuda/hgru2.h"
 
+#include <cstdlib>
+
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_kernels.h"
 #include "cuda/launch.cuh"
@@ -12,12 +14,12 @@ namespace {
 using hgru2::Call;
 using hgru2::Split;
 
-// The kernels of hgru2_*_sm90.cu take over from the others on a Hopper. Off until a card has shown
-// them right: build with -DHGRN_HGRU2_SM90=1 to check and time them.
-#ifndef HGRN_HGRU2_SM90
-#define HGRN_HGRU2_SM90 0
-#endif
-constexpr bool kUseSm90 = HGRN_HGRU2_SM90;
+// On a Hopper the kernels of hgru2_*_sm90.cu take over from the others; HGRN_HGRU2_SM90=0 in the
+// environment keeps those, to compare the two or where one is in doubt.
+bool use_sm90_kernels(int major) {
+  const char* const text = std::getenv("HGRN_HGRU2_SM90");
+  return major == 9 && !(text && text[0] == '0');
+}
 
 class CudaHgru2 final : public SeqKernel {
  public:
@@ -31,6 +33,7 @@ class CudaHgru2 final : public SeqKernel {
     CUDA_CHECK(
         cudaDeviceGetAttribute(&smem_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device));
+    sm90_ = use_sm90_kernels(major_);
   }
 
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
@@ -139,7 +142,7 @@ class CudaHgru2 final : public SeqKernel {
     c.bound = static_cast<const float*>(in.bound.data);
     c.reset = static_cast<const uint8_t*>(in.reset.data);
     c.split = {int(s.B * s.H()), 1, int((s.T + 63) / 64)};
-    c.sm90 = kUseSm90 && major_ == 9;
+    c.sm90 = sm90_;
     c.h0 = static_cast<const float*>(in.h0.data);
     return c;
   }
@@ -207,6 +210,7 @@ class CudaHgru2 final : public SeqKernel {
 
   DType dtype_;
   int sms_ = 0, smem_limit_ = 0, major_ = 0;
+  bool sm90_ = false;
   cudaStream_t stream_;
 };
 

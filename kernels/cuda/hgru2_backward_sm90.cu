@@ -18,8 +18,6 @@
 // sum_v h dh, a part of dg, is the diagonal of the product h dh^T of bf16 tiles that are in
 // registers anyway: its rounding is lost in that of the other products.
 //
-// Off by default (hgru2.cu).
-//
 // Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh), 16 bytes
 // longer than the data: eight rows of an ldmatrix then hit different banks, and every address is a
 // lane's constant plus an immediate.

@@ -12,7 +12,7 @@
 // Nothing that the gate warps do depends on the state, so they run up to two steps ahead: tiles, A
 // and y have two stages. mbarriers a stage: full (tiles and totals are written, v has arrived),
 // scored (A is there), empty (the stage may be written again, its y is complete). Shared memory
-// tiles are laid out as in hgru2_backward_sm90.cu. Off by default (hgru2.cu).
+// tiles are laid out as in hgru2_backward_sm90.cu.
 // Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #ifdef __CUDACC__
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts

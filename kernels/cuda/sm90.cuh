@@ -16,22 +16,17 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// 1: every lane arrives for itself, which compute-sanitizer's racecheck follows. One lane that
-// arrives for its warp after __syncwarp() means the same, but racecheck reports it as a race.
-#ifndef HGRN_MBARRIER_EACH_LANE
-#define HGRN_MBARRIER_EACH_LANE 0
-#endif
-
 // An mbarrier: 8 bytes of shared memory. A phase ends when `warps` warps have arrived; unlike at a
-// named barrier, those who wait do not wait for each other.
+// named barrier, those who wait do not wait for each other. Every lane arrives for itself: one lane
+// for its warp behind a __syncwarp() is no faster, and compute-sanitizer's racecheck takes what the
+// other lanes did for races.
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int warps) {
-  const int count = HGRN_MBARRIER_EACH_LANE ? 32 * warps : warps;
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(32 * warps)
+               : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive_warp(uint32_t barrier) {
   __syncwarp();
-  if (HGRN_MBARRIER_EACH_LANE || (threadIdx.x & 31) == 0)
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
   __syncwarp();
 }
 // Waits for the end of the phase of this parity (the first phase has parity 0). Before the first

@@ -114,9 +114,11 @@ int run_command_line(int argc, char** argv) {
   root.footer(
       "Example:\n  hgrn train --config configs/quickstart.json\nhgrn COMMAND --help shows a "
       "command's flags.");
-  const Command commands[] = {train_command(root),    eval_command(root),  generate_command(root),
-                              tokenize_command(root), plan_command(root),  config_command(root),
-                              inspect_command(root),  launch_command(root)};
+  const Command commands[] = {
+      train_command(root),    eval_command(root),   generate_command(root),
+      tokenize_command(root), plan_command(root),   config_command(root),
+      inspect_command(root),  report_command(root), compare_command(root),
+      launch_command(root),   sweep_command(root),  completion_command(root)};
   const std::vector<std::string> words = normalised(argc, argv);
   try {
     root.parse(std::vector<std::string>(words.rbegin(), words.rend()));

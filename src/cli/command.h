@@ -27,6 +27,10 @@ Command plan_command(CLI::App& root);
 Command config_command(CLI::App& root);
 Command inspect_command(CLI::App& root);
 Command launch_command(CLI::App& root);
+Command sweep_command(CLI::App& root);
+Command completion_command(CLI::App& root);
+Command report_command(CLI::App& root);
+Command compare_command(CLI::App& root);
 
 // The whole program: the exit code of docs/formats.md. Throws what the command throws.
 int run_command_line(int argc, char** argv);

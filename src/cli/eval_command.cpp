@@ -126,7 +126,10 @@ Command eval_command(CLI::App& root) {
                   "zero-shot task: lambada_openai, hellaswag, piqa, winogrande, arc_easy, "
                   "arc_challenge or openbookqa");
   app->add_option("--task-data", a->task.data, "the task's items, JSON lines (docs/evaluation.md)");
-  app->add_option("--task-suffix", a->task.suffix, "text put after each query or context");
+  app->add_option_function<std::string>(
+      "--task-suffix", [a](const std::string& s) { a->task.suffix = s; },
+      "take each query or context as it stands and put this text after it (default: the "
+      "harness' prompt)");
   app->add_option("--tokenizer", a->tokenizer, "byte or a file (default: the checkpoint's)");
   add_device(app, a->device);
   app->add_option("--json", a->json, "write the result to this file as JSON");

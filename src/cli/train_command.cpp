@@ -4,6 +4,8 @@
 #include <cstdlib>
 
 #include "cli/command.h"
+#include "core/log.h"
+#include "eval/generate.h"
 #include "train/trainer.h"
 
 namespace hgrn {
@@ -27,7 +29,12 @@ Command train_command(CLI::App& root) {
   app->add_option("--steps", args->stop_after,
                   "stop after this step; the schedule still spans train.steps")
       ->check(CLI::NonNegativeNumber);
+  app->add_option("--prometheus", args->monitor.prometheus,
+                  "write metrics to this file for node_exporter's textfile collector (.prom)");
+  app->add_flag("--plain", args->monitor.plain, "log lines alone, no live view on a terminal");
+  args->monitor.sampler = sample_ids;
   args->give_up = [](const Error& e) {  // the main thread hangs in a collective
+    log_status({});
     std::fprintf(stderr, "error: %s\n", e.what());
     std::_Exit(int(e.code()));
   };

@@ -4,6 +4,9 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "core/terminal.h"
 
 namespace hgrn {
 
@@ -14,8 +17,12 @@ enum class LogLevel { debug, info, warn, error };
 void log_init(int rank, int world_size, bool prefixed = false);
 void log_to_file(const std::string& path);
 void log_message(LogLevel level, std::string_view text);
+void log_to_file_only(std::string_view text);  // as info, but not on stderr
 void log_flush();
-bool stderr_is_terminal();
+
+// Lines that stay below the log on a terminal: log lines go above them. Only where
+// terminal_moves(); while another job has the terminal they are not drawn. No lines: taken away.
+void log_status(std::vector<std::string> lines);
 
 template <class... Args>
 void log_info(fmt::format_string<Args...> text, Args&&... args) {

@@ -2,6 +2,6 @@
 
 namespace hgrn {
 const char* version() {
-  return HGRN_VERSION " (" HGRN_COMMIT ")";
+  return sizeof(HGRN_COMMIT) > 1 ? HGRN_VERSION " (" HGRN_COMMIT ")" : HGRN_VERSION;
 }
 }  // namespace hgrn

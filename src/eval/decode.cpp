@@ -142,4 +142,19 @@ DecodeReport decode(LanguageModel& model, const std::vector<std::vector<int32_t>
   return report;
 }
 
+std::vector<int32_t> sample_ids(LanguageModel& model, const std::vector<int32_t>& prompt,
+                                int64_t tokens, uint64_t seed) {
+  std::vector<int32_t> ids;
+  DecodeOptions o;
+  o.tokens = tokens;
+  o.sampling.temperature = 0.8f;
+  o.sampling.top_p = 0.95;
+  o.sampling.seed = seed;
+  decode(model, {prompt}, o, [&](int64_t, int32_t token) {
+    ids.push_back(token);
+    return token != model.config().eos_token_id;
+  });
+  return ids;
+}
+
 }  // namespace hgrn

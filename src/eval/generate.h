@@ -66,6 +66,10 @@ struct DecodeReport {
 DecodeReport decode(LanguageModel& model, const std::vector<std::vector<int32_t>>& prompts,
                     const DecodeOptions& options, const IdSink& each);
 
+// A text sample of a run: one row after `prompt`, drawn at temperature 0.8 from the likeliest 95 %.
+std::vector<int32_t> sample_ids(LanguageModel& model, const std::vector<int32_t>& prompt,
+                                int64_t tokens, uint64_t seed);
+
 // The text of one row on its way out.
 class TextStream {
  public:

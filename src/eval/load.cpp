@@ -14,7 +14,8 @@ std::string checkpoint_in(const std::string& dir) {
   check(is_folder(dir), Exit::data, "{}: no such folder; give a checkpoint or run folder", dir);
   if (!exists(dir + "/checkpoints")) return dir;
   std::vector<std::string> complaints;
-  const auto found = CheckpointStore(dir, 0).newest_valid(&complaints);
+  const auto found =
+      CheckpointStore(dir, 0).newest_valid(&complaints, Checksums::without_optimizer);
   for (const std::string& c : complaints) log_warn("{}", c);
   check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint yet", dir);
   return found->dir;

@@ -103,7 +103,10 @@ Stream make_stream(const LoadedModel& m, const PerplexityOptions& o, int64_t T) 
       read_shards(s, o.data, m.model->config().vocab_size);
     else
       read_text(s, m, o);
-    if (s.tokens.empty() || s.tokens[0] != int32_t(m.eos))
+    // Shards, and texts of one document, begin with end-of-text. In a text of lines it is the end
+    // of an empty first line, and scored.
+    const bool led = !s.tokens.empty() && s.tokens[0] == int32_t(m.eos);
+    if (!led || (o.line_end_token && !o.text.empty()))
       s.tokens.insert(s.tokens.begin(), int32_t(m.eos));
     const int64_t scored = int64_t(s.tokens.size()) - 1;
     if (o.protocol == Protocol::carry) T = scored;

@@ -22,15 +22,16 @@ struct KnownTask {
   const char* name;
   TaskKind kind;
   std::vector<const char*> others;
+  bool question = false;
 };
 const std::vector<KnownTask>& known_tasks() {
   static const std::vector<KnownTask> list = {
       {"lambada_openai", TaskKind::word, {"lambada"}},
       {"hellaswag", TaskKind::choices, {}},
-      {"piqa", TaskKind::choices, {}},
+      {"piqa", TaskKind::choices, {}, true},
       {"winogrande", TaskKind::contexts, {}},
-      {"arc_easy", TaskKind::choices, {}},
-      {"arc_challenge", TaskKind::choices, {}},
+      {"arc_easy", TaskKind::choices, {}, true},
+      {"arc_challenge", TaskKind::choices, {}, true},
       {"openbookqa", TaskKind::choices, {"openbook_qa", "obqa"}},
   };
   return list;
@@ -94,11 +95,22 @@ class Line {
   ordered_json j_;
 };
 
-TaskItem read_item(const Line& line, TaskKind kind, const std::string& suffix) {
+// The harness' prompt of a question of which the file may already have the beginning and the end.
+std::string question_prompt(const std::string& query) {
+  constexpr std::string_view kBegin = "Question: ", kEnd = "Answer:";
+  std::string prompt = query.rfind(kBegin, 0) == 0 ? query : std::string(kBegin) + query;
+  if (std::string_view(prompt).substr(prompt.size() - kEnd.size()) == kEnd) return prompt;
+  if (prompt.back() != '\n') prompt += '\n';
+  return prompt.append(kEnd);
+}
+
+TaskItem read_item(const Line& line, const Task& task, const std::optional<std::string>& given) {
   TaskItem item;
-  switch (kind) {
+  const std::string suffix = given.value_or("");
+  switch (task.kind) {
     case TaskKind::choices: {
-      const std::string context = line.text("query") + suffix;
+      const std::string query = line.text("query");
+      const std::string context = task.question && !given ? question_prompt(query) : query + suffix;
       for (const std::string& choice : line.texts("choices"))
         item.pairs.push_back({context, " " + choice, count_characters(choice)});
       item.gold = line.index("gold", item.pairs.size());
@@ -176,7 +188,7 @@ Task find_task(const std::string& name) {
     names.push_back(t.name);
     if (wanted == t.name ||
         std::any_of(t.others.begin(), t.others.end(), [&](const char* o) { return wanted == o; }))
-      return {t.name, t.kind};
+      return {t.name, t.kind, t.question};
   }
   std::string all;
   for (const std::string& n : names) all += (all.empty() ? "" : ", ") + n;
@@ -184,7 +196,7 @@ Task find_task(const std::string& name) {
 }
 
 std::vector<TaskItem> read_task(const Task& task, const std::string& path,
-                                const std::string& suffix) {
+                                const std::optional<std::string>& suffix) {
   const std::string text = read_file(path, kMaxTaskBytes);
   std::vector<TaskItem> items;
   int64_t number = 0;
@@ -196,7 +208,7 @@ std::vector<TaskItem> read_task(const Task& task, const std::string& path,
     ++number;
     if (strip(line).empty()) continue;
     items.push_back(
-        read_item(Line(line, fmt::format("{}:{}", path, number), task.kind), task.kind, suffix));
+        read_item(Line(line, fmt::format("{}:{}", path, number), task.kind), task, suffix));
   }
   check(!items.empty(), Exit::data, "{}: no line; a line of {} is {}", path, task.name,
         form_of(task.kind));
@@ -271,7 +283,8 @@ std::string task_json(const TaskResult& r, const TaskOptions& o, const LoadedMod
                  {"device", m.ops->describe()},
                  {"num_fewshot", 0},
                  {"task_data", o.data},
-                 {"query_suffix", o.suffix},
+                 {"prompt", o.suffix ? "as in the file" : "as lm-evaluation-harness"},
+                 {"query_suffix", o.suffix ? ordered_json(*o.suffix) : ordered_json()},
                  {"seconds", r.seconds}};
   return j.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }

@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,7 @@ enum class TaskKind { choices, contexts, word };
 struct Task {
   std::string name;  // the harness' name
   TaskKind kind;
+  bool question = false;  // its prompt is "Question: ...\nAnswer:"
 };
 
 // By the harness' name or a usual other one (lambada, arc-easy, openbook_qa, ...). Exit::usage with
@@ -36,10 +38,12 @@ struct TaskItem {
   int64_t gold = 0;
 };
 
-// Exit::data with file, line and the field that is missing or wrong. suffix is put after each query
-// or context.
+// Exit::data with file, line and the field that is missing or wrong. With a suffix, it is put after
+// each query or context as it stands in the file; without, the text is what the harness gives the
+// model: for piqa and the arc tasks "Question: ...\nAnswer:", whatever part of that the file has,
+// else the query or context alone.
 std::vector<TaskItem> read_task(const Task& task, const std::string& path,
-                                const std::string& suffix = "");
+                                const std::optional<std::string>& suffix = std::nullopt);
 
 // How the harness joins the two: whitespace at the end of the context moves to the continuation,
 // both are encoded together, and what is beyond the context's own tokens is the continuation. An
@@ -51,7 +55,8 @@ EncodedPair encode_pair(const Tokenizer& tokenizer, int32_t eos, std::string_vie
                         std::string_view continuation);
 
 struct TaskOptions {
-  std::string task, data, suffix;
+  std::string task, data;
+  std::optional<std::string> suffix;  // see read_task
 };
 
 struct Metric {

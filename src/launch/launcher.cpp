@@ -2,9 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/prctl.h>
 #include <sys/random.h>
-#include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +16,7 @@
 
 #include "core/file.h"
 #include "core/log.h"
+#include "launch/child.h"
 #include "launch/sockets.h"
 
 namespace hgrn {
@@ -97,43 +96,6 @@ std::string random_token() {
   return text;
 }
 
-std::string own_program() {
-  char path[4096];
-  const ssize_t n = ::readlink("/proc/self/exe", path, sizeof path);
-  check(n > 0 && size_t(n) < sizeof path, "/proc/self/exe cannot be read; is /proc mounted?");
-  return {path, size_t(n)};
-}
-
-sigset_t watched_signals() {
-  sigset_t set;
-  sigemptyset(&set);
-  for (int s : {SIGTERM, SIGINT, SIGUSR1, SIGHUP, SIGCHLD}) sigaddset(&set, s);
-  return set;
-}
-
-// Signals come through a descriptor while this lives; children start with them unblocked.
-class SignalFd {
- public:
-  SignalFd() {
-    const sigset_t set = watched_signals();
-    sigprocmask(SIG_BLOCK, &set, &before_);
-    fd_ = Fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-    check(bool(fd_), "signalfd: {}", std::strerror(errno));
-    std::signal(SIGPIPE, SIG_IGN);
-  }
-  ~SignalFd() { sigprocmask(SIG_SETMASK, &before_, nullptr); }
-  int get() const { return fd_.get(); }
-  const sigset_t& before() const { return before_; }
-  int next() const {  // 0: none
-    signalfd_siginfo info;
-    return ::read(fd_.get(), &info, sizeof info) == ssize_t(sizeof info) ? int(info.ssi_signo) : 0;
-  }
-
- private:
-  Fd fd_;
-  sigset_t before_;
-};
-
 // One start of all ranks of this machine, to the end of the last.
 class Attempt {
  public:
@@ -151,7 +113,6 @@ class Attempt {
 
  private:
   void start_rank(int local_rank, const std::string& address, int port);
-  [[noreturn]] void become(const std::vector<std::string>& env, int out, int err, pid_t parent);
   void on_signal(int number);
   void reap();
   void note_end(Process& p);
@@ -188,24 +149,27 @@ void Attempt::start_rank(int local_rank, const std::string& address, int port) {
   check(::pipe2(out, O_CLOEXEC) == 0 && ::pipe2(err, O_CLOEXEC) == 0, "no pipe: {}",
         std::strerror(errno));
   Fd out_read(out[0]), out_write(out[1]), err_read(err[0]), err_write(err[1]);
-  std::vector<std::string> env = {
-      fmt::format("RANK={}", rank),
-      fmt::format("WORLD_SIZE={}", o_.nnodes * o_.nproc_per_node),
-      fmt::format("LOCAL_RANK={}", local_rank),
-      fmt::format("LOCAL_WORLD_SIZE={}", o_.nproc_per_node),
-      "MASTER_ADDR=" + address,
-      fmt::format("MASTER_PORT={}", port),
-      "HGRN_JOB_TOKEN=" + token_,
-      fmt::format("HGRN_RESTARTS={}", restarts_),
-      "HGRN_LAUNCHED=1",
+  ChildSpec child;
+  child.words = o_.command;
+  child.out = out_write.get();
+  child.err = err_write.get();
+  child.unset = {"TORCHELASTIC_USE_AGENT_STORE", "HGRN_MASTER_PORT"};
+  child.set = {
+      {"RANK", std::to_string(rank)},
+      {"WORLD_SIZE", std::to_string(o_.nnodes * o_.nproc_per_node)},
+      {"LOCAL_RANK", std::to_string(local_rank)},
+      {"LOCAL_WORLD_SIZE", std::to_string(o_.nproc_per_node)},
+      {"MASTER_ADDR", address},
+      {"MASTER_PORT", std::to_string(port)},
+      {"HGRN_JOB_TOKEN", token_},
+      {"HGRN_RESTARTS", std::to_string(restarts_)},
+      {"HGRN_LAUNCHED", "1"},
   };
   if (!std::getenv("OMP_NUM_THREADS"))
-    env.push_back(
-        fmt::format("OMP_NUM_THREADS={}",
-                    std::max(1, int(std::thread::hardware_concurrency()) / o_.nproc_per_node)));
-  const pid_t parent = ::getpid(), pid = ::fork();
-  check(pid >= 0, "rank {} cannot be started: {}", rank, std::strerror(errno));
-  if (pid == 0) become(env, out_write.get(), err_write.get(), parent);
+    child.set.push_back(
+        {"OMP_NUM_THREADS", std::to_string(std::max(
+                                1, int(std::thread::hardware_concurrency()) / o_.nproc_per_node))});
+  const pid_t pid = start_child(child, signals_);
   processes_.push_back({rank, pid, true, false, 0});
   int log = -1;
   if (!o_.log_dir.empty()) {
@@ -217,33 +181,6 @@ void Attempt::start_rank(int local_rank, const std::string& address, int port) {
   const std::string prefix = fmt::format("[rank {}] ", rank);
   lines_.emplace_back(std::move(out_read), STDOUT_FILENO, prefix, log);
   lines_.emplace_back(std::move(err_read), STDERR_FILENO, prefix, log);
-}
-
-// In the child: it dies with the launcher, and stands in a group of its own, so that a Ctrl-C on
-// the terminal reaches it once, from the launcher.
-void Attempt::become(const std::vector<std::string>& env, int out, int err, pid_t parent) {
-  ::setpgid(0, 0);
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (::getppid() != parent) ::_exit(1);  // it died before the line above
-  sigprocmask(SIG_SETMASK, &signals_.before(), nullptr);
-  std::signal(SIGPIPE, SIG_DFL);
-  const int null = ::open("/dev/null", O_RDONLY);
-  if (null >= 0) ::dup2(null, STDIN_FILENO);
-  ::dup2(out, STDOUT_FILENO);
-  ::dup2(err, STDERR_FILENO);
-  for (const char* name : {"TORCHELASTIC_USE_AGENT_STORE", "HGRN_MASTER_PORT"}) ::unsetenv(name);
-  for (const std::string& e : env) {
-    const size_t equals = e.find('=');
-    ::setenv(e.substr(0, equals).c_str(), e.c_str() + equals + 1, 1);
-  }
-  std::vector<std::string> words = {own_program()};
-  words.insert(words.end(), o_.command.begin(), o_.command.end());
-  std::vector<char*> argv;
-  for (std::string& w : words) argv.push_back(w.data());
-  argv.push_back(nullptr);
-  ::execv(argv[0], argv.data());
-  std::fprintf(stderr, "error: %s: %s\n", argv[0], std::strerror(errno));
-  ::_exit(1);
 }
 
 void Attempt::kill_all(int number) {

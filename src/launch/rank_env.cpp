@@ -1,6 +1,7 @@
 #include "launch/rank_env.h"
 
 #include <charconv>
+#include <cstdint>
 #include <cstdlib>
 #include <optional>
 

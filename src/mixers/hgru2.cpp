@@ -4,11 +4,33 @@
 //   out = norm_g(y) Wo + bo       norm over the whole D, all heads together
 // Twin of the recurrence: kernels/*/hgru2*   Test: tests/model/test_lm.cpp,
 // tests/model/test_golden.cpp
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
 #include "mixers/lower_bound.h"
 #include "mixers/mixer.h"
 
 namespace hgrn {
 namespace {
+
+// Element i of a downloaded tensor.
+float element(const std::vector<char>& raw, DType dtype, int64_t i) {
+  const char* at = raw.data() + size_t(i) * size_of(dtype);
+  if (dtype == DType::bf16) {
+    uint16_t half;
+    std::memcpy(&half, at, sizeof half);
+    return bf16_to_float(half);
+  }
+  if (dtype == DType::f64) {
+    double wide;
+    std::memcpy(&wide, at, sizeof wide);
+    return float(wide);
+  }
+  float v;
+  std::memcpy(&v, at, sizeof v);
+  return v;
+}
 
 class Hgru2 final : public Mixer {
  public:
@@ -29,6 +51,8 @@ class Hgru2 final : public Mixer {
 
   void forward(Tensor out, Tensor u, const Weights& w, const MixerCall& call) override;
   void backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const MixerCall& call) override;
+
+  double mean_forget_gate(const MixerCall& call) override;
 
   double flops_per_token() const override {
     // per head and token: state update 2nn (outer product) + query 2nn
@@ -158,6 +182,41 @@ void Hgru2::backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const M
   const SeqInputs in{a.qfi, bound_.beta(call.layer), {}, call.reset, {}};
   seq_.backward(s, options(), {dqfi_, bound_.dbeta(call.layer), {}, {}}, dy_, {}, in, a.saved);
   ops_.linear_backward(du, w.dw(p.qfi), w.dw(p.qfi_bias), dqfi_, u, w.w(p.qfi));
+}
+
+// On the host, from a few stretches of tokens: their gates are as good as those of all of them for
+// a mean, and nothing has to be kept for it on the device.
+double Hgru2::mean_forget_gate(const MixerCall& call) {
+  constexpr int64_t kStretches = 4, kTokens = 32;
+  const Tensor qfi = acts_[size_t(call.slot)].qfi, beta = bound_.beta(call.layer);
+  const int64_t N = call.B * call.T, D = config_.D, tokens = std::min(N, kTokens);
+  std::vector<float> bound(size_t(D), 0.0f);
+  std::vector<char> raw;
+  if (beta) {
+    raw.resize(beta.bytes());
+    ops_.download(raw.data(), beta);
+    for (int64_t d = 0; d < D; ++d) bound[size_t(d)] = element(raw, beta.dtype, d);
+  }
+  double sum = 0;
+  int64_t rows = 0, before = -tokens;
+  for (int64_t i = 0; i < kStretches; ++i) {
+    const int64_t first = (N - tokens) * i / (kStretches - 1);
+    if (first < before + tokens) continue;  // no token twice
+    before = first;
+    const Tensor part = qfi.slice(first, tokens);
+    raw.resize(part.bytes());
+    ops_.download(raw.data(), part);
+    for (int64_t t = 0; t < tokens; ++t) {
+      float row = 0;
+      for (int64_t d = 0; d < D; ++d) {
+        const float f = element(raw, part.dtype, t * 3 * D + D + d);
+        row += bound[size_t(d)] + (1 - bound[size_t(d)]) / (1 + std::exp(-f));
+      }
+      sum += double(row);
+    }
+    rows += tokens;
+  }
+  return sum / double(rows * D);
 }
 
 }  // namespace

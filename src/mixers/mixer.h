@@ -2,6 +2,7 @@
 // stream to the branch that is added to it. docs/add_a_mixer.md shows how to write another one.
 // A Mixer object serves all layers of a model, since layers may share weights (Gamma).
 #pragma once
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -67,6 +68,12 @@ class Mixer {
   virtual void forward(Tensor out, Tensor u, const Weights&, const MixerCall&) = 0;
   // du = ; weights' gradients +=
   virtual void backward(Tensor du, Tensor dout, Tensor u, const Weights&, const MixerCall&) = 0;
+
+  // For monitoring, after forward() with save and before the slot is used again: the mean forget
+  // gate over all channels and some of the call's tokens. NaN where there is no such gate.
+  virtual double mean_forget_gate(const MixerCall&) {
+    return std::numeric_limits<double>::quiet_NaN();
+  }
 
   virtual double flops_per_token() const = 0;  // forward, one layer, recurrence only
 };

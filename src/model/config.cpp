@@ -129,6 +129,11 @@ void fields(Fields& f, TrainConfig& c) {
   f("eval_every", c.eval_every, at_least(0))
       .doc("steps; 0: off. With it on, the end of a run is evaluated too");
   f("eval_tokens", c.eval_tokens, at_least(1)).doc("validation tokens scored, from the start");
+  f("monitor_every", c.monitor_every, at_least(0))
+      .doc("steps between looks inside (`layers.jsonl`, monitoring.md); 0: off");
+  f("sample_every", c.sample_every, at_least(0))
+      .doc("steps between text samples of 128 tokens, where `data.tokenizer` is set; 0: off");
+  f("sample_prompt", c.sample_prompt).doc("what they begin with, behind an end-of-text token");
   f("checkpoint_every", c.checkpoint_every, at_least(0))
       .doc("steps; 0: only at the end and at a stop");
   f("keep_checkpoints", c.keep_checkpoints, at_least(1)).doc("older ones are removed");
@@ -163,6 +168,9 @@ const std::set<std::string> kMayChange = {"train.steps",
                                           "train.log_every",
                                           "train.eval_every",
                                           "train.eval_tokens",
+                                          "train.monitor_every",
+                                          "train.sample_every",
+                                          "train.sample_prompt",
                                           "train.checkpoint_every",
                                           "train.keep_checkpoints",
                                           "train.micro_batch",

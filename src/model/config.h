@@ -86,6 +86,9 @@ struct TrainConfig {
   int64_t log_every = 10;
   int64_t eval_every = 500;
   int64_t eval_tokens = 1048576;
+  int64_t monitor_every = 100;  // gradient norms and forget gates by layer; 0: off
+  int64_t sample_every = 1000;  // a text sample, where data.tokenizer is set; 0: off
+  std::string sample_prompt;    // its beginning
   int64_t checkpoint_every = 1000;
   int64_t keep_checkpoints = 3;
   OnNonfinite on_nonfinite = OnNonfinite::skip;

@@ -1,5 +1,6 @@
 #include "model/hf_config.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "core/file.h"
@@ -91,10 +92,19 @@ ModelConfig read_hf_config(const std::string& dir) {
     m.hidden_size = j.at("hidden_size");
     m.num_hidden_layers = j.at("num_hidden_layers");
     m.vocab_size = j.at("vocab_size");
-    if (j.contains("expand_ratio") && j["expand_ratio"].is_number())
-      m.expand_ratio = j["expand_ratio"];
+    check(j.value("elementwise_affine", true), Exit::data,
+          "{}:elementwise_affine: norms without weights are not part of this model; give a "
+          "checkpoint with",
+          path);
+    check(!j.contains("attnres_block_size") || j["attnres_block_size"].is_null(), Exit::data,
+          "{}:attnres_block_size: attention over residuals is not supported; give a checkpoint "
+          "without",
+          path);
+    // As fla reads it: null asks the number of heads, a key left out is its default.
+    if (j.contains("expand_ratio") && j["expand_ratio"].is_null())
+      m.expand_ratio = m.hidden_size / std::max<int64_t>(1, j.at("num_heads").get<int64_t>());
     else
-      m.expand_ratio = m.hidden_size / j.at("num_heads").get<int64_t>();
+      m.expand_ratio = j.value("expand_ratio", m.expand_ratio);
     if (j.contains("intermediate_size") && j["intermediate_size"].is_number()) {
       m.intermediate_size = j["intermediate_size"];
     } else {  // fla: 2/3 of hidden_ratio * hidden_size, rounded up to 256

@@ -359,6 +359,13 @@ Tensor LanguageModel::step(int64_t B) {
   return out;
 }
 
+double LanguageModel::mean_forget_gate(int layer) {
+  TokenRows rows;
+  rows.B = shape_.B;
+  rows.T = shape_.T;
+  return mixer_->mean_forget_gate(call(layer, rows, /*train=*/true));
+}
+
 double LanguageModel::flops_per_token() const {
   double matrices = 0;
   for (const Param& p : table_.params())

@@ -82,6 +82,11 @@ class LanguageModel {
   // The recurrent state, (L,B,...) stat_dtype(); absent unless shape.state.
   Tensor state() const { return state_; }
 
+  // In Hooks::after_backward(layer): see Mixer::mean_forget_gate. Waits for the device.
+  double mean_forget_gate(int layer);
+  // Another model on the same Ops had lent its temporaries (Ops::use_scratch) and is gone.
+  void lend_scratch() { ops_.use_scratch(op_scratch_); }
+
   double flops_per_token() const;  // forward + backward, recurrence included
 
  private:

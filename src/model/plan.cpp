@@ -1,8 +1,8 @@
 #include "model/plan.h"
 
 #include <algorithm>
-#include <map>
-#include <vector>
+#include <cmath>
+#include <cstdlib>
 
 #include "model/lm.h"
 #include "ops/plan_ops.h"
@@ -13,35 +13,65 @@ namespace {
 constexpr double kGiB = double(int64_t(1) << 30);
 // Left free for what varies: fragmentation, another context's leftovers.
 constexpr double kMarginGiB = 0.5;
+// On the CPU: the program, its libraries and the allocator; measured (docs/planning.md).
+constexpr size_t kProcessBytes = size_t(14) << 20;
+constexpr int64_t kBlasDepth = 384;  // of what OpenBLAS packs of a factor at a time, at most
+constexpr double kDefaultMemoryGiB = 80;
+constexpr int64_t kMostGpus = 512;  // of the table
 
-constexpr Card kCards[] = {{"H100", 798e12, 3.0e12}, {"H200", 798e12, 4.3e12}};
+int64_t act_bytes(const Config& c, bool cpu) {
+  return cpu || c.train.precision == Precision::fp32 ? 4 : 2;
+}
 
-struct Memory {
-  std::vector<Arena::Row> rows;
-  size_t total = 0;
-};
+std::unique_ptr<Ops> planning_ops(const Config& c, bool cpu) {
+  return make_plan_ops(act_bytes(c, cpu) == 4 ? DType::f32 : DType::bf16, cpu);
+}
 
-Memory count_memory(const Config& c, int64_t micro_batch, const PlanOptions& o) {
-  const DType act = o.cpu || c.train.precision == Precision::fp32 ? DType::f32 : DType::bf16;
-  const auto ops = make_plan_ops(act, o.cpu);
+// With several threads OpenBLAS packs a factor over its whole width, a slice of it deep. The widest
+// are those of the weights' gradients, where depth is the rows.
+size_t blas_bytes(const ModelConfig& m, int64_t rows) {
+  const int64_t depth = rows >= 2 * kBlasDepth ? kBlasDepth : rows > kBlasDepth ? rows / 2 : rows;
+  return 4 * size_t(depth) *
+         size_t(std::max({m.vocab_size, 2 * m.intermediate_size, 3 * m.hidden_size}));
+}
+
+MemoryPlan count_memory(const Config& c, int64_t micro_batch, int64_t gpus, bool cpu,
+                        int64_t threads) {
+  const auto ops = planning_ops(c, cpu);
   LanguageModel model(*ops, c.model, c.optim.decay == DecayKind::all);
-  Memory m;
+  const size_t total = size_t(model.params().total());
   Arena state("state");
   WeightStore weights;
   weights.take(state, *ops, model.params(), /*with_grad=*/true);
-  const size_t moments = 2 * size_t(model.params().total()) * 4;
-  const int64_t shards = c.train.zero == 1 ? o.gpus : 1;
   Arena acts("activations");
   model.layout(
       acts, {.B = micro_batch, .T = c.data.seq_len, .train = true, .recompute = c.train.recompute});
+  MemoryPlan m;
   m.rows = state.rows();
-  m.rows.push_back({shards > 1 ? fmt::format("optimizer moments (1/{} of them)", shards)
-                               : std::string("optimizer moments"),
-                    moments / size_t(shards)});
+  m.peak = state.peak() + acts.peak();
+  const auto add = [&](const std::string& name, size_t bytes) {
+    m.rows.push_back({name, bytes});
+    m.peak += bytes;
+  };
+  const size_t shards = c.train.zero == 1 ? size_t(gpus) : 1, moments = 8 * total / shards;
+  add(shards > 1 ? fmt::format("optimizer moments (1/{} of them)", shards)
+                 : std::string("optimizer moments"),
+      moments);
+  if (gpus > 1 && c.train.reduce_dtype == ReduceDType::bf16)
+    add("gradients on their way (bf16)", 2 * total);
   m.rows.insert(m.rows.end(), acts.rows().begin(), acts.rows().end());
-  const size_t context = o.cpu ? 0 : size_t(kContextGiB * kGiB);
-  if (context > 0) m.rows.push_back({"CUDA context and libraries", context});
-  m.total = state.peak() + moments / size_t(shards) + acts.peak() + context;
+  // A save works on copies, so that training goes on; one tensor a time is packed for its file.
+  int64_t largest = 0;
+  for (const Param& p : model.params().params()) largest = std::max(largest, p.shape.numel());
+  m.host_save = 4 * total + moments + 4 * size_t(largest);
+  if (cpu) {
+    add("copies while a checkpoint is saved", m.host_save);
+    if (threads > 1)
+      add("factors that BLAS packs", blas_bytes(c.model, micro_batch * c.data.seq_len));
+    add("program and libraries", kProcessBytes);
+  } else {
+    add("CUDA context and libraries", size_t(kContextGiB * kGiB));
+  }
   return m;
 }
 
@@ -59,43 +89,85 @@ std::map<std::string, int64_t> parameters_by_kind(const ParamTable& table) {
   return kinds;
 }
 
-// Seconds a token that a card's arithmetic and memory bandwidth allow, nothing overlapped: GEMMs at
-// the measured GEMM rate, and the bytes that the operations between them must move.
-double roofline_seconds(const Config& c, const LanguageModel& model, const Card& card) {
-  const double L = double(c.model.num_hidden_layers), D = double(c.model.hidden_size);
-  const double F = double(c.model.intermediate_size), V = double(c.model.vocab_size);
-  const double n = double(c.model.expand_ratio), H = D / n;
-  const double P = double(model.params().count());
-  const double batch_tokens = double(c.train.global_batch * c.data.seq_len);
-  const double micro_tokens = double(c.train.micro_batch * c.data.seq_len);
-  const double gemm = model.flops_per_token() - 3 * L * 4 * D * n;
-  const double state = 2 * n * n / 64;  // bytes a token and head for the saved chunk states
-  const double recurrence = L * H * ((8 * n + state) + (14 * n + state));
-  const double norms = L * (24 * D + 10 * D) + 24 * D;
-  const double glu = L * 16 * F, cross_entropy = 4 * V;
-  const double update = 34 * P / batch_tokens + 8 * P / micro_tokens;
-  return gemm / card.gemm_flops +
-         (recurrence + norms + glu + cross_entropy + update) / card.bytes_per_s;
+ModelSize model_size(const LanguageModel& model) {
+  ModelSize size;
+  size.parameters = model.params().count();
+  for (ParamId id = 0; id < ParamId(model.params().params().size()); ++id)
+    if (model.stage_of(id) < 0) size.first += model.params().params()[size_t(id)].shape.numel();
+  return size;
 }
 
-std::string grouped(int64_t n) {  // 44,661,244
-  const std::string digits = std::to_string(n);
-  std::string s;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) s += ',';
-    s += digits[i];
+Card choose_card(const Config& c, const PlanOptions& o) {
+  check((o.tflops > 0) == (o.bandwidth_gbs > 0), Exit::usage,
+        "hgrn plan: --tflops and --bandwidth describe a device together; give both");
+  check(o.card.empty() || o.tflops == 0, Exit::usage,
+        "hgrn plan: --card and --tflops with --bandwidth name two devices; give one");
+  if (o.tflops > 0) return {"device", o.tflops * 1e12, o.bandwidth_gbs * 1e9, o.tflops * 1e12, 0};
+  if (o.cpu) return {"", 0, 0, 0, 0};
+  std::string known;
+  for (const Card& k : cards()) known += (known.empty() ? "" : ", ") + std::string(k.name);
+  const Card* card = find_card(o.card.empty() ? "H100" : o.card);
+  check(card != nullptr, Exit::usage,
+        "hgrn plan: --card {}: {} are known; describe another with --tflops and --bandwidth",
+        o.card, known);
+  Card found = *card;
+  if (c.train.precision == Precision::fp32) found.gemm_flops = 0;  // the rates known are of bf16
+  return found;
+}
+
+std::vector<Roofline> rooflines(const Plan& p, const ModelSize& size) {
+  if (p.card.gemm_flops == 0) return {};
+  std::vector<Card> devices;
+  if (p.options.tflops > 0)
+    devices = {p.card};
+  else
+    devices.assign(cards().begin(), cards().end());
+  const double gpus = double(p.options.gpus);
+  std::vector<Roofline> rows;
+  for (const Card& card : devices) {
+    const auto rate = [&](double share, int64_t n) {
+      return cluster_step(p.config, size, act_bytes(p.config, p.options.cpu), card, share,
+                          p.options.network, n)
+          .tokens_per_s;
+    };
+    Roofline r{card.name, gpus * rate(1, 1), rate(p.options.share, p.options.gpus), 0};
+    r.mfu = 6 * double(size.parameters) * r.expected / (gpus * card.peak_flops);
+    rows.push_back(r);
   }
-  return s;
+  return rows;
+}
+
+std::vector<Saving> savings(const Plan& p, const ModelSize& size, double room) {
+  std::vector<Saving> rows;
+  for (const Recompute recompute : {Recompute::none, Recompute::block})
+    for (const int64_t zero : {0, 1}) {
+      if (p.options.gpus == 1 && zero == 1) continue;  // nothing to divide by
+      Config c = p.config;
+      c.train.recompute = recompute;
+      c.train.zero = zero;
+      Saving s;
+      s.recompute = recompute;
+      s.zero = zero;
+      s.configured = recompute == p.config.train.recompute &&
+                     (p.options.gpus == 1 || zero == p.config.train.zero);
+      const auto bytes = [&](int64_t B) {
+        return count_memory(c, B, p.options.gpus, p.options.cpu, p.options.threads).peak;
+      };
+      s.peak = bytes(c.train.micro_batch);
+      s.largest = largest_micro_batch(bytes, room);
+      if (p.card.gemm_flops > 0)
+        s.tokens_per_s = cluster_step(c, size, act_bytes(c, p.options.cpu), p.card, p.options.share,
+                                      p.options.network, p.options.gpus)
+                             .tokens_per_s;
+      rows.push_back(s);
+    }
+  return rows;
 }
 
 }  // namespace
 
-std::span<const Card> cards() {
-  return kCards;
-}
-
 size_t planned_bytes(const Config& c, const PlanOptions& o) {
-  return count_memory(c, c.train.micro_batch, o).total;
+  return count_memory(c, c.train.micro_batch, o.gpus, o.cpu, o.threads).peak;
 }
 
 int64_t largest_micro_batch(const std::function<size_t(int64_t)>& bytes, double room) {
@@ -110,40 +182,53 @@ int64_t largest_micro_batch(const std::function<size_t(int64_t)>& bytes, double 
   return low;
 }
 
-std::string plan_text(const Config& c, const PlanOptions& o) {
-  const auto ops = make_plan_ops(o.cpu ? DType::f32 : DType::bf16, o.cpu);
+double parse_tokens(const std::string& text) {
+  char* end = nullptr;
+  double value = std::strtod(text.c_str(), &end);
+  const std::string unit = end;
+  const char* const units = "KMBT";
+  if (unit.size() == 1)
+    for (int i = 0; i < 4; ++i)
+      if (std::toupper(static_cast<unsigned char>(unit[0])) == units[i])
+        return parse_tokens(std::to_string(value * std::pow(1e3, i + 1)));
+  check(end != text.c_str() && unit.empty() && std::isfinite(value) && value >= 1, Exit::usage,
+        "hgrn plan: --tokens {}: a count such as 100B, 250M or 3e9 is expected", text);
+  return value;
+}
+
+Plan make_plan(const Config& c, const PlanOptions& o) {
+  Plan p;
+  p.config = c;
+  p.options = o;
+  p.card = choose_card(c, o);
+  const auto ops = planning_ops(c, o.cpu);
   const LanguageModel model(*ops, c.model, c.optim.decay == DecayKind::all);
-  std::string out = "parameters\n";
-  auto row = [&](const std::string& name, const std::string& value) {
-    out += fmt::format("  {:<36} {:>18}\n", name, value);
-  };
-  for (const auto& [kind, count] : parameters_by_kind(model.params())) row(kind, grouped(count));
-  row("total", grouped(model.params().count()));
-
-  const Memory m = count_memory(c, c.train.micro_batch, o);
-  out += fmt::format("memory of one {} (micro-batch {} x {} tokens)\n", o.cpu ? "process" : "GPU",
-                     c.train.micro_batch, c.data.seq_len);
-  for (const Arena::Row& r : m.rows) row(r.name, fmt::format("{:.3f} GiB", double(r.bytes) / kGiB));
-  row("peak (scratch shares memory)", fmt::format("{:.3f} GiB", double(m.total) / kGiB));
-
-  out += "work\n";
-  row("FLOPs a token (forward + backward)", fmt::format("{:.4g}", model.flops_per_token()));
-  const int64_t tokens = c.train.global_batch * c.data.seq_len;
-  row("tokens a step", grouped(tokens));
-  row("tokens of the run", grouped(tokens * c.train.steps));
-
-  if (o.cpu) return out;
-  out += fmt::format("limits ({} GPU{}, {:g} GiB each)\n", o.gpus, o.gpus == 1 ? "" : "s",
-                     o.device_memory_gib);
-  const int64_t largest =
-      largest_micro_batch([&](int64_t b) { return count_memory(c, b, o).total; },
-                          (o.device_memory_gib - kMarginGiB) * kGiB);
-  row("largest micro-batch that fits", largest > 0 ? grouped(largest) : "none fits");
-  for (const Card& card : kCards) {
-    const double rate = double(o.gpus) / roofline_seconds(c, model, card);
-    row(fmt::format("roofline, {}", card.name), fmt::format("{} tok/s", grouped(int64_t(rate))));
+  const ModelSize size = model_size(model);
+  p.parameters = parameters_by_kind(model.params());
+  p.total_parameters = size.parameters;
+  p.memory = count_memory(c, c.train.micro_batch, o.gpus, o.cpu, o.threads);
+  p.flops_per_token = model.flops_per_token();
+  p.device_memory_gib = o.device_memory_gib > 0                    ? o.device_memory_gib
+                        : p.card.memory_gib > 0 && !o.card.empty() ? p.card.memory_gib
+                                                                   : kDefaultMemoryGiB;
+  const double room = (p.device_memory_gib - kMarginGiB) * kGiB;
+  if (!o.cpu || o.device_memory_gib > 0) {
+    p.savings = savings(p, size, room);
+    for (const Saving& s : p.savings)
+      if (s.configured) p.largest_micro_batch = s.largest;
   }
-  return out;
+  p.rooflines = rooflines(p, size);
+  p.budget_tokens = o.tokens > 0
+                        ? o.tokens
+                        : double(c.train.global_batch * c.data.seq_len) * double(c.train.steps);
+  if (p.card.gemm_flops == 0) return p;
+  const auto step = [&](int64_t gpus) {
+    return cluster_step(c, size, act_bytes(c, o.cpu), p.card, o.share, o.network, gpus);
+  };
+  p.hours = p.budget_tokens / step(o.gpus).tokens_per_s / 3600;
+  for (int64_t gpus = 1; !o.cpu && gpus <= kMostGpus; gpus *= 2)
+    p.scaling.push_back({step(gpus), count_memory(c, c.train.micro_batch, gpus, false, 1).peak});
+  return p;
 }
 
 }  // namespace hgrn

@@ -63,6 +63,7 @@ class Ops {
   virtual int64_t width_multiple() const = 0;
   virtual double peak_flops() const = 0;  // dense, of act_dtype(), for MFU; 0: unknown
   virtual MemoryInfo memory() const = 0;
+  virtual std::string pci_bus_id() const { return ""; }  // of the GPU, "0000:1B:00.0"
 
   // ---- memory
   // Uninitialised, aligned to Arena::kAlign. Fails with Exit::failed, naming `what` and the size.

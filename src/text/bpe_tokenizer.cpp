@@ -83,6 +83,18 @@ std::vector<AddedToken> select(const std::vector<AddedToken>& all, bool normaliz
   return out;
 }
 
+// Whether a cut beside whitespace, with no whitespace on the other side, never changes what added
+// tokens are found.
+bool are_plain(const std::vector<AddedToken>& all) {
+  for (const AddedToken& a : all) {
+    if (a.lstrip || a.rstrip || a.single_word || a.content.find('\n') != std::string::npos)
+      return false;
+    for (size_t i = 1; i < a.content.size(); ++i)
+      if (a.content[i] == ' ' && a.content[i - 1] != ' ') return false;
+  }
+  return true;
+}
+
 class BpeTokenizer final : public Tokenizer {
  public:
   BpeTokenizer(TokenizerDefinition d, std::vector<TokenizerFile> files, SpecialTokens special)
@@ -93,6 +105,7 @@ class BpeTokenizer final : public Tokenizer {
         files_(std::move(files)),
         fingerprint_(fingerprint_of(d)) {
     nfc_ = d.nfc;
+    plain_added_ = are_plain(d.added);
     describe_ = description_of(d);
     encode("\xef\xbf\xbd", replacement_);
   }
@@ -127,7 +140,7 @@ class BpeTokenizer final : public Tokenizer {
   size_t safe_prefix(std::string_view text) const override {
     if (!words_.cuts_at_space()) return searched_prefix(text);
     for (size_t p = text.size(); p-- > 1;)
-      if (may_cut(text, p)) return p;
+      if (may_cut(text, p) || may_cut_wide(text, p)) return p;
     return 0;
   }
 
@@ -165,6 +178,23 @@ class BpeTokenizer final : public Tokenizer {
     return text[p] == ' ' && is_letter_or_digit(text[p - 1]) &&
            !raw_.cut_matters(static_cast<unsigned char>(text[p - 1])) &&
            !normalised_.cut_matters(static_cast<unsigned char>(text[p - 1]));
+  }
+
+  // The same beside a character outside of ASCII that is not whitespace, for texts with few other
+  // places: in front of a space, and at a newline (on the side that words_ names). Neither space
+  // nor newline composes with anything.
+  bool may_cut_wide(std::string_view text, size_t p) const {
+    if (!plain_added_) return false;
+    if (text[p] == ' ' || (words_.cuts_before_newline() && text[p] == '\n')) {
+      size_t first = p - 1;  // of the character that ends at p
+      while (first > 0 && p - first < 4 && (static_cast<unsigned char>(text[first]) & 0xc0) == 0x80)
+        --first;
+      return p - first > 1 && utf8::length_at(text, first) == p - first &&
+             utf8::trailing_space(text.substr(first, p - first)) == 0;
+    }
+    if (words_.cuts_before_newline() || text[p - 1] != '\n') return false;
+    const size_t n = utf8::length_at(text, p);
+    return n > 1 && utf8::leading_space(text.substr(p, n)) == 0;
   }
 
   // safe_prefix for any pattern: the last such place where the pattern, too, cuts the text for
@@ -235,7 +265,7 @@ class BpeTokenizer final : public Tokenizer {
   Words words_;
   AddedTokens raw_, normalised_;  // found in the text as it is, in the normalised text
   std::vector<TokenizerFile> files_;
-  bool nfc_ = false;
+  bool nfc_ = false, plain_added_ = false;
   uint64_t fingerprint_;
   std::string describe_;
   std::vector<int32_t> replacement_;  // U+FFFD

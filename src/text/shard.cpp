@@ -91,8 +91,13 @@ void write_all(int fd, const void* data, size_t bytes, int64_t offset, const std
   while (bytes > 0) {
     const ssize_t done = ::pwrite(fd, from, bytes, offset);
     if (done < 0 && errno == EINTR) continue;
-    check(done > 0, Exit::failed, "cannot write {}: {}", path,
-          std::strerror(done < 0 ? errno : EIO));
+    if (done <= 0) {
+      const int error = done < 0 ? errno : EIO;
+      fail(Exit::failed, "cannot write {}: {}{}", path, std::strerror(error),
+           error == ENOSPC || error == EDQUOT || error == EFBIG
+               ? "; free some space, or choose another --out"
+               : "");
+    }
     from += done, offset += done, bytes -= size_t(done);
   }
 }
@@ -107,10 +112,25 @@ void sync_folder_of(const std::string& path) {
   ::close(fd);
 }
 
+// Writes the tokens' low bytes; returns the bits that any token has.
+template <class T>
+uint32_t put(unsigned char* to, std::span<const int32_t> tokens) {
+  uint32_t all = 0;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const T narrow = T(tokens[i]);
+    std::memcpy(to + i * sizeof(T), &narrow, sizeof(T));
+    all |= uint32_t(tokens[i]);
+  }
+  return all;
+}
+
 }  // namespace
 
-ShardWriter::ShardWriter(std::string path, bool wide)
-    : path_(std::move(path)), temp_path_(fmt::format("{}.tmp-{}", path_, ::getpid())), wide_(wide) {
+ShardWriter::ShardWriter(std::string path, bool wide, std::string temp_path)
+    : path_(std::move(path)),
+      temp_path_(temp_path.empty() ? fmt::format("{}.tmp-{}", path_, ::getpid())
+                                   : std::move(temp_path)),
+      wide_(wide) {
   fd_ = ::open(temp_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   check(fd_ >= 0, Exit::failed, "cannot create {}: {}", temp_path_, std::strerror(errno));
   buffer_.reserve(kBufferBytes);
@@ -123,16 +143,23 @@ ShardWriter::~ShardWriter() {
 
 void ShardWriter::append(std::span<const int32_t> tokens) {
   check(fd_ >= 0, "{} is finished, nothing can be appended", path_);
-  for (int32_t token : tokens) {
+  const size_t width = size_t(token_bytes(wide_));
+  while (!tokens.empty()) {
+    const size_t used = buffer_.size(), n = std::min(tokens.size(), (kBufferBytes - used) / width);
+    buffer_.resize(used + n * width);
+    const uint32_t all = wide_ ? put<uint32_t>(buffer_.data() + used, tokens.first(n))
+                               : put<uint16_t>(buffer_.data() + used, tokens.first(n));
+    if (int64_t(all) >= (wide_ ? int64_t(1) << 31 : kNarrowVocab)) refuse(tokens.first(n));
+    count_ += int64_t(n);
+    tokens = tokens.subspan(n);
+    if (buffer_.size() + width > kBufferBytes) flush();
+  }
+}
+
+void ShardWriter::refuse(std::span<const int32_t> tokens) const {
+  for (int32_t token : tokens)
     check(token >= 0 && (wide_ || token < kNarrowVocab), "{}: token {} does not fit a {} shard",
           path_, token, wide_ ? "uint32" : "uint16");
-    const uint32_t bits = uint32_t(token);
-    const unsigned char bytes[4] = {(unsigned char)(bits), (unsigned char)(bits >> 8),
-                                    (unsigned char)(bits >> 16), (unsigned char)(bits >> 24)};
-    buffer_.insert(buffer_.end(), bytes, bytes + token_bytes(wide_));
-    ++count_;
-    if (buffer_.size() >= kBufferBytes) flush();
-  }
 }
 
 void ShardWriter::flush() {

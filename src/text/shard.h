@@ -34,7 +34,8 @@ class Shard {
 // the disk; a writer destroyed before removes what it wrote. Errors of the disk are Exit::failed.
 class ShardWriter {
  public:
-  ShardWriter(std::string path, bool wide);
+  // temp_path: where it is written, on the same file system; empty: beside `path`.
+  ShardWriter(std::string path, bool wide, std::string temp_path = "");
   ~ShardWriter();
   ShardWriter(const ShardWriter&) = delete;
   ShardWriter& operator=(const ShardWriter&) = delete;
@@ -53,6 +54,7 @@ class ShardWriter {
 
  private:
   void flush();
+  void refuse(std::span<const int32_t> tokens) const;  // the one that does not fit
 
   std::string path_, temp_path_;
   bool wide_;

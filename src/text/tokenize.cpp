@@ -6,73 +6,91 @@
 #include <memory>
 
 #include "core/check.h"
-#include "text/shard.h"
-#include "text/shard_format.h"
+#include "core/file.h"
+#include "core/version.h"
+#include "text/shard_manifest.h"
+#include "text/shard_set.h"
+#include "text/text_input.h"
 
 namespace hgrn {
 namespace {
 
 namespace fs = std::filesystem;
 
-// Deals a token stream to PREFIX_000000.bin, PREFIX_000001.bin, ...
-class ShardSet {
- public:
-  ShardSet(std::string prefix, bool wide, int64_t shard_tokens)
-      : prefix_(std::move(prefix)), wide_(wide), shard_tokens_(shard_tokens) {}
-
-  void append(std::span<const int32_t> tokens) {
-    while (!tokens.empty()) {
-      if (writers_.empty() || writers_.back()->count() == shard_tokens_) start_shard();
-      ShardWriter& writer = *writers_.back();
-      const size_t room = size_t(shard_tokens_ - writer.count());
-      const std::span<const int32_t> part = tokens.first(std::min(room, tokens.size()));
-      writer.append(part);
-      tokens = tokens.subspan(part.size());
-    }
-  }
-  // All shards appear now, so that an error before leaves an earlier set as it was.
-  void publish() {
-    if (!writers_.empty()) writers_.back()->complete();
-    for (const auto& writer : writers_) {
-      writer->publish();
-      written_.push_back(writer->path());
-    }
-  }
-  const std::vector<std::string>& written() const { return written_; }
-
-  std::vector<std::string> remove_leftovers() const {
-    std::vector<std::string> removed;
-    for (size_t n = written_.size(); fs::is_regular_file(path(n)); ++n) {
-      std::error_code error;
-      fs::remove(path(n), error);
-      check(!error, Exit::failed,
-            "{} is left of an earlier set and cannot be removed: {}; remove it, or '{}_*.bin' will "
-            "read it too",
-            path(n), error.message(), prefix_);
-      removed.push_back(path(n));
-    }
-    return removed;
-  }
-
- private:
-  std::string path(size_t n) const { return fmt::format("{}_{:06d}.bin", prefix_, n); }
-  void start_shard() {
-    if (!writers_.empty()) writers_.back()->complete();
-    writers_.push_back(std::make_unique<ShardWriter>(path(writers_.size()), wide_));
-  }
-
-  std::string prefix_;
-  bool wide_;
-  int64_t shard_tokens_;
-  std::vector<std::unique_ptr<ShardWriter>> writers_;
-  std::vector<std::string> written_;
-};
+constexpr uint64_t kMaxManifestBytes = uint64_t(1) << 30;
 
 std::string prefix_of(const TokenizeOptions& options) {
   const fs::path first = fs::path(options.files.front());
-  if (options.out.empty()) return (first.parent_path() / first.stem()).string();
-  if (options.out.back() == '/') return (fs::path(options.out) / first.stem()).string();
-  return options.out;
+  const bool folder = !options.out.empty() && options.out.back() == '/';
+  if (!options.out.empty() && !folder) return options.out;
+  check(first != "-", Exit::usage, "hgrn tokenize -: standard input has no name; add --out PREFIX");
+  return ((folder ? fs::path(options.out) : first.parent_path()) / first.stem()).string();
+}
+
+void make_parent(const std::string& prefix) {
+  const fs::path folder = fs::path(prefix).parent_path();
+  if (folder.empty()) return;
+  std::error_code error;
+  fs::create_directories(folder, error);
+  check(!error, Exit::failed, "cannot create the folder {}: {}", folder.string(), error.message());
+}
+
+// The earlier set's shard files, as its manifest names them; none without a manifest. A file under
+// that name which is no manifest is not ours to replace: it may be the input.
+std::vector<std::string> earlier_shards(const std::string& manifest, const std::string& prefix) {
+  std::vector<std::string> paths;
+  if (!exists(manifest)) return paths;
+  const std::string text = is_folder(manifest) ? "" : read_file(manifest, kMaxManifestBytes);
+  check(is_shard_manifest(text), Exit::usage,
+        "{}: it would be replaced by the manifest of the shards, but is none; choose another --out",
+        manifest);
+  const fs::path folder = fs::path(prefix).parent_path();
+  try {
+    for (const ShardManifest::Part& part : shard_manifest_from_json(text, manifest).parts)
+      for (const ShardManifest::Shard& shard : part.shards)
+        if (is_shard_name(shard.file, fs::path(prefix).filename().string()))
+          paths.push_back((folder / shard.file).string());
+  } catch (const Error&) {  // damaged: as if it were not there
+    paths.clear();
+  }
+  return paths;
+}
+
+ShardManifest manifest_of(const TokenizeOptions& o, const Tokenizer& t) {
+  ShardManifest m;
+  m.program = std::string("hgrn ") + version();
+  m.tokenizer = t.name();
+  m.vocab_size = t.vocab_size();
+  m.eos = t.eos();
+  m.fingerprint = t.fingerprint();
+  for (const TokenizerFile& f : t.files())
+    m.tokenizer_files.push_back({f.name, int64_t(file_size(f.path)), xxh3_file(f.path)});
+  for (const std::string& path : o.files) m.inputs.push_back({path, text_input_size(path), 0});
+  m.line_end_token = o.line_end_token;
+  m.special_tokens = o.special_tokens;
+  m.document_separator = o.document_separator;
+  m.json_key = o.json_key;
+  m.shard_tokens = o.shard_tokens;
+  m.valid_fraction = o.valid_fraction;
+  return m;
+}
+
+// Everything is on the disk: now it takes its names.
+void publish(std::vector<ShardSet>& sets, ShardManifest& manifest, const std::string& prefix,
+             TokenizeReport& report) {
+  const std::vector<std::string> earlier = earlier_shards(report.manifest, prefix);
+  std::error_code error;
+  fs::remove(report.manifest, error);  // from here on it would not tell what is there
+  for (ShardSet& set : sets) {
+    set.publish(report.removed);
+    for (size_t n = 0; n < set.part().shards.size(); ++n) report.shards.push_back(set.path(n));
+    manifest.parts.push_back(set.part());
+  }
+  for (const std::string& path : earlier)
+    if (std::find(report.shards.begin(), report.shards.end(), path) == report.shards.end() &&
+        fs::remove(path, error))
+      report.removed.push_back(path);
+  write_file_atomic(report.manifest, shard_manifest_to_json(manifest));
 }
 
 }  // namespace
@@ -105,28 +123,27 @@ TokenizeReport tokenize(const TokenizeOptions& options) {
   const std::unique_ptr<Tokenizer> tokenizer =
       open_tokenizer(options.tokenizer,
                      options.special_tokens ? SpecialTokens::recognised : SpecialTokens::as_text);
-  const EncodeOptions encode{options.files, options.line_end_token, options.document_separator,
-                             options.jobs};
-
   const std::string prefix = prefix_of(options);
-  if (const fs::path folder = fs::path(prefix).parent_path(); !folder.empty()) {
-    std::error_code error;
-    fs::create_directories(folder, error);
-    check(!error, Exit::failed, "cannot create the folder {}: {}", folder.string(),
-          error.message());
-  }
+  make_parent(prefix);
   TokenizeReport report;
   report.tokenizer = tokenizer->name();
   report.vocab_size = tokenizer->vocab_size();
-  ShardSet shards(prefix, report.vocab_size > shard_format::kNarrowVocab, options.shard_tokens);
+  report.manifest = prefix + ".json";
+  earlier_shards(report.manifest, prefix);  // refuses before the work, not after it
+  ShardManifest manifest = manifest_of(options, *tokenizer);
+  const ShardWorkplace workplace(prefix);
+  report.stale = workplace.stale();
+  const bool split = options.valid_fraction > 0;
+  std::vector<ShardSet> sets;
+  for (const char* name : split ? std::vector{"train", "valid"} : std::vector{"all"})
+    sets.emplace_back(*tokenizer, prefix, name, options.shard_tokens, workplace);
   report.encoded = encode_files(
-      *tokenizer, encode, [&](std::span<const int32_t> tokens) { shards.append(tokens); },
-      options.progress);
+      *tokenizer, options, [&](std::span<const int32_t> tokens) { sets.front().append(tokens); },
+      options.progress, [&](std::span<const int32_t> tokens) { sets.back().append(tokens); });
   check(report.encoded.tokens > 0, Exit::data, "the {} file(s) given are empty, {} among them",
         options.files.size(), options.files.front());
-  shards.publish();
-  report.shards = shards.written();
-  report.removed = shards.remove_leftovers();
+  for (ShardSet& set : sets) set.complete();
+  publish(sets, manifest, prefix, report);
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }

@@ -49,6 +49,9 @@ class Words {
 
   // Whether a word always ends between a character that is not whitespace and a space (U+0020).
   bool cuts_at_space() const { return fast_ != Fast::none; }
+  // Whether, with such a pattern, one always ends in front of a newline behind what is not
+  // whitespace; else it always ends behind a newline in front of what is not.
+  bool cuts_before_newline() const { return fast_ == Fast::gpt2; }
 
   // Places where `text`, whatever follows it, is certainly cut by the first step, in order.
   template <class Place>

@@ -105,7 +105,7 @@ void clean_leftovers(const std::string& folder, const std::string& token, int64_
 
 bool looks_complete(const std::string& dir) {
   try {
-    check_folder(dir, /*checksums=*/false);
+    check_folder(dir, Checksums::none);
     return true;
   } catch (const Error&) {
     return false;
@@ -311,7 +311,7 @@ std::string CheckpointStore::finish_go_on() {
 }
 
 std::optional<CheckpointStore::Found> CheckpointStore::newest_valid(
-    std::vector<std::string>* complaints) const {
+    std::vector<std::string>* complaints, Checksums checksums) const {
   struct Candidate {
     int64_t step;
     bool current;  // not .replaced-
@@ -331,7 +331,7 @@ std::optional<CheckpointStore::Found> CheckpointStore::newest_valid(
   std::string first;
   for (const Candidate& c : candidates) {
     try {
-      const int64_t step = verify_checkpoint(c.dir);
+      const int64_t step = verify_checkpoint(c.dir, checksums);
       check(step == c.step, Exit::data, "{} holds step {}", c.dir, step);
       return Found{c.dir, c.step};
     } catch (const Error& e) {

@@ -16,6 +16,7 @@
 
 #include "core/params.h"
 #include "train/flat_range.h"
+#include "train/manifest.h"
 
 namespace hgrn {
 
@@ -73,7 +74,8 @@ class CheckpointStore {
   };
   // The newest folder whose manifest, sizes and checksums hold; one complaint for each newer one
   // that does not. None there: nullopt. Some there but none valid: Exit::data.
-  std::optional<Found> newest_valid(std::vector<std::string>* complaints) const;
+  std::optional<Found> newest_valid(std::vector<std::string>* complaints,
+                                    Checksums checksums = Checksums::all) const;
 
   // The run goes on from `dir`, which holds `step`. Checkpoints here that are not its past are set
   // aside, whole, in folder()/abandoned-K, and newest_valid no longer finds them: later steps, or
@@ -103,8 +105,8 @@ class CheckpointStore {
 std::string checkpoint_name(int64_t step);  // "step-00001000"
 
 // Manifest, sizes, checksums, and the parts that a checkpoint must have. Throws Exit::data naming
-// the file. Reads every byte. Returns the step.
-int64_t verify_checkpoint(const std::string& dir);
+// the file. Reads every byte that is to be checked. Returns the step.
+int64_t verify_checkpoint(const std::string& dir, Checksums checksums = Checksums::all);
 
 // Into flat host buffers: master (total), m and v (range); padding becomes zero. Null ones are left
 // out. Any number of optimizer files serves any range. Sizes are checked against the manifest, the

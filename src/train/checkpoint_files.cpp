@@ -259,8 +259,8 @@ Manifest::Entry copy_extra_file(const std::string& from, const std::string& to) 
   return {file_size(to), hash};
 }
 
-int64_t verify_checkpoint(const std::string& dir) {
-  const Manifest manifest = check_folder(dir, /*checksums=*/true);
+int64_t verify_checkpoint(const std::string& dir, Checksums checksums) {
+  const Manifest manifest = check_folder(dir, checksums);
   const std::string path = dir + "/" + kTrainerFile;
   const int64_t step = trainer_state_from_json(read_file(path, kMaxTrainerBytes), path).step;
   check(step == manifest.step, Exit::data, "{} is of step {}, its manifest of step {}", path, step,
@@ -277,7 +277,7 @@ void load_checkpoint(const std::string& dir, const ParamTable& table, float* mas
                      float* v, TrainerState* state, const std::vector<FlatRange>& wanted) {
   std::vector<FlatRange> ranges = wanted;
   for (FlatRange& range : ranges) range = resolve(range, table);
-  const Manifest manifest = check_folder(dir, /*checksums=*/false);
+  const Manifest manifest = check_folder(dir, Checksums::none);
   if (master) load_weights(dir, table, master);
   if (m || v) read_optimizer(dir, manifest.world(dir), table, ranges, m, v);
   if (!state) return;

@@ -52,9 +52,11 @@ std::string unused_name(const std::string& folder) {
 }
 
 void copy_metrics(const std::string& folder, const std::string& into) {
-  const std::string from = (fs::path(folder).parent_path() / "metrics.jsonl").string();
-  const std::string to = into + "/metrics.jsonl";
-  if (exists(from) && !exists(to)) write_file_atomic(to, read_file(from, kMaxMetricsBytes));
+  for (const char* name : {"metrics.jsonl", "layers.jsonl", "samples.jsonl"}) {
+    const std::string from = (fs::path(folder).parent_path() / name).string();
+    const std::string to = into + "/" + name;
+    if (exists(from) && !exists(to)) write_file_atomic(to, read_file(from, kMaxMetricsBytes));
+  }
 }
 
 }  // namespace

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "model/cluster.h"
+
 namespace hgrn {
 namespace {
 
-// NCCL reaches its bandwidth from some ten megabytes on; smaller buckets start earlier.
-constexpr int64_t kBucketElements = int64_t(8) << 20;
 constexpr int64_t kPartAlign = 128;  // as ParamTable aligns weights
 
 int64_t bucket_elements() {

@@ -8,6 +8,7 @@
 #include "model/hf_config.h"
 #include "model/safetensors.h"
 #include "text/shard.h"
+#include "text/shard_manifest.h"
 #include "text/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/manifest.h"
@@ -64,7 +65,7 @@ std::string inspect_model(const std::string& dir) {
 
 std::string inspect_checkpoint(const std::string& dir, bool verify) {
   if (verify) verify_checkpoint(dir);
-  const Manifest manifest = check_folder(dir, /*checksums=*/false);
+  const Manifest manifest = check_folder(dir, Checksums::none);
   const TrainerState s = trainer_state_from_json(read_file(dir + "/" + kTrainerFile, 1 << 26),
                                                  dir + "/" + kTrainerFile);
   std::string out = fmt::format("{}: checkpoint of step {}\n", dir, s.step);
@@ -120,6 +121,42 @@ std::string inspect_tokenizer(const std::string& path) {
   return out + tokenizer->describe();
 }
 
+std::string inspect_shard_set(const std::string& path, bool verify) {
+  const ShardManifest m = shard_manifest_from_json(read_file(path, uint64_t(1) << 30), path);
+  std::string out = fmt::format("{}: token shards of {}, vocabulary {}, by {}\n", path, m.tokenizer,
+                                m.vocab_size, m.program);
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "" : path.substr(0, slash + 1);
+  for (const ShardManifest::Part& part : m.parts) {
+    const ShardManifest::Shard sum = part.total();
+    out += fmt::format("  {}: {} tokens, {} bytes of text, {} {}, {} shards\n", part.name,
+                       sum.tokens, sum.bytes, sum.ends, m.line_end_token ? "lines" : "documents",
+                       part.shards.size());
+    for (const ShardManifest::Shard& s : part.shards) {
+      const std::string file = folder + s.file;
+      const Shard shard(file);
+      check(shard.count() == s.tokens, Exit::data,
+            "{}: it holds {} tokens, but {} says {}; tokenize again", file, shard.count(), path,
+            s.tokens);
+      if (verify)
+        check(xxh3_file(file) == s.xxh3, Exit::data,
+              "{}: its checksum is not the {} of {}; copy it again, or tokenize again", file,
+              hex16(s.xxh3), path);
+      out += fmt::format("  {:<44} {:>14} tokens  xxh3 {}\n", file, s.tokens, hex16(s.xxh3));
+    }
+  }
+  return verify ? out + "  verified: every shard has the tokens and checksum of the manifest\n"
+                : out;
+}
+
+// A manifest of shards is told from a tokenizer.json by how it begins.
+bool begins_as_shard_manifest(const std::string& path) {
+  const Fd file = open_for_read(path);
+  std::string start(size_t(std::min<uint64_t>(128, file_size(path))), '\0');
+  pread_exact(file, path, start.data(), start.size(), 0);
+  return is_shard_manifest(start);
+}
+
 }  // namespace
 
 std::string inspect(const std::string& path, bool verify) {
@@ -145,8 +182,9 @@ std::string inspect(const std::string& path, bool verify) {
   const std::string name = path.substr(path.rfind('/') + 1);
   check(ends_with(name, ".json") || name == "merges.txt" || name == "vocab.bpe", Exit::data,
         "{}: not a kind of file that is known here; give a shard (.bin), weights (.safetensors), "
-        "metrics (.jsonl), a tokenizer (.json) or a folder",
+        "metrics (.jsonl), a tokenizer or a manifest of shards (.json) or a folder",
         path);
+  if (begins_as_shard_manifest(path)) return inspect_shard_set(path, verify);
   return inspect_tokenizer(path);
 }
 

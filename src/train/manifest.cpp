@@ -97,7 +97,7 @@ Manifest manifest_from_json(const std::string& text, const std::string& where) {
   return manifest;
 }
 
-Manifest check_folder(const std::string& dir, bool checksums) {
+Manifest check_folder(const std::string& dir, Checksums checksums) {
   const std::string path = dir + "/" + kManifestName;
   check(exists(path), Exit::data,
         "{} is missing: {} is not a complete checkpoint; name a complete one or its run folder",
@@ -113,8 +113,10 @@ Manifest check_folder(const std::string& dir, bool checksums) {
     check(size == entry.size, Exit::data, "{} has {} bytes, its manifest says {}", file, size,
           entry.size);
   }
-  if (!checksums) return manifest;
+  if (checksums == Checksums::none) return manifest;
   for (const auto& [name, entry] : manifest.files) {
+    const bool optimizer = name.rfind("optimizer-", 0) == 0;
+    if (optimizer && checksums == Checksums::without_optimizer) continue;
     const std::string file = dir + "/" + name;
     const uint64_t hash = xxh3_file(file);
     check(hash == entry.xxh3, Exit::data, "{} is damaged: XXH3 {}, its manifest says {}", file,

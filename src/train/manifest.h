@@ -32,8 +32,12 @@ Manifest manifest_from_json(const std::string& text, const std::string& where);
 // A name that stays inside its folder and cannot be taken for one of the store's hidden names.
 bool is_plain_name(const std::string& name);
 
+// Which files' checksums are compared, and so read. Evaluation needs no optimizer, which is twice
+// as large as the model.
+enum class Checksums { none, without_optimizer, all };
+
 // Reads dir/MANIFEST.json and checks that all files are there with their sizes, and that the parts
 // every checkpoint has are named. Checksums too if asked.
-Manifest check_folder(const std::string& dir, bool checksums);
+Manifest check_folder(const std::string& dir, Checksums checksums);
 
 }  // namespace hgrn

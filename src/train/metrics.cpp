@@ -10,6 +10,7 @@
 
 #include "core/check.h"
 #include "core/file.h"
+#include "monitor/tensorboard.h"
 
 namespace hgrn {
 namespace {
@@ -41,23 +42,29 @@ std::string lines_up_to(const std::string& text, int64_t step) {
 
 }  // namespace
 
-MetricsFile::MetricsFile(const std::string& run_dir, int64_t resumed_step)
-    : path_(run_dir + "/metrics.jsonl") {
-  if (exists(path_)) {
-    const std::string before = read_file(path_, kMaxMetricsBytes);
-    const std::string kept = lines_up_to(before, resumed_step);
-    if (kept != before) write_file_atomic(path_, kept);
+StepLines::StepLines(std::string path, int64_t resumed_step) : path_(std::move(path)) {
+  drop_after(resumed_step);
+}
+
+StepLines::~StepLines() {
+  if (fd_ >= 0) close(fd_);
+}
+
+void StepLines::drop_after(int64_t step) {
+  if (!exists(path_)) return;
+  if (fd_ >= 0) close(fd_);  // the rewrite puts another file under the name
+  fd_ = -1;
+  const std::string before = read_file(path_, kMaxMetricsBytes);
+  const std::string kept = lines_up_to(before, step);
+  if (kept != before) write_file_atomic(path_, kept);
+}
+
+void StepLines::append(const std::string& line) {
+  if (fd_ < 0) {
+    fd_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    check(fd_ >= 0, "{}: cannot open for writing ({}); choose another --out", path_,
+          std::strerror(errno));
   }
-  fd_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  check(fd_ >= 0, "{}: cannot open for writing ({}); choose another --out", path_,
-        std::strerror(errno));
-}
-
-MetricsFile::~MetricsFile() {
-  close(fd_);
-}
-
-void MetricsFile::append(const std::string& line) {
   const std::string text = line + "\n";
   size_t done = 0;
   while (done < text.size()) {
@@ -69,7 +76,16 @@ void MetricsFile::append(const std::string& line) {
   }
 }
 
-void MetricsFile::write(const StepMetrics& m) {
+MetricsFile::MetricsFile(const std::string& run_dir, int64_t resumed_step)
+    : metrics_(run_dir + "/metrics.jsonl", resumed_step),
+      layers_(run_dir + "/layers.jsonl", resumed_step),
+      samples_(run_dir + "/samples.jsonl", resumed_step) {}
+
+void MetricsFile::rolled_back(int64_t step) {
+  for (StepLines* lines : {&metrics_, &layers_, &samples_}) lines->drop_after(step);
+}
+
+void MetricsFile::logged(const StepMetrics& m) {
   ordered_json j;
   j["step"] = m.step;
   j["tokens"] = m.tokens;
@@ -86,22 +102,47 @@ void MetricsFile::write(const StepMetrics& m) {
     j["spikes"] = m.spikes;
     j["loss_z"] = number(m.loss_z);
   }
-  append(j.dump());
+  metrics_.append(j.dump());
 }
 
-void MetricsFile::write(const EvalMetrics& m) {
+void MetricsFile::evaluated(const EvalMetrics& m) {
   ordered_json j;
   j["step"] = m.step;
   j["valid_loss"] = number(m.valid_loss);
   j["valid_ppl"] = number(std::exp(m.valid_loss));
   j["valid_tokens"] = m.valid_tokens;
-  append(j.dump());
+  metrics_.append(j.dump());
 }
 
-std::string duration(double seconds) {
-  const int64_t s = int64_t(std::llround(std::max(0.0, seconds)));
-  if (s >= 3600) return fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
-  return fmt::format("{}:{:02}", s / 60, s % 60);
+void MetricsFile::layers(const LayerMetrics& m) {
+  const auto numbers = [](const std::vector<double>& values) {
+    ordered_json all = ordered_json::array();
+    for (double v : values) all.push_back(number(v));
+    return all;
+  };
+  ordered_json j;
+  j["step"] = m.step;
+  j["embedding_grad_norm"] = number(m.embedding_grad_norm);
+  j["grad_norm"] = numbers(m.grad_norm);
+  j["head_grad_norm"] = number(m.head_grad_norm);
+  j["forget_gate"] = numbers(m.forget_gate);
+  layers_.append(j.dump());
+}
+
+void MetricsFile::sampled(const TextSample& s) {
+  ordered_json j;
+  j["step"] = s.step;
+  j["prompt"] = s.prompt;
+  j["text"] = s.text;
+  // Bytes that are not UTF-8 become U+FFFD.
+  samples_.append(j.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
+}
+
+void set_metrics_aside(const std::string& run_dir, const std::string& suffix) {
+  for (const char* name : {"metrics.jsonl", "layers.jsonl", "samples.jsonl"})
+    if (const std::string path = run_dir + "/" + name; exists(path))
+      rename_path(path, path + suffix);
+  set_event_files_aside(run_dir, run_dir + "/events" + suffix);
 }
 
 std::string log_line(const StepMetrics& m) {

@@ -1,48 +1,46 @@
-// What a run tells: metrics.jsonl (one object a line; fields in docs/formats.md) and the log line.
+// What a run writes down as JSON lines (fields in docs/formats.md), and its log line.
 #pragma once
 #include <cstdint>
 #include <string>
 
+#include "monitor/sink.h"
+
 namespace hgrn {
 
-struct StepMetrics {
-  int64_t step = 0, steps = 0, tokens = 0;
-  double loss = 0;       // mean nll (nats a token) over the global batch
-  double grad_norm = 0;  // before clipping
-  double lr = 0;
-  double step_ms = 0, tokens_per_s = 0;
-  double mfu = -1;  // share of the card's dense peak; < 0: unknown
-  double memory_gib = 0;
-  double eta_s = 0;
-  int64_t skipped = 0;  // steps whose update was left out, so far
-  int64_t spikes = -1;  // loss spikes so far; < 0: not looked for
-  double loss_z = 0;    // robust z-score of the loss; NaN: too few losses yet
-};
-
-struct EvalMetrics {
-  int64_t step = 0;
-  double valid_loss = 0;
-  int64_t valid_tokens = 0;
-};
-
-class MetricsFile {
+// A file of JSON objects, one a line, each with a "step".
+class StepLines {
  public:
-  // Appends to DIR/metrics.jsonl. Lines after `resumed_step` (of a run that went further before it
-  // was stopped) are dropped, by an atomic rewrite.
-  MetricsFile(const std::string& run_dir, int64_t resumed_step);
-  ~MetricsFile();
-  MetricsFile(const MetricsFile&) = delete;
-  MetricsFile& operator=(const MetricsFile&) = delete;
-  void write(const StepMetrics& m);
-  void write(const EvalMetrics& m);
+  // Lines after `resumed_step` (of a run that went further before it was stopped) are dropped, by
+  // an atomic rewrite. The file is made at the first line.
+  StepLines(std::string path, int64_t resumed_step);
+  ~StepLines();
+  StepLines(const StepLines&) = delete;
+  StepLines& operator=(const StepLines&) = delete;
+  void append(const std::string& line);
+  void drop_after(int64_t step);
 
  private:
-  void append(const std::string& line);
-  std::string path_;
+  const std::string path_;
   int fd_ = -1;
 };
 
+// metrics.jsonl, layers.jsonl and samples.jsonl of a run folder.
+class MetricsFile final : public MetricSink {
+ public:
+  MetricsFile(const std::string& run_dir, int64_t resumed_step);
+  void logged(const StepMetrics& m) override;
+  void evaluated(const EvalMetrics& m) override;
+  void layers(const LayerMetrics& m) override;
+  void sampled(const TextSample& s) override;
+  void rolled_back(int64_t step) override;
+
+ private:
+  StepLines metrics_, layers_, samples_;
+};
+
+// Renames what an earlier run told (JSON lines, event files) so that a new one can start here.
+void set_metrics_aside(const std::string& run_dir, const std::string& suffix);
+
 std::string log_line(const StepMetrics& m);
-std::string duration(double seconds);  // "1:02:03", "4:05"
 
 }  // namespace hgrn

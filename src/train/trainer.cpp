@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <ctime>
@@ -11,6 +12,7 @@
 #include "core/log.h"
 #include "model/hf_config.h"
 #include "model/plan.h"
+#include "train/metrics.h"
 #include "train/schedule.h"
 
 namespace hgrn {
@@ -103,10 +105,8 @@ void Trainer::open() {
     save.token = ranks_->from_first(fmt::format("{}x{}", std::time(nullptr), ::getpid()));
   store_ = std::make_unique<CheckpointStore>(out_, int(config_.train.keep_checkpoints), save);
   start();
-  if (ranks_->first()) {
-    write_file_atomic(out_ + "/config.json", config_json_);
-    metrics_ = std::make_unique<MetricsFile>(out_, step_);
-  }
+  if (ranks_->first()) write_file_atomic(out_ + "/config.json", config_json_);
+  monitor_->open(step_);
   open_loader();
 }
 
@@ -122,8 +122,10 @@ void Trainer::open_tokenizer_and_eos() {
   if (!config_.data.tokenizer.empty()) {
     tokenizer_ = open_tokenizer(config_.data.tokenizer);
     check(tokenizer_->vocab_size() <= config_.model.vocab_size, Exit::usage,
-          "{}:model.vocab_size: {} is smaller than the tokenizer's {}; raise it", args_.config,
-          config_.model.vocab_size, tokenizer_->vocab_size());
+          "{}:model.vocab_size: {} is smaller than the vocabulary of data.tokenizer {}, {}; raise "
+          "it, "
+          "or name the tokenizer of the shards",
+          args_.config, config_.model.vocab_size, config_.data.tokenizer, tokenizer_->vocab_size());
     if (eos_ < 0) eos_ = tokenizer_->eos();
   }
   check(!config_.data.reset_at_eos || eos_ >= 0, Exit::usage,
@@ -135,12 +137,17 @@ void Trainer::open_tokenizer_and_eos() {
 void Trainer::allocate() {
   optimizer_ = std::make_unique<Optimizer>(*ops_, config_.optim);
   sync_ = std::make_unique<GradSync>(ranks_->comm(), *ops_, *model_, config_.train);
+  monitor_ =
+      std::make_unique<RunMonitor>(RunMonitor::Run{config_, out_, *ops_, *model_, *sync_, *ranks_,
+                                                   weights_, tokenizer_.get(), eos_},
+                                   args_.monitor);
   Arena arena("weights and optimizer");
   auto layout = [&] {
     weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true);
     optimizer_->take(arena, model_->params(), sync_->updated(),
                      sync_->sharded() ? &ranks_->comm() : nullptr);
     sync_->take(arena);
+    monitor_->take(arena);
     nll_sum_ = arena.take("loss", {1}, DType::f64);
     stop_ = arena.take("loss", {1}, DType::f64);
   };
@@ -150,9 +157,11 @@ void Trainer::allocate() {
   arena.bind(state_memory_.get());
   layout();
   model_->use(weights_.weights());
-  if (!ranks_->alone())
-    model_->set_hooks({[this](int stage) { sync_->before_forward(stage); },
-                       [this](int stage) { sync_->after_backward(stage); }});
+  model_->set_hooks({[this](int stage) { sync_->before_forward(stage); },
+                     [this](int stage) {
+                       sync_->after_backward(stage);
+                       monitor_->after_backward(stage);
+                     }});
   model_->prepare(shape(config_.train.micro_batch));
   // Padding between weights is never written again; it must not hold NaN for the norm to meet.
   ops_->zero(weights_.weights().master);
@@ -210,8 +219,7 @@ std::string Trainer::find_start() {
       while (exists(store_->folder() + suffix) || exists(out_ + "/metrics.jsonl" + suffix))
         suffix += "+";  // a clock may show one second twice
       rename_path(store_->folder(), store_->folder() + suffix);
-      if (exists(out_ + "/metrics.jsonl"))
-        rename_path(out_ + "/metrics.jsonl", out_ + "/metrics.jsonl" + suffix);
+      set_metrics_aside(out_, suffix);
       log_warn("--resume never: the earlier checkpoints are now {}{}", store_->folder(), suffix);
     }
     return "";
@@ -376,7 +384,10 @@ bool Trainer::train_step() {
   const int64_t share = t.global_batch / ranks_->world();
   for (int64_t done = 0; done < share; done += t.micro_batch) {
     const Batch batch = loader_->next();
-    if (done + t.micro_batch == share) sync_->last_micro_batch(weights_.weights().grad);
+    if (done + t.micro_batch == share) {
+      sync_->last_micro_batch(weights_.weights().grad);
+      monitor_->last_micro_batch(step);
+    }
     Dropout drop;
     drop.p = float(config_.model.dropout);
     drop.seed = t.seed;
@@ -407,12 +418,18 @@ bool Trainer::train_step() {
   updates_ += applied;
   after_update(loss, applied, spike);
   if (!verdict.ok) on_nonfinite(loss, verdict);
-  window_seconds_ += now_s() - started;
-  ++window_steps_;
   if (step_ != step) return false;
   if (step_ > failed_step_) rollbacks_ = 0;
-  if (t.log_every > 0 && (step % t.log_every == 0 || step == t.steps))
-    log_step(loss, verdict, spike.z, lr);
+  StepMetrics m;
+  m.step = step_;
+  m.tokens = tokens_;
+  m.loss = loss;
+  m.grad_norm = verdict.grad_norm;
+  m.lr = lr;
+  m.skipped = step_ - updates_;
+  if (spikes_.on()) m.spikes = spikes_.spikes();
+  m.loss_z = spike.z;
+  monitor_->step_done(m, now_s() - started);
   return true;
 }
 
@@ -492,42 +509,13 @@ void Trainer::rollback() {
   settle_branch(dir);
   saved_step_ = -1;  // the data position differs from what is on the disk
   log_warn("rolled back to {}; going on with sample {}", dir, next_sample_);
-  if (ranks_->first()) {
-    metrics_.reset();
-    metrics_ = std::make_unique<MetricsFile>(out_, step_);
-  }
+  monitor_->rolled_back(step_);
   open_loader();
-}
-
-void Trainer::log_step(double loss, const StepVerdict& verdict, double loss_z, double lr) {
-  const TrainConfig& t = config_.train;
-  const double tokens = double(t.global_batch * config_.data.seq_len);
-  StepMetrics m;
-  m.step = step_;
-  m.steps = t.steps;
-  m.tokens = tokens_;
-  m.loss = loss;
-  m.grad_norm = verdict.grad_norm;
-  m.lr = lr;
-  m.step_ms = 1e3 * window_seconds_ / double(window_steps_);
-  m.tokens_per_s = tokens * double(window_steps_) / window_seconds_;
-  if (ops_->peak_flops() > 0)
-    m.mfu = 6.0 * double(model_->params().count()) * m.tokens_per_s /
-            (ops_->peak_flops() * ranks_->world());
-  const MemoryInfo memory = ops_->memory();
-  m.memory_gib = double(memory.total - memory.free) / double(1 << 30);
-  m.eta_s = double(t.steps - step_) * m.step_ms / 1e3;
-  m.skipped = step_ - updates_;
-  if (spikes_.on()) m.spikes = spikes_.spikes();
-  m.loss_z = loss_z;
-  log_info("{}", log_line(m));
-  if (metrics_) metrics_->write(m);
-  window_seconds_ = 0;
-  window_steps_ = 0;
 }
 
 void Trainer::evaluate() {
   if (!valid_) return;
+  monitor_->phase("evaluating");
   double nll = 0;
   int64_t tokens = 0;
   Batch batch;
@@ -551,10 +539,7 @@ void Trainer::evaluate() {
     nll = all_nll;
     tokens = int64_t(all_tokens);
   }
-  const EvalMetrics m{step_, nll / double(tokens), tokens};
-  log_info("step {}  valid loss {:.4f}  ppl {:.3f}  ({} tokens)", step_, m.valid_loss,
-           std::exp(m.valid_loss), tokens);
-  if (metrics_) metrics_->write(m);
+  monitor_->evaluated({step_, nll / double(tokens), tokens});
 }
 
 // The end of a save that the run waits for: it counts only where every rank has done its part.
@@ -575,10 +560,12 @@ void Trainer::wait_for_save() {
 
 void Trainer::save(bool wait) {
   if (saved_step_ == step_) return wait_for_save();
+  monitor_->phase("saving");
   const double started = now_s();
   Snapshot s;
   s.table = &model_->params();
   sync_->gather_master(weights_.weights());
+  store_->wait();  // or the copies below would stand beside those of the save before
   if (ranks_->first()) s.master = weights_.get(*ops_);
   s.ranges = sync_->owned();
   s.m = optimizer_->get_m(s.ranges);

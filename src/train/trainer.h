@@ -15,9 +15,9 @@
 #include "train/data_loader.h"
 #include "train/grad_sync.h"
 #include "train/loss_spike.h"
-#include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/ranks.h"
+#include "train/run_monitor.h"
 #include "train/signals.h"
 
 namespace hgrn {
@@ -32,6 +32,7 @@ struct TrainArgs {
   int64_t stop_after = -1;      // stop after this step; the schedule spans train.steps
   // Ends the process: called on another thread where a rank is lost and this one hangs.
   std::function<void(const Error&)> give_up;
+  MonitorOptions monitor;
 };
 
 class Trainer {
@@ -66,7 +67,6 @@ class Trainer {
   // Before the update: false where the loss is a spike that train.on_spike leaves out.
   bool wants_update(LossSpikes::Verdict& spike);
   void after_update(double loss, bool applied, LossSpikes::Verdict& spike);
-  void log_step(double loss, const StepVerdict& verdict, double loss_z, double lr);
   void evaluate();
   void save(bool wait);
   void wait_for_save();
@@ -87,7 +87,7 @@ class Trainer {
   Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
   std::unique_ptr<void, std::function<void(void*)>> state_memory_;  // freed before ops_ goes
   std::unique_ptr<CheckpointStore> store_;
-  std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<RunMonitor> monitor_;
   std::unique_ptr<DataLoader> loader_;
   std::unique_ptr<ValidLoader> valid_;
   StopSignals signals_;
@@ -101,8 +101,6 @@ class Trainer {
   int64_t saved_step_ = -1;
   int agreed_signal_ = 0;                     // after the last step
   int64_t rollbacks_ = 0, failed_step_ = -1;  // to get past this step
-  double window_seconds_ = 0;  // since the last log line, evaluation and saving left out
-  int64_t window_steps_ = 0;
 };
 
 }  // namespace hgrn

@@ -1,8 +1,10 @@
 // The program from outside: exit codes, one-line errors that name the mend, and a whole round from
 // text to a sample.
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "catch.h"
 #include "train/run_folder.h"
@@ -58,13 +60,34 @@ TEST_CASE("cli: help on every level shows an example", "[cli]") {
   const TempFolder tmp;
   CHECK(hgrn_(tmp, {"--help"}).code == 0);
   CHECK(hgrn_(tmp, {"--version"}).out.rfind("hgrn ", 0) == 0);
-  for (const char* command :
-       {"train", "eval", "generate", "tokenize", "plan", "inspect", "launch"}) {
+  for (const char* command : {"train", "eval", "generate", "tokenize", "plan", "inspect", "launch",
+                              "sweep", "completion", "report", "compare", "config"}) {
     const Result r = hgrn_(tmp, {command, "--help"});
     INFO(command);
     CHECK(r.code == 0);
     CHECK(r.out.find("Example:\n  hgrn " + std::string(command)) != std::string::npos);
   }
+}
+
+TEST_CASE("cli: completions and the manual know every command and flag", "[cli]") {
+  const TempFolder tmp;
+  const std::string help = hgrn_(tmp, {"sweep", "--help"}).out;
+  CHECK(help.find("--grid") != std::string::npos);
+  for (const char* kind : {"bash", "zsh", "fish", "man"}) {
+    const Result r = hgrn_(tmp, {"completion", kind});
+    INFO(kind);
+    CHECK(r.code == 0);
+    for (const char* word : {"train", "sweep", "completion", "init-from", "price-per-gpu-hour"}) {
+      std::string text = r.out;
+      for (size_t at; (at = text.find("\\-")) != std::string::npos;) text.erase(at, 1);
+      CHECK(text.find(word) != std::string::npos);
+    }
+  }
+  spill(tmp / "complete.sh", hgrn_(tmp, {"completion", "bash"}).out +
+                                 "COMP_WORDS=(hgrn plan --ca) COMP_CWORD=2; _hgrn\n"
+                                 "[ \"${COMPREPLY[*]}\" = --card ]\n");
+  CHECK(std::system(("bash " + quoted(tmp / "complete.sh")).c_str()) == 0);
+  CHECK(hgrn_(tmp, {"completion", "tcsh"}).code == 2);
 }
 
 TEST_CASE("cli: wrong usage is exit 2 and names the nearest valid word", "[cli]") {
@@ -88,6 +111,12 @@ TEST_CASE("cli: wrong usage is exit 2 and names the nearest valid word", "[cli]"
   usage({"eval", "--checkpoint", "x", "--task", "piqa"}, "--task-data");
   usage({"eval", "--checkpoint", "x", "--task", "piqua", "--task-data", "y"}, "did you mean piqa?");
   usage({"generate", "--checkpoint", "x", "--prompt", "a", "--prompts", "b"}, "one of the two");
+  const std::string config = HGRN_SOURCE_DIR "/configs/quickstart.json";
+  usage({"plan", "--config", config, "--card", "B300"}, "H100, H200, A100");
+  usage({"plan", "--config", config, "--tflops", "3"}, "give both");
+  usage({"plan", "--config", config, "--tokens", "many"}, "100B");
+  usage({"sweep", "--config", config, "--out", tmp / "s"}, "no --grid");
+  usage({"sweep", "--config", config, "--out", tmp / "s", "--grid", "optim.lr"}, "KEY=VALUE");
   usage({"generate", "--checkpoint", "x", "--prompt", "a", "--top-p", "2"}, "--top-p");
   usage({"train", "--config", HGRN_SOURCE_DIR "/configs/quickstart.json", "--set", "optim.lrr=1"},
         "did you mean lr?");
@@ -211,7 +240,8 @@ TEST_CASE("cli: text to shards to a model to numbers and a sample", "[cli]") {
              "\n";
   spill(tmp / "task.jsonl", items);
   r = hgrn_(tmp, {"eval", "--checkpoint", tmp / "run", "--task", "piqa", "--task-data",
-                  tmp / "task.jsonl", "--json", tmp / "t.json", "--per-token", tmp / "tp.jsonl"});
+                  tmp / "task.jsonl", "--task-suffix", "", "--json", tmp / "t.json", "--per-token",
+                  tmp / "tp.jsonl"});
   INFO(r.err);
   REQUIRE(r.code == 0);
   CHECK(r.out.find("acc_norm") != std::string::npos);
@@ -219,6 +249,7 @@ TEST_CASE("cli: text to shards to a model to numbers and a sample", "[cli]") {
   CHECK(task["results"]["piqa"]["acc,none"] == 1);
   CHECK(task["results"]["piqa"]["acc_stderr,none"] == 0);
   CHECK(task["n-samples"]["piqa"]["effective"] == 5);
+  CHECK(task["config"]["query_suffix"] == "");
   const std::string each = slurp(tmp / "tp.jsonl");
   CHECK(std::count(each.begin(), each.end(), '\n') == 5 * 2 * 8);
   spill(tmp / "task.jsonl", items + "{\"query\": \"q\"}\n");

@@ -1,5 +1,6 @@
 // Zero-shot tasks: golden figures of an independent computation (tools/make_task_golden.py), shared
 // contexts against whole passes, texts to tokens, and damaged files.
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -172,10 +173,38 @@ TEST_CASE("tasks: damaged files and unknown names say file, line and what is wan
   CHECK(items[0].gold == 1);
   CHECK(items[0].pairs[1].context == "q\nAnswer:");
   CHECK(items[0].pairs[1].continuation == " b");
+
   const auto [code, message] = error_of([] { find_task("hellaswg"); });
   CHECK(code == Exit::usage);
   CHECK(message.find("did you mean hellaswag?") != std::string::npos);
   CHECK(message.find("winogrande") != std::string::npos);
+}
+
+TEST_CASE("tasks: prompts are the harness' unless a suffix is given", "[eval]") {
+  const TempFolder tmp;
+  const auto context = [&](const char* task, const std::string& query,
+                           std::optional<std::string> suffix = {}) {
+    spill(tmp / "t.jsonl",
+          nlohmann::json{{"query", query}, {"choices", {"a", "b"}}, {"gold", 0}}.dump());
+    const TaskItem item = read_task(find_task(task), tmp / "t.jsonl", suffix).at(0);
+    CHECK(item.pairs.at(1).continuation == " b");
+    return item.pairs.at(0).context;
+  };
+  for (const char* task : {"piqa", "arc_easy", "arc_challenge"}) {
+    const std::string want = "Question: Why?\nAnswer:";
+    for (const char* query : {"Question: Why?\n", "Question: Why?", "Why?", "Why?\n",
+                              "Question: Why?\nAnswer:", "Why?\nAnswer:"})
+      CHECK(context(task, query) == want);
+    CHECK(context(task, "") == "Question: \nAnswer:");
+    CHECK(context(task, "Question: Why?\n", "") == "Question: Why?\n");
+    CHECK(context(task, "Why?", " So:") == "Why? So:");
+  }
+  for (const char* task : {"hellaswag", "openbookqa"}) {
+    CHECK(context(task, "A man sits") == "A man sits");
+    CHECK(context(task, "A man sits", ".") == "A man sits.");
+  }
+  spill(tmp / "w.jsonl", R"({"context_options": ["x", "y"], "continuation": "z.", "gold": 1})");
+  CHECK(read_task(find_task("winogrande"), tmp / "w.jsonl")[0].pairs[1].context == "y");
 }
 
 TEST_CASE("tasks: the shared data sets can be read whole", "[eval]") {
@@ -194,6 +223,15 @@ TEST_CASE("tasks: the shared data sets can be read whole", "[eval]") {
     WARN("no shared data sets: skipped");
     return;
   }
-  for (const auto& [file, task] : sets)
-    CHECK(read_task(find_task(task.first), dir + "/data/eval/" + file).size() == task.second);
+  for (const auto& [file, task] : sets) {
+    const auto items = read_task(find_task(task.first), dir + "/data/eval/" + file);
+    CHECK(items.size() == task.second);
+    if (!find_task(task.first).question) continue;
+    for (const TaskItem& item : items) {
+      const std::string& prompt = item.pairs[0].context;
+      REQUIRE(prompt.rfind("Question: ", 0) == 0);
+      REQUIRE(prompt.find("\nAnswer:") == prompt.size() - 8);
+      REQUIRE(prompt.find("\n\nAnswer:") == std::string::npos);
+    }
+  }
 }

@@ -58,7 +58,7 @@ report() {  # FORMAT
   [ "$units" -gt 0 ] && [ "$crashes" -eq 0 ]
 }
 
-formats=(config shard safetensors manifest trainer_state)
+formats=(config shard safetensors manifest trainer_state tokenizer bpe shard_json)
 mkdir -p "$work/logs" "$work/crashes"
 for format in "${formats[@]}"; do
   mkdir -p "$work/found/$format"

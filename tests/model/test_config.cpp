@@ -7,11 +7,14 @@
 
 #include "catch.h"
 #include "model/fields.h"
+#include "model/hf_config.h"
 #include "model/lm.h"
 #include "model/plan.h"
 #include "ops/plan_ops.h"
+#include "temp_folder.h"
 
 using namespace hgrn;
+using namespace hgrn::test;
 
 namespace {
 
@@ -167,6 +170,27 @@ TEST_CASE("config: the plan of the largest model says what fits", "[model]") {
   CHECK(has(text, "largest micro-batch that fits"));
   CHECK_FALSE(has(text, "none fits"));
   CHECK(has(plan_text(c, {.gpus = 1, .device_memory_gib = 24}), "none fits"));
+}
+
+TEST_CASE("config: fla's keys that change what a folder means", "[model]") {
+  const TempFolder tmp;
+  const auto read = [&](const std::string& more) {
+    spill(tmp / "config.json",
+          R"({"model_type": "hgrn2", "hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 9)" +
+              more + "}");
+    return read_hf_config(tmp.path());
+  };
+  CHECK(read("").expand_ratio == 128);  // fla's default
+  CHECK(read(R"(, "num_heads": 4)").expand_ratio == 128);
+  CHECK(read(R"(, "expand_ratio": null, "num_heads": 4)").expand_ratio == 64);
+  CHECK(read(R"(, "expand_ratio": 32)").expand_ratio == 32);
+  CHECK(read("").intermediate_size == 768);
+  CHECK_FALSE(read("").tie_word_embeddings);
+  for (const char* refused : {R"(, "elementwise_affine": false)", R"(, "attnres_block_size": 4)",
+                              R"(, "use_short_conv": true)", R"(, "attn": {"layers": [1]})",
+                              R"(, "expand_ratio": null, "num_heads": 0, "hidden_size": 0)"})
+    CHECK(thrown_by([&] { read(refused); }).code == Exit::data);
+  CHECK(read(R"(, "attnres_block_size": null, "elementwise_affine": true)").norm_eps == 1e-6);
 }
 
 TEST_CASE("config: docs/config.md is what the field lists say", "[model]") {

@@ -1,5 +1,7 @@
 // The whole model: gradients against central differences in double, recomputation, dropout,
 // states, micro-batches, initial weights, parameter counts.
+#include <algorithm>
+
 #include "model/lm.h"
 
 #include "catch.h"

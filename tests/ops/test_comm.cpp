@@ -1,6 +1,7 @@
 // Twin of kernels/*/comm_*: the collectives that src/ops/comm.h promises, ranks as threads of this
 // process. Gloo runs anywhere; NCCL wants a GPU a rank, and one GPU tests it with one rank.
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>

@@ -1,4 +1,5 @@
 // Twin of kernels/*/glu.*; and the CPU's elementary functions.
+#include <algorithm>
 #include <limits>
 
 #include "cpu/vec_math.h"

@@ -1,5 +1,7 @@
 // Twin of kernels/*/hgru2*. Truth here is a recurrence of its own, in double, as the paper writes
 // it.
+#include <algorithm>
+
 #include "ops/op_test.h"
 
 using namespace hgrn;

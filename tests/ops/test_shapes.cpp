@@ -2,6 +2,7 @@
 // outputs start poisoned, two runs must give equal bits, and dropout masks must be those of
 // core/rng.h. Backends vectorise by width and cut rows into blocks; each such path is met here.
 // Twin of kernels/*; tests/ops/test_hgru2.cpp has the sequence kernel.
+#include <algorithm>
 #include <array>
 #include <optional>
 

@@ -267,6 +267,37 @@ TEST_CASE("bpe: a safe prefix is safe, for patterns known and unknown", "[text]"
   }
 }
 
+TEST_CASE("bpe: a text without ASCII letters can be cut, too", "[text]") {
+  const std::vector<std::string> parts = {
+      "\xe4\xb8\xad",  "\xe3\x80\x82", "\n", "\n\n", " ",        "a", ".",
+      "\xc3\xa9",      "\xe3\x80\x80", "\t", "\r",   "\xcc\x81", "1", "\xf0\x9f\x91\x8d",
+      "<|endoftext|>", "    ",         "'s", "\xff"};
+  std::string lines;  // whole sentences, one a line, not one space
+  for (int i = 0; i < 40'000; ++i) lines += "\xe4\xb8\xad\xe6\x96\x87\xe7\x9a\x84\xe3\x80\x82\n";
+  for (const char* style : {"gpt2", "neox", "llama3"}) {
+    INFO(style);
+    for (SpecialTokens special : {SpecialTokens::as_text, SpecialTokens::recognised}) {
+      const auto t = open_tokenizer(
+          HGRN_SOURCE_DIR "/tests/golden/tokenizers/" + std::string(style) + ".json", special);
+      const size_t all = t->safe_prefix(lines);
+      CHECK(all + 16 > lines.size());
+      std::mt19937 random(3);
+      int64_t cuts = 0;
+      for (int round = 0; round < 4000; ++round) {
+        std::string text, more;
+        for (unsigned n = random() % 12; n > 0; --n) text += parts[random() % parts.size()];
+        for (unsigned n = random() % 5; n > 0; --n) more += parts[random() % parts.size()];
+        const size_t p = t->safe_prefix(text);
+        cuts += p > 0;
+        std::vector<int32_t> halves = encode(*t, text.substr(0, p));
+        t->encode((text + more).substr(p), halves);
+        REQUIRE(halves == encode(*t, text + more));
+      }
+      CHECK(cuts > 500);
+    }
+  }
+}
+
 TEST_CASE("bpe: damaged tokenizers are refused with the place", "[text]") {
   TempFolder folder;
   const auto refused = [&](const char* says, const std::function<void(json&)>& change) {

@@ -231,7 +231,9 @@ TEST_CASE("tokenize writes a set of shards that holds the stream", "[text]") {
   }
   SECTION("without a prefix the first file gives it") {
     options.out.clear();
-    CHECK(tokenize(options).shards[0] == folder / "a_000000.bin");
+    report = tokenize(options);
+    CHECK(report.shards[0] == folder / "a_000000.bin");
+    CHECK(report.manifest == folder / "a.json");
   }
 }
 
@@ -295,7 +297,7 @@ TEST_CASE("an error leaves the earlier set as it was", "[text]") {
   };
   CHECK(has(error_of([&] { tokenize(options); }), "stop"));
   CHECK(read_bytes(folder / "set_000000.bin") == before);
-  CHECK(folder.files() == 3);
+  CHECK(folder.files() == 4);  // two texts, the shard and its manifest
 }
 
 TEST_CASE("the progress line shows share, speed and time left", "[text]") {

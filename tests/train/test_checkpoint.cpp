@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -362,6 +363,29 @@ TEST_CASE("damage in any file is found and the checkpoint before is taken", "[tr
   CHECK(store.newest_valid(nullptr)->step == 2);
 }
 
+TEST_CASE("evaluation checks all of a checkpoint but the optimizer's bytes", "[train]") {
+  TempFolder tmp;
+  const CheckpointStore store(tmp.path(), 3);
+  const std::string dir = CheckpointStore(tmp.path(), 3).save(make_snapshot(make_table(), 5, 1));
+  const auto found_with_damage = [&](const std::string& name, bool shorter) {
+    const std::string bytes = slurp(dir + "/" + name);
+    std::string bad = bytes;
+    bad.back() = char(bad.back() ^ 1);
+    if (shorter) bad.pop_back();
+    spill(dir + "/" + name, bad);
+    bool found = false;
+    thrown_by(
+        [&] { found = store.newest_valid(nullptr, Checksums::without_optimizer).has_value(); });
+    CHECK_FALSE(thrown_by([&] { store.newest_valid(nullptr); }).code == Exit::ok);
+    spill(dir + "/" + name, bytes);
+    return found;
+  };
+  for (const char* name : {kModelFile, kConfigFile, kTrainerFile, kManifestName})
+    CHECK_FALSE(found_with_damage(name, false));
+  CHECK(found_with_damage(optimizer_file(0, 1), false));
+  CHECK_FALSE(found_with_damage(optimizer_file(0, 1), true));
+}
+
 TEST_CASE("every changed bit of a manifest is noticed", "[train]") {
   Manifest m;
   m.step = 1000;
@@ -387,7 +411,7 @@ TEST_CASE("a manifest cannot point outside its folder or leave parts out", "[tra
   TempFolder tmp;
   const ParamTable table = make_table();
   const std::string dir = CheckpointStore(tmp.path(), 1).save(make_snapshot(table, 5, 1));
-  const Manifest good = check_folder(dir, true);
+  const Manifest good = check_folder(dir, Checksums::all);
   const auto refused = [&](const Manifest& m, const std::string& message) {
     spill(dir + "/MANIFEST.json", manifest_to_json(m));
     const Thrown t = thrown_by([&] { verify_checkpoint(dir); });

@@ -1,4 +1,5 @@
 // The GPU learns what the CPU learns: losses of 200 steps on real text, step by step.
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>

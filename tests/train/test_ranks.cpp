@@ -1,5 +1,7 @@
 // Several CPU ranks: the same training as one, bit for bit the same twice, and checkpoints that any
 // number of ranks goes on from.
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 #include "catch.h"

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <numbers>
 #include <set>
 
 #include "catch.h"
+#include "core/file.h"
 #include "core/rng.h"
 #include "text/shard_files.h"
 
@@ -176,4 +178,25 @@ TEST_CASE("the order is pinned: a change of it would break resumed runs", "[trai
   }
   CHECK(sources == std::vector<int64_t>{0, 1, 0, 0, 1, 0, 0, 1});
   CHECK(sequences == std::vector<int64_t>{526, 5, 284, 117, 0, 512, 268, 8});
+}
+
+// tools/sample_order.py: an implementation of its own, for peers that train on the same batches.
+TEST_CASE("the order is the one that tools/sample_order.py gives", "[train]") {
+  const std::string path = HGRN_SOURCE_DIR "/tests/golden/order/order.json";
+  const auto runs = nlohmann::json::parse(read_file(path, 1 << 20));
+  REQUIRE(runs.size() >= 9);
+  for (const auto& run : runs) {
+    INFO(path << ": sequences " << run["sequences"].dump() << ", seed " << run["seed"].dump());
+    const auto weights = run["weights"].get<std::vector<double>>();
+    const SampleOrder order(run["sequences"].get<std::vector<int64_t>>(), weights,
+                            run["seed"].get<uint64_t>(), run["shuffle"].get<bool>());
+    int64_t g = run["first"];
+    for (const auto& want : run["samples"]) {
+      INFO("sample " << g);
+      const SampleOrder::Sample got = order.at(g++);
+      REQUIRE(got.source == want[0].get<int>());
+      REQUIRE(got.epoch == want[1].get<int64_t>());
+      REQUIRE(got.sequence == want[2].get<int64_t>());
+    }
+  }
 }

@@ -140,7 +140,7 @@ TEST_CASE("trainer: --resume never keeps the old run beside the new one", "[trai
   int64_t kept = 0;
   for (const auto& entry : std::filesystem::directory_iterator(r.folder / "run"))
     kept += entry.path().filename().string().find(".before-") != std::string::npos;
-  CHECK(kept == 2);  // checkpoints and metrics
+  CHECK(kept == 3);  // checkpoints, metrics and event files
   CHECK(losses(r, "run").size() == 3);
 }
 

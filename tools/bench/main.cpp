@@ -1,5 +1,6 @@
 // hgrn-bench: times single operations, whole training steps and generation, one line each.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <tuple>
@@ -7,6 +8,7 @@
 #include "bench.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "core/thread_wait.h"
 #include "model/plan.h"
 
 namespace hgrn::bench {
@@ -130,6 +132,7 @@ int run(int argc, char** argv) {
 }  // namespace hgrn::bench
 
 int main(int argc, char** argv) {
+  hgrn::spin_briefly(argv);
   hgrn::log_init(0, 1);
   try {
     return hgrn::bench::run(argc, argv);

@@ -1,0 +1,6 @@
+#include "tokenizer_target.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  hgrn::fuzz::bpe(data, size);
+  return 0;
+}
