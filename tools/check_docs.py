@@ -13,9 +13,10 @@ print. The line before such a block says what becomes of it:
   <!-- run if: COMMAND -->            as run, where COMMAND succeeds; else skipped with a message
   <!-- not run: REASON -->
 
-A page's commands run in order in a copy of the tree of its own, in which build/ is the given build.
-<!-- file: NAME --> before any other block writes its text there. Lines are compared without time of
-day, numbers and spacing; "..." stands for anything. A command outside of such a block is an error.
+A page's commands run in order in a copy of the tree of its own, in which build/ is the given build;
+HGRN_PYTHON names a python3 with packages that some need. <!-- file: NAME --> before any other block
+writes its text there. Lines are compared without time of day, numbers and spacing; "..." stands for
+anything. A command outside of such a block is an error.
 """
 import argparse
 import glob
@@ -218,6 +219,8 @@ def copy_tree(root, to, build):
 def run_page(root, build, page, blocks, verbose):
     errors, ran = [], 0
     environment = dict(os.environ, OMP_NUM_THREADS="1", NO_COLOR="1")
+    if "HGRN_PYTHON" in os.environ:  # one with the packages that some pages use, as .ci/run makes it
+        environment["PATH"] = os.path.dirname(os.environ["HGRN_PYTHON"]) + ":" + os.environ["PATH"]
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(root, folder, build)
         for b in blocks:
