@@ -106,8 +106,11 @@ if [ "$(id -u)" -ne 0 ]; then say "skipped: the .deb in a clean Debian needs roo
 if ! command -v debootstrap >/dev/null; then say "skipped: debootstrap is not installed"; exit 0; fi
 if [ -z "$mirror" ]; then say "skipped: no Debian mirror is known; set HGRN_MIRROR"; exit 0; fi
 clean=$work/debian
-# What the .deb depends on comes with the base system, so that the chroot needs no network.
-depends=$(dpkg-deb -f "$deb" Depends | tr ',' '\n' | sed 's/^ *//; s/[ |].*//' | paste -sd,)
+# What the .deb depends on comes with the base system, as far as these are plain packages; apt gets the
+# rest, which a build with shared dependencies has.
+depends=$(for name in $(dpkg-deb -f "$deb" Depends | tr ',' '\n' | sed 's/^ *//; s/[ |].*//'); do
+  if apt-cache show "$name" 2>/dev/null | grep -qx "Package: $name"; then echo "$name"; fi
+done | paste -sd,)
 if ! debootstrap --variant=minbase --include="$depends" "$release" "$clean" "$mirror" >"$work/debootstrap.log" 2>&1; then
   if grep -qiE 'unshare|mknod|operation not permitted|failed getting release|couldn.t download' "$work/debootstrap.log"; then
     say "skipped: debootstrap cannot work here: $(tail -n 1 "$work/debootstrap.log")"
@@ -120,8 +123,12 @@ cp "$deb" "$clean/tmp/hgrn.deb"
 mkdir "$clean/tmp/use"
 cp "$work/config.json" "$work/text" "$work/use.sh" "$clean/tmp/use"
 cp "$work/example/hgrn_example" "$clean/tmp/use"
-in_clean() { chroot "$clean" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin OMP_NUM_THREADS=2 HOME=/root "$@"; }
-in_clean dpkg -i /tmp/hgrn.deb >"$work/dpkg.log" 2>&1 || { cat "$work/dpkg.log" >&2; exit 1; }
+in_clean() { chroot "$clean" env -i http_proxy="${http_proxy:-}" https_proxy="${https_proxy:-}" PATH=/usr/sbin:/usr/bin:/sbin:/bin OMP_NUM_THREADS=2 HOME=/root "$@"; }
+if ! in_clean dpkg -i /tmp/hgrn.deb >"$work/dpkg.log" 2>&1; then
+  cp /etc/resolv.conf "$clean/etc/resolv.conf"
+  { in_clean apt-get update && in_clean apt-get install -y -f --no-install-recommends; } >>"$work/dpkg.log" 2>&1 ||
+    { cat "$work/dpkg.log" >&2; exit 1; }
+fi
 in_clean sh /tmp/use/use.sh /tmp/use hgrn >"$work/clean.log" 2>&1 || { cat "$work/clean.log" >&2; exit 1; }
 in_clean sh -c 'cd /tmp/use && ./hgrn_example run "the state"' >"$work/clean.out" 2>&1 || { cat "$work/clean.out" >&2; exit 1; }
 # The same program and data give the same model here and there.

@@ -122,10 +122,9 @@ void Trainer::open_tokenizer_and_eos() {
   if (!config_.data.tokenizer.empty()) {
     tokenizer_ = open_tokenizer(config_.data.tokenizer);
     check(tokenizer_->vocab_size() <= config_.model.vocab_size, Exit::usage,
-          "{}:model.vocab_size: {} is smaller than the vocabulary of data.tokenizer {}, {}; raise "
-          "it, "
-          "or name the tokenizer of the shards",
-          args_.config, config_.model.vocab_size, config_.data.tokenizer, tokenizer_->vocab_size());
+          "{}:model.vocab_size: {} is smaller than the tokenizer's {}; raise it, or name the "
+          "tokenizer of the shards (data.tokenizer is {})",
+          args_.config, config_.model.vocab_size, tokenizer_->vocab_size(), config_.data.tokenizer);
     if (eos_ < 0) eos_ = tokenizer_->eos();
   }
   check(!config_.data.reset_at_eos || eos_ >= 0, Exit::usage,
