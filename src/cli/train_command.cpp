@@ -25,7 +25,7 @@ Command train_command(CLI::App& root) {
                   "auto: from the newest complete checkpoint in --out; never; or a folder")
       ->default_str("auto");
   app->add_option("--init-from", args->init_from,
-                  "weights from a Hugging Face HGRN2 folder or a checkpoint");
+                  "weights from a Hugging Face HGRN2 folder, a checkpoint or a run folder");
   app->add_option("--steps", args->stop_after,
                   "stop after this step; the schedule still spans train.steps")
       ->check(CLI::NonNegativeNumber);

@@ -36,6 +36,14 @@ std::string default_out(const std::string& config_path) {
   return "runs/" + std::filesystem::path(config_path).stem().string();
 }
 
+// The newest checkpoint of a run folder; any other folder is taken for a checkpoint itself.
+std::string checkpoint_in(const std::string& dir) {
+  if (!exists(dir + "/checkpoints")) return dir;
+  const auto found = CheckpointStore(dir, 0).newest_valid(nullptr);
+  check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint", dir);
+  return found->dir;
+}
+
 }  // namespace
 
 Trainer::Trainer(const TrainArgs& args)
@@ -215,12 +223,7 @@ std::string Trainer::find_start() {
     }
     return "";
   }
-  std::string from = args_.resume;
-  if (exists(from + "/checkpoints")) {
-    const auto found = CheckpointStore(from, 0).newest_valid(nullptr);
-    check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint", from);
-    from = found->dir;
-  }
+  const std::string from = checkpoint_in(args_.resume);
   verify_checkpoint(from);
   return from;
 }
@@ -236,14 +239,15 @@ void Trainer::start() {
   }
   std::vector<float> master;
   if (!args_.init_from.empty()) {
-    const std::vector<std::string> differ =
-        model_differences(read_hf_config(args_.init_from), config_.model);
+    const std::string init =
+        ranks_->from_first(ranks_->first() ? checkpoint_in(args_.init_from) : "");
+    const std::vector<std::string> differ = model_differences(read_hf_config(init), config_.model);
     check(differ.empty(), Exit::data,
           "--init-from {}: its model differs from {} in {}; use the same values", args_.init_from,
           args_.config, fmt::format("{}", differ.empty() ? "" : "model." + differ[0]));
     master.assign(size_t(model_->params().total()), 0.0f);
-    load_weights(args_.init_from, model_->params(), master.data());
-    log_info("weights from {}", args_.init_from);
+    load_weights(init, model_->params(), master.data());
+    log_info("weights from {}", init);
   } else {
     master = initial_weights(model_->params(), config_.train.seed);
   }

@@ -152,6 +152,10 @@ TEST_CASE("trainer: --init-from takes weights only, from a checkpoint of the sam
   tuned.init_from = r.folder / "first/checkpoints/step-00000012";
   CHECK(train(tuned) == Exit::ok);
   CHECK(r.file("second", "00000000") == r.file("first", "00000012"));
+  tuned.out = r.folder / "of_run";
+  tuned.init_from = r.folder / "first";  // its newest checkpoint
+  CHECK(train(tuned) == Exit::ok);
+  CHECK(r.file("of_run", "00000000") == r.file("first", "00000012"));
   TrainArgs other = r.args("third", {"model.expand_ratio=4"});
   other.init_from = tuned.init_from;
   const Thrown t = thrown_by([&] { train(other); });
