@@ -36,7 +36,7 @@ TEST_CASE("launch: lines carry their rank, each rank has a log file", "[launch]"
 TEST_CASE("launch: wrong options are exit 2", "[launch]") {
   const TempFolder tmp;
   auto usage = [&](const std::vector<std::string>& words, const std::string& part) {
-    Process p(HGRN_BINARY, words, {}, tmp / "out");
+    Process p(program(), words, {}, tmp / "out");
     CHECK(p.wait() == 2);
     INFO(p.output());
     CHECK(p.says(part));
