@@ -13,6 +13,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <thread>
 
@@ -69,6 +70,9 @@ class NcclComm final : public Comm {
 
   ~NcclComm() override {
     close();
+    // ncclCommDestroy waits for the other ranks of this machine. Where this one ends with an error,
+    // they may never come.
+    if (std::uncaught_exceptions() > 0) give_up("this rank ends");
     {
       const std::lock_guard lock(watch_mutex_);
       ended_ = true;
