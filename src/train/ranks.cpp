@@ -13,7 +13,8 @@
 
 namespace hgrn {
 
-Ranks::Ranks(Device device, Ops& ops, const Options& o) : env_(o.env), ops_(ops) {
+Ranks::Ranks(Device device, Ops& ops, const Options& o)
+    : env_(o.env), gpu_(device == Device::cuda), ops_(ops) {
   CommOptions comm;
   comm.rank = env_.rank;
   comm.world = env_.world;
@@ -115,8 +116,8 @@ Error Ranks::failed(const Error& e) {
   if (alone()) return e;
   const std::string name = fmt::format("rank {} of {}", env_.rank, env_.world);
   std::string text = e.what();
-  // A peer's death may show as an error of the device before any collective tells.
-  if (e.code() == Exit::failed && rendezvous_->lost()) {
+  // A peer's death may show as an error of the device, and before its connection ends.
+  if (e.code() == Exit::failed && (gpu_ || rendezvous_->lost())) {
     try {
       rendezvous_->throw_if_lost();
     } catch (const Error& news) {

@@ -204,14 +204,14 @@ TEST_CASE("gpus: a collective that does not end is given up", "[train][gpus]") {
   NEEDS_TWO_GPUS();
   const GpuRuns r;
   Process p = r.launch(2, "run", kForever, {},
-                       {{"HGRN_RANK_TIMEOUT", "600"}, {"HGRN_COLLECTIVE_TIMEOUT", "2"}});
+                       {{"HGRN_RANK_TIMEOUT", "600"}, {"HGRN_COLLECTIVE_TIMEOUT", "4"}});
   REQUIRE(p.wait_for_text("step       4/", 60));
   const auto ranks = rank_pids(r.folder / "run");
   REQUIRE(ranks.size() == 2);
   ::kill(ranks.at(1), SIGSTOP);
   CHECK(p.wait(30) == 1);
   INFO(p.output());
-  CHECK(p.says("rank 0 of 2: a collective failed: it did not end within 2 s"));
+  CHECK(p.says("rank 0 of 2: a collective failed: it did not end within 4 s"));
   CHECK(r.nobody_left("run"));
 }
 
