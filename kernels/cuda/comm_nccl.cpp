@@ -4,9 +4,9 @@
 //
 // A collective whose peer is gone never ends, and with it the stream of CudaOps, on which the host
 // waits. So a thread looks several times a second: where the run is lost, NCCL met an error or
-// nothing has ended for too long, it aborts the communicator. The kernels end, the host goes on, and
-// throw_if_failed() keeps it from believing what it then reads.
-// Twin: kernels/cpu/comm_gloo.cpp   Test: tests/ops/test_comm.cpp, tests/train/test_gpu_ranks.cpp
+// nothing has ended for too long, it aborts the communicator. The kernels end, the host goes on,
+// and throw_if_failed() keeps it from believing what it then reads. Twin: kernels/cpu/comm_gloo.cpp
+// Test: tests/ops/test_comm.cpp, tests/train/test_gpu_ranks.cpp
 #include <nccl.h>
 
 #include <atomic>
@@ -158,8 +158,7 @@ class NcclComm final : public Comm {
   static constexpr auto kLook = std::chrono::milliseconds(100);
 
   Tensor part(Tensor x) const {
-    check(x.numel() % world() == 0, "{} elements do not split over {} ranks", x.numel(),
-                world());
+    check(x.numel() % world() == 0, "{} elements do not split over {} ranks", x.numel(), world());
     const int64_t n = x.numel() / world();
     return x.view({x.numel()}).slice(rank() * n, n);
   }

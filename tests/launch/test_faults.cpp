@@ -183,8 +183,7 @@ TEST_CASE("launchers: mpirun", "[launch]") {
     return;
   }
   const RankRuns r;
-  std::vector<std::string> words = {"-n", "2", "--oversubscribe", "--allow-run-as-root",
-                                    program()};
+  std::vector<std::string> words = {"-n", "2", "--oversubscribe", "--allow-run-as-root", program()};
   for (const std::string& w : r.train_words("run", kShort)) words.push_back(w);
   Process p("mpirun", words, RankRuns::env({{"MASTER_PORT", std::to_string(free_port())}}),
             r.log("run"));
@@ -203,10 +202,14 @@ TEST_CASE("launchers: torchrun --no-python", "[launch]") {
   const RankRuns r;
   const std::string port = std::to_string(free_port());
   // Redirections are named rank by rank since torchrun 1.13 under Python 3.11 reads no plain "0".
-  std::vector<std::string> words = {
-      "--no_python",           "--nproc_per_node=2", "--nnodes=1",
-      "--redirects=0:1,1:1",   "--tee=0:1,1:1",      "--master_addr=127.0.0.1",
-      "--master_port=" + port, program()};
+  std::vector<std::string> words = {"--no_python",
+                                    "--nproc_per_node=2",
+                                    "--nnodes=1",
+                                    "--redirects=0:1,1:1",
+                                    "--tee=0:1,1:1",
+                                    "--master_addr=127.0.0.1",
+                                    "--master_port=" + port,
+                                    program()};
   for (const std::string& w : r.train_words("run", kShort)) words.push_back(w);
   Process p("torchrun", words, RankRuns::env(), r.log("run"));
   CHECK(p.wait() == 0);

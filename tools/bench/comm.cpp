@@ -4,8 +4,8 @@
 // the rank owns); and its collectives alone, one after another, with nothing to hide under.
 //   shown = whole - silent    hidden = 1 - shown / alone
 // What communication takes from computing that goes on beside it (multiprocessors, bandwidth) makes
-// the whole step longer, so it counts as shown. Whole and silent steps are timed in turns, so that a
-// card that warms up meets both.
+// the whole step longer, so it counts as shown. Whole and silent steps are timed in turns, so that
+// a card that warms up meets both.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -127,8 +127,7 @@ class Steps {
           drop, nll_sum_);
     }
     agree();
-    check(optimizer_.step(weights_.weights(), nll_sum_, 1e-5, count_).ok,
-                "the step is not finite");
+    check(optimizer_.step(weights_.weights(), nll_sum_, 1e-5, count_).ok, "the step is not finite");
     sync_.gather_weights(weights_.weights());
     hear();
   }
