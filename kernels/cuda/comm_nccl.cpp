@@ -1,11 +1,20 @@
 // Collectives between GPUs through NCCL, on a stream of their own. Events order it against the
-// stream of CudaOps: a collective starts after the work before it, wait() holds the work after it.
-// NCCL's settings (NCCL_*) are left as the environment has them.
-// Twin: kernels/cpu/comm_gloo.cpp   Test: tests/ops/test_comm.cpp
+// stream of CudaOps: a collective starts after the work before it, wait() holds the work after it;
+// the host waits for neither. NCCL's settings (NCCL_*) are left as the environment has them.
+//
+// A collective whose peer is gone never ends, and with it the stream of CudaOps, on which the host
+// waits. So a thread looks several times a second: where the run is lost, NCCL met an error or
+// nothing has ended for too long, it aborts the communicator. The kernels end, the host goes on, and
+// throw_if_failed() keeps it from believing what it then reads.
+// Twin: kernels/cpu/comm_gloo.cpp   Test: tests/ops/test_comm.cpp, tests/train/test_gpu_ranks.cpp
 #include <nccl.h>
 
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <exception>
+#include <mutex>
 #include <thread>
 
 #include "cuda/cuda_check.h"
@@ -16,7 +25,7 @@ namespace hgrn {
 namespace {
 
 void nccl_check(ncclResult_t r, const char* what) {
-  if (r == ncclSuccess || r == ncclInProgress) [[likely]]
+  if (r == ncclSuccess) [[likely]]
     return;
   fail(Exit::failed, "{}: {} ({}); NCCL_DEBUG=WARN says more", what, ncclGetErrorString(r),
        ncclGetLastError(nullptr));
@@ -34,7 +43,11 @@ ncclDataType_t type_of(DType t) {
 class NcclComm final : public Comm {
  public:
   NcclComm(CudaOps& ops, const CommOptions& o)
-      : Comm(o.rank, o.world), ops_(ops), timeout_s_(o.timeout_s), explain_(o.explain) {
+      : Comm(o.rank, o.world),
+        ops_(ops),
+        timeout_s_(o.timeout_s),
+        lost_(o.lost),
+        explain_(o.explain) {
     ncclUniqueId id;
     if (o.rank == 0) {
       nccl_check(ncclGetUniqueId(&id), "ncclGetUniqueId");
@@ -43,6 +56,7 @@ class NcclComm final : public Comm {
     const std::string text = o.store->get("nccl/id");
     check(text.size() == sizeof id.internal, "an NCCL id of {} bytes", text.size());
     std::memcpy(id.internal, text.data(), sizeof id.internal);
+    CUDA_CHECK(cudaGetDevice(&device_));
     nccl_check(ncclCommInitRank(&comm_, o.world, id, o.rank), "ncclCommInitRank");
     int least = 0, greatest = 0;
     CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
@@ -51,10 +65,20 @@ class NcclComm final : public Comm {
     for (cudaEvent_t& e : done_) CUDA_CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
     CUDA_CHECK(cudaMalloc(&flag_, sizeof(float)));
     CUDA_CHECK(cudaMemset(flag_, 0, sizeof(float)));
+    watch_ = std::thread([this] { watch(); });
   }
 
   ~NcclComm() override {
     close();
+    // ncclCommDestroy waits for the other ranks of this machine. Where this one ends with an error,
+    // they may never come.
+    if (std::uncaught_exceptions() > 0) give_up("this rank ends");
+    {
+      const std::lock_guard lock(watch_mutex_);
+      ended_ = true;
+    }
+    ending_.notify_all();
+    watch_.join();
     if (comm_) ncclCommDestroy(comm_);
     for (cudaEvent_t e : done_) cudaEventDestroy(e);
     cudaEventDestroy(ready_);
@@ -62,17 +86,9 @@ class NcclComm final : public Comm {
     cudaFree(flag_);
   }
 
-  // Where a peer is gone, a collective never ends, and neither would ncclCommDestroy.
   bool close() override {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-    while (comm_ && !failed_ && cudaStreamQuery(stream_) == cudaErrorNotReady &&
-           std::chrono::steady_clock::now() < deadline)
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    if (comm_ && (failed_ || cudaStreamQuery(stream_) == cudaErrorNotReady)) {
-      ncclCommAbort(comm_);
-      comm_ = nullptr;
-    }
-    return true;
+    if (!idle_within(2)) give_up("it had not ended when the run did");
+    return idle_within(2);  // after an abort: the kernels see it and end
   }
 
   std::string describe() const override {
@@ -110,30 +126,40 @@ class NcclComm final : public Comm {
 
   void wait(Ticket ticket) override {
     if (ticket <= 0) return;
-    check_async();
+    throw_if_failed();
     CUDA_CHECK(cudaStreamWaitEvent(ops_.stream(), done_[size_t(ticket) % kEvents], 0));
+  }
+
+  void throw_if_failed() override {
+    if (!failed_) return;
+    std::string why;
+    {
+      const std::lock_guard lock(watch_mutex_);
+      why = why_;
+    }
+    const std::string who = explain_ ? explain_() : "";
+    fail(Exit::failed, "rank {} of {}: a collective failed: {}; {}", rank(), world(), why,
+         who.empty() ? "see the other ranks' logs" : who);
   }
 
   void barrier() override {
     all_reduce(Tensor(flag_, DType::f32, {1}));
-    const auto deadline =
-        std::chrono::steady_clock::now() + std::chrono::duration<double>(timeout_s_);
-    while (cudaStreamQuery(stream_) == cudaErrorNotReady) {
-      check_async();
-      check(std::chrono::steady_clock::now() < deadline, Exit::failed,
-            "rank {} of {}: the others did not come to a barrier within {} s{}", rank(), world(),
-            timeout_s_, blame());
+    while (cudaStreamQuery(stream_) == cudaErrorNotReady)
       std::this_thread::sleep_for(std::chrono::microseconds(200));
-    }
+    throw_if_failed();
     CUDA_CHECK(cudaStreamSynchronize(stream_));
   }
 
  private:
-  // Collectives are in order, so an event that was recorded again since only waits for more.
-  static constexpr size_t kEvents = 256;
+  using Clock = std::chrono::steady_clock;
+  // Collectives are in order, so an event that was recorded again since only waits for more. Enough
+  // for the gathers of one step of the largest models.
+  static constexpr size_t kEvents = 2048;
+  static constexpr auto kLook = std::chrono::milliseconds(100);
 
   Tensor part(Tensor x) const {
-    check(x.numel() % world() == 0, "{} elements do not split over {} ranks", x.numel(), world());
+    check(x.numel() % world() == 0, "{} elements do not split over {} ranks", x.numel(),
+                world());
     const int64_t n = x.numel() / world();
     return x.view({x.numel()}).slice(rank() * n, n);
   }
@@ -143,35 +169,97 @@ class NcclComm final : public Comm {
     if (x.numel() == 0) return posted_;
     CUDA_CHECK(cudaEventRecord(ready_, ops_.stream()));
     CUDA_CHECK(cudaStreamWaitEvent(stream_, ready_, 0));
-    nccl_check(call(), "NCCL collective");
-    ++posted_;
-    CUDA_CHECK(cudaEventRecord(done_[size_t(posted_) % kEvents], stream_));
-    return posted_;
+    ncclResult_t r = ncclSuccess;
+    {
+      const std::lock_guard lock(call_mutex_);
+      if (!failed_) r = call();  // else comm_ is gone
+    }
+    if (r != ncclSuccess && r != ncclInProgress)
+      give_up(fmt::format("{} ({})", ncclGetErrorString(r), ncclGetLastError(nullptr)));
+    throw_if_failed();
+    const Ticket ticket = posted_ + 1;
+    CUDA_CHECK(cudaEventRecord(done_[size_t(ticket) % kEvents], stream_));
+    posted_ = ticket;
+    return ticket;
   }
 
-  std::string blame() const {
-    const std::string who = explain_ ? explain_() : "";
-    return who.empty() ? "; see the other ranks' logs" : "; " + who;
+  bool idle_within(double seconds) const {
+    const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
+    while (cudaStreamQuery(stream_) == cudaErrorNotReady) {
+      if (Clock::now() > deadline) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return true;
   }
 
-  void check_async() {
+  // The communicator goes, once. Whoever is in the middle of a call of NCCL is let out by the abort
+  // itself; a call that is about to begin is kept out by call_mutex_.
+  void give_up(const std::string& why) {
+    {
+      const std::lock_guard lock(watch_mutex_);
+      if (failed_) return;
+      why_ = why;
+      failed_ = true;
+    }
+    const bool alone = call_mutex_.try_lock_for(std::chrono::seconds(1));
+    ncclCommAbort(comm_);
+    comm_ = nullptr;
+    if (alone) call_mutex_.unlock();
+  }
+
+  void watch() {
+    cudaSetDevice(device_);
+    Ticket ended = 0;
+    Clock::time_point moved = Clock::now();
+    std::unique_lock lock(watch_mutex_);
+    while (!ending_.wait_for(lock, kLook, [&] { return ended_; }) && !failed_) {
+      lock.unlock();
+      const std::string why = trouble(ended, moved);
+      if (!why.empty()) give_up(why);
+      lock.lock();
+    }
+  }
+
+  // What has gone wrong, or nothing. `ended`: the newest collective known to have ended, `moved`:
+  // when that last changed, or nothing was under way.
+  std::string trouble(Ticket& ended, Clock::time_point& moved) {
+    if (lost_ && lost_()) return "another rank is lost";
     ncclResult_t state = ncclSuccess;
-    ncclCommGetAsyncError(comm_, &state);
-    if (state == ncclSuccess || state == ncclInProgress) return;
-    failed_ = true;
-    fail(Exit::failed, "rank {} of {}: a collective failed: {}{}", rank(), world(),
-         ncclGetErrorString(state), blame());
+    {
+      const std::unique_lock lock(call_mutex_, std::try_to_lock);
+      if (lock && comm_ && ncclCommGetAsyncError(comm_, &state) != ncclSuccess)
+        state = ncclInternalError;
+    }
+    if (state != ncclSuccess && state != ncclInProgress) return ncclGetErrorString(state);
+    const Ticket posted = posted_;
+    const Ticket before = ended;
+    while (ended < posted &&
+           cudaEventQuery(done_[size_t(ended + 1) % kEvents]) != cudaErrorNotReady)
+      ++ended;
+    const auto now = Clock::now();
+    if (ended > before || ended == posted) moved = now;
+    if (std::chrono::duration<double>(now - moved).count() < timeout_s_) return {};
+    return fmt::format("it did not end within {:g} s (HGRN_COLLECTIVE_TIMEOUT)", timeout_s_);
   }
 
   CudaOps& ops_;
   const double timeout_s_;
-  std::function<std::string()> explain_;
+  const std::function<bool()> lost_;
+  const std::function<std::string()> explain_;
+  int device_ = 0;
   ncclComm_t comm_ = nullptr;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t ready_ = nullptr, done_[kEvents] = {};
   void* flag_ = nullptr;
-  Ticket posted_ = 0;
-  bool failed_ = false;
+  std::atomic<Ticket> posted_ = 0;
+  std::atomic<bool> failed_ = false;
+
+  std::timed_mutex call_mutex_;  // of calls that use comm_
+  std::mutex watch_mutex_;       // of the two below, and of failed_ becoming true
+  std::string why_;
+  bool ended_ = false;
+  std::condition_variable ending_;
+  std::thread watch_;
 };
 
 }  // namespace

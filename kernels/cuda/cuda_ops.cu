@@ -135,8 +135,9 @@ void* CudaOps::alloc(size_t bytes, std::string_view what) {
   return p;
 }
 
+// Throws nothing: it is called while an error of the device unwinds, which every later call repeats.
 void CudaOps::free(void* p) {
-  CUDA_CHECK(cudaFree(p));
+  if (cudaFree(p) != cudaSuccess) cudaGetLastError();
 }
 
 char* CudaOps::scratch(size_t bytes) {

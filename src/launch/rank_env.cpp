@@ -117,6 +117,7 @@ RankEnv read_rank_env(const GetEnv& get) {
   e.prefixed = env.has("HGRN_LAUNCHED");
   e.join_s = env.seconds("HGRN_JOIN_TIMEOUT", e.join_s);
   e.silence_s = env.seconds("HGRN_RANK_TIMEOUT", e.silence_s);
+  e.collective_s = env.seconds("HGRN_COLLECTIVE_TIMEOUT", e.collective_s);
   return e;
 }
 

@@ -18,6 +18,8 @@ struct RankEnv {
   bool prefixed = false;   // the launcher puts the rank in front of each line
   double join_s = 300;     // HGRN_JOIN_TIMEOUT: waiting for all ranks to come
   double silence_s = 120;  // HGRN_RANK_TIMEOUT: a rank that says nothing for so long is lost
+  // HGRN_COLLECTIVE_TIMEOUT: of one collective, waiting for the slowest rank included
+  double collective_s = 1800;
 };
 
 using GetEnv = std::function<const char*(const char*)>;

@@ -134,6 +134,11 @@ void Rendezvous::throw_if_lost() {
   if (lost_) throw Error(lost_code_, lost_text_);
 }
 
+bool Rendezvous::lost() const {
+  const std::lock_guard lock(mutex_);
+  return lost_;
+}
+
 void Rendezvous::failed(const Error& e) {
   {
     std::lock_guard lock(mutex_);

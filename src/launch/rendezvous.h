@@ -46,6 +46,8 @@ class Rendezvous final : public KeyValueStore {
   // After a failed collective: waits up to patience_s for the news of who is lost and throws it
   // with the code that the run ends with; returns where nothing is known.
   void throw_if_lost();
+  // True once the run is known to be lost. Any thread may ask.
+  bool lost() const;
   // This rank ends with an error, which the others then name. Without it, it ends well.
   void failed(const Error& e);
 
@@ -60,7 +62,7 @@ class Rendezvous final : public KeyValueStore {
   std::string address_, in_;
   Fd socket_, wake_read_, wake_write_;
 
-  std::mutex mutex_;  // of all below
+  mutable std::mutex mutex_;  // of all below
   std::condition_variable news_;
   std::string out_;
   std::map<std::string, std::string> values_;

@@ -40,6 +40,9 @@ class Comm {
   virtual Ticket broadcast(Tensor x, int root) = 0;
 
   virtual void wait(Ticket ticket) = 0;
+  // After the host has waited for the device (Ops::download): throws where a collective was given up
+  // meanwhile, so that what came out of it is not believed. Where wait() holds the host, it has said so.
+  virtual void throw_if_failed() {}
   // Returns on the host once every rank has called it and all collectives before are done.
   virtual void barrier() = 0;
   // Before the tensors' memory goes: waits shortly for what still travels. False: a collective does
@@ -63,6 +66,9 @@ struct CommOptions {
   KeyValueStore* store = nullptr;  // for more than one rank; used while connecting only
   std::string address;             // of this machine, as the other ranks reach it (Gloo)
   double timeout_s = 1800;         // of one collective, waiting for the slowest rank included
+  // Asked several times a second by the engine's own thread: true once the run is lost. A collective
+  // that its peer will never join is then given up, and the device goes on.
+  std::function<bool()> lost;
   // Asked when a collective fails: who is to blame, as far as is known. It may throw the Error that
   // the run should end with, or return an empty text.
   std::function<std::string()> explain;

@@ -13,7 +13,8 @@
 
 namespace hgrn {
 
-Ranks::Ranks(Device device, Ops& ops, const Options& o) : env_(o.env), ops_(ops) {
+Ranks::Ranks(Device device, Ops& ops, const Options& o)
+    : env_(o.env), gpu_(device == Device::cuda), ops_(ops) {
   CommOptions comm;
   comm.rank = env_.rank;
   comm.world = env_.world;
@@ -27,6 +28,8 @@ Ranks::Ranks(Device device, Ops& ops, const Options& o) : env_(o.env), ops_(ops)
     rendezvous_ = std::make_unique<Rendezvous>(std::move(r));
     comm.store = rendezvous_.get();
     comm.address = rendezvous_->address();
+    comm.timeout_s = env_.collective_s;
+    comm.lost = [this] { return rendezvous_->lost(); };
     comm.explain = [this] {
       rendezvous_->throw_if_lost();
       return std::string();
@@ -58,6 +61,7 @@ std::vector<double> Ranks::gather(double mine) {
   ops_.upload(numbers_, all.data());
   comm_->wait(comm_->all_gather(numbers_));
   ops_.download(all.data(), numbers_);
+  comm_->throw_if_failed();
   return all;
 }
 
@@ -111,9 +115,17 @@ void Ranks::check_equal(const std::string& text, const std::string& what) {
 Error Ranks::failed(const Error& e) {
   if (alone()) return e;
   const std::string name = fmt::format("rank {} of {}", env_.rank, env_.world);
-  const std::string text = e.what();
+  std::string text = e.what();
+  // A peer's death may show as an error of the device, and before its connection ends.
+  if (e.code() == Exit::failed && (gpu_ || rendezvous_->lost())) {
+    try {
+      rendezvous_->throw_if_lost();
+    } catch (const Error& news) {
+      if (text != news.what()) text += fmt::format(" ({})", news.what());
+    }
+  }
   rendezvous_->failed(e);
-  return text.find(name) != std::string::npos ? e : Error(e.code(), name + ": " + text);
+  return Error(e.code(), text.find(name) != std::string::npos ? text : name + ": " + text);
 }
 
 }  // namespace hgrn

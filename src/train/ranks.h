@@ -48,6 +48,7 @@ class Ranks {
  private:
   std::string missing_ranks(const std::vector<double>& ok) const;  // of those that gave 0
   const RankEnv env_;
+  const bool gpu_;
   Ops& ops_;
   std::unique_ptr<Rendezvous> rendezvous_;
   std::unique_ptr<Comm> comm_;

@@ -408,6 +408,7 @@ bool Trainer::train_step() {
   sync_->gather_weights(weights_.weights());
   double nll_sum = 0;
   ops_->download(&nll_sum, nll_sum_);
+  hear_ranks();
   const double loss = nll_sum / double(tokens);
 
   step_ = step;
@@ -462,13 +463,21 @@ void Trainer::sum_over_ranks() {
   if (ranks_->alone()) return;
   const double mine = signals_.received();
   ops_->upload(stop_, &mine);
+  asked_signal_ = int(mine);
   ranks_->comm().all_reduce(nll_sum_);
   const Comm::Ticket last = ranks_->comm().all_reduce(stop_);
   sync_->finish();
   ranks_->comm().wait(last);
+}
+
+// What sum_over_ranks() summed, once the host has waited for the step anyway: a wait before the
+// update would leave the device idle. Nothing of a step that was given up gets past here.
+void Trainer::hear_ranks() {
+  if (ranks_->alone()) return;
   double sum = 0;
   ops_->download(&sum, stop_);
-  agreed_signal_ = sum == 0 || mine == 0 ? int(sum) : int(mine);
+  ranks_->comm().throw_if_failed();
+  agreed_signal_ = sum == 0 || asked_signal_ == 0 ? int(sum) : asked_signal_;
 }
 
 void Trainer::on_nonfinite(double loss, const StepVerdict& verdict) {
@@ -569,6 +578,7 @@ void Trainer::save(bool wait) {
   s.ranges = sync_->owned();
   s.m = optimizer_->get_m(s.ranges);
   s.v = optimizer_->get_v(s.ranges);
+  ranks_->comm().throw_if_failed();
   s.state.step = step_;
   s.state.updates = updates_;
   s.state.tokens = tokens_;

@@ -61,6 +61,7 @@ class Trainer {
   Exit train();
   bool train_step();
   void sum_over_ranks();
+  void hear_ranks();
   int stop_signal();  // the same on all ranks after a step
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();
@@ -99,7 +100,7 @@ class Trainer {
   int64_t next_sample_ = 0;        // data position
   std::vector<double> sequences_;  // of each source of data.train
   int64_t saved_step_ = -1;
-  int agreed_signal_ = 0;                     // after the last step
+  int asked_signal_ = 0, agreed_signal_ = 0;  // this rank's and all ranks', in the last step
   int64_t rollbacks_ = 0, failed_step_ = -1;  // to get past this step
 };
 

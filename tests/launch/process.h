@@ -35,6 +35,16 @@ inline bool eventually(double seconds, const std::function<bool()>& is) {
   return true;
 }
 
+// The built program; HGRN names it where the tests run on another machine than built them.
+inline std::string program() {
+  const char* set = std::getenv("HGRN");
+  return set && *set ? set : HGRN_BINARY;
+}
+
+inline bool has_program(const std::string& name) {
+  return std::system(("command -v " + name + " >/dev/null 2>&1").c_str()) == 0;
+}
+
 inline int free_port() {
   return port_of(listen_on("127.0.0.1", 0));
 }
@@ -42,10 +52,10 @@ inline int free_port() {
 // stdout and stderr go to one file.
 class Process {
  public:
-  Process(const std::string& program, const std::vector<std::string>& words, const Env& env,
+  Process(const std::string& file, const std::vector<std::string>& words, const Env& env,
           const std::string& output)
       : output_(output) {
-    std::vector<std::string> all = {program};
+    std::vector<std::string> all = {file};
     all.insert(all.end(), words.begin(), words.end());
     std::vector<char*> argv;
     for (std::string& w : all) argv.push_back(w.data());

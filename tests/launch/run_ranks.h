@@ -20,11 +20,12 @@ namespace hgrn::test {
 struct RankRuns : RunFolder {
   // Dropout is on, so that a sample that comes back as another is seen in the loss.
   RankRuns() : RunFolder(R"(, "dropout": 0.1)") {}
+  std::string device = "cpu";
 
   std::vector<std::string> train_words(const std::string& out,
                                        const std::vector<std::string>& set = {}) const {
     std::vector<std::string> words = {
-        "train", "--config", folder / "config.json", "--out", folder / out, "--device", "cpu"};
+        "train", "--config", folder / "config.json", "--out", folder / out, "--device", device};
     for (const std::string& s : set) words.insert(words.end(), {"--set", s});
     return words;
   }
@@ -40,7 +41,7 @@ struct RankRuns : RunFolder {
     words.insert(words.end(), flags.begin(), flags.end());
     words.push_back("--");
     for (const std::string& w : train_words(out, set)) words.push_back(w);
-    return Process(HGRN_BINARY, words, env(more), log(out));
+    return Process(program(), words, env(more), log(out));
   }
   std::string log(const std::string& out) const { return folder / (out + ".out"); }
   // One rank without a launcher.
@@ -50,7 +51,7 @@ struct RankRuns : RunFolder {
                  {"LOCAL_RANK", std::to_string(rank)},
                  {"MASTER_ADDR", "127.0.0.1"},
                  {"MASTER_PORT", std::to_string(port)}});
-    return Process(HGRN_BINARY, words, env(more), log("rank" + std::to_string(rank)));
+    return Process(program(), words, env(more), log("rank" + std::to_string(rank)));
   }
   std::vector<double> losses(const std::string& run) const {
     std::vector<double> out;

@@ -10,10 +10,6 @@ using namespace hgrn::test;
 
 namespace {
 
-bool has_program(const std::string& name) {
-  return std::system(("command -v " + name + " >/dev/null 2>&1").c_str()) == 0;
-}
-
 const std::vector<std::string> kShort = {"train.steps=6", "train.checkpoint_every=2",
                                          "train.micro_batch=1"};
 
@@ -89,7 +85,7 @@ TEST_CASE("faults: ranks with other data do not start", "[launch]") {
   std::vector<Process> ranks;
   for (const char* dir : {"one", "two"}) {
     std::string words = "cd '" + (r.folder / dir) + "'; exec \"$@\"";
-    std::vector<std::string> all = {"-c", words, "sh", HGRN_BINARY};
+    std::vector<std::string> all = {"-c", words, "sh", program()};
     for (const std::string& w : r.train_words("run", {"data.train=x.bin", "train.micro_batch=1"}))
       all.push_back(w);
     const int rank = int(ranks.size());
@@ -117,7 +113,7 @@ TEST_CASE("faults: a full disk on one rank ends the run; the checkpoint before s
   Process a = r.rank(0, 2, port, r.train_words("run", more));
   // Files of rank 1 end after 4 KiB.
   std::vector<std::string> words = {"-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "sh",
-                                    HGRN_BINARY};
+                                    program()};
   for (const std::string& w : r.train_words("run", more)) words.push_back(w);
   Process b("sh", words,
             RankRuns::env({{"RANK", "1"},
@@ -166,7 +162,7 @@ TEST_CASE("launchers: Slurm's variables", "[launch]") {
   const int port = free_port();
   std::vector<Process> ranks;
   for (int rank = 0; rank < 2; ++rank)
-    ranks.emplace_back(HGRN_BINARY, r.train_words("run", kShort),
+    ranks.emplace_back(program(), r.train_words("run", kShort),
                        RankRuns::env({{"SLURM_PROCID", std::to_string(rank)},
                                       {"SLURM_NTASKS", "2"},
                                       {"SLURM_LOCALID", std::to_string(rank)},
@@ -188,7 +184,7 @@ TEST_CASE("launchers: mpirun", "[launch]") {
   }
   const RankRuns r;
   std::vector<std::string> words = {"-n", "2", "--oversubscribe", "--allow-run-as-root",
-                                    HGRN_BINARY};
+                                    program()};
   for (const std::string& w : r.train_words("run", kShort)) words.push_back(w);
   Process p("mpirun", words, RankRuns::env({{"MASTER_PORT", std::to_string(free_port())}}),
             r.log("run"));
@@ -210,7 +206,7 @@ TEST_CASE("launchers: torchrun --no-python", "[launch]") {
   std::vector<std::string> words = {
       "--no_python",           "--nproc_per_node=2", "--nnodes=1",
       "--redirects=0:1,1:1",   "--tee=0:1,1:1",      "--master_addr=127.0.0.1",
-      "--master_port=" + port, HGRN_BINARY};
+      "--master_port=" + port, program()};
   for (const std::string& w : r.train_words("run", kShort)) words.push_back(w);
   Process p("torchrun", words, RankRuns::env(), r.log("run"));
   CHECK(p.wait() == 0);

@@ -43,7 +43,7 @@ Process on_host(const RankRuns& r, const TwoHosts& hosts, int node, const std::s
   std::vector<std::string> words = {"netns",
                                     "exec",
                                     hosts.name(node),
-                                    HGRN_BINARY,
+                                    program(),
                                     "launch",
                                     "--nnodes",
                                     "2",

@@ -36,7 +36,7 @@ TEST_CASE("launch: lines carry their rank, each rank has a log file", "[launch]"
 TEST_CASE("launch: wrong options are exit 2", "[launch]") {
   const TempFolder tmp;
   auto usage = [&](const std::vector<std::string>& words, const std::string& part) {
-    Process p(HGRN_BINARY, words, {}, tmp / "out");
+    Process p(program(), words, {}, tmp / "out");
     CHECK(p.wait() == 2);
     INFO(p.output());
     CHECK(p.says(part));
@@ -106,6 +106,22 @@ TEST_CASE("launch: a rank that hangs is found and named", "[launch]") {
     CHECK(p.says("has said nothing for 1.5 s"));
     CHECK(r.nobody_left("run" + std::to_string(victim)));
   }
+}
+
+// The connections of a stopped rank stay, so nothing but the collective tells.
+TEST_CASE("launch: a collective that does not end is given up", "[launch]") {
+  NEEDS_GLOO();
+  const RankRuns r;
+  Process p = r.launch(2, "run", kLong, {},
+                       {{"HGRN_RANK_TIMEOUT", "600"}, {"HGRN_COLLECTIVE_TIMEOUT", "2"}});
+  REQUIRE(p.wait_for_text("step      4/"));
+  const auto ranks = rank_pids(r.folder / "run");
+  REQUIRE(ranks.size() == 2);
+  ::kill(ranks.at(1), SIGSTOP);
+  CHECK(p.wait(25) == 1);
+  INFO(p.output());
+  CHECK(p.says("rank 0 of 2: a collective failed"));
+  CHECK(r.nobody_left("run"));
 }
 
 TEST_CASE("launch: kill -9 of the launcher takes the ranks with it", "[launch]") {

@@ -1,6 +1,7 @@
 // Twin of kernels/*/comm_*: the collectives that src/ops/comm.h promises, ranks as threads of this
 // process. Gloo runs anywhere; NCCL wants a GPU a rank, and one GPU tests it with one rank.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -69,7 +70,8 @@ struct Rank {
 };
 
 void each_rank(const Engine& e, int world, const std::function<void(Rank&, int)>& body,
-               const std::function<void(std::vector<Rank>&)>& look, double timeout_s = 60) {
+               const std::function<void(std::vector<Rank>&)>& look, double timeout_s = 60,
+               const std::function<bool()>& lost = {}) {
   MemoryStore store;
   std::vector<Rank> ranks(static_cast<size_t>(world));
   std::vector<std::thread> threads;
@@ -80,6 +82,7 @@ void each_rank(const Engine& e, int world, const std::function<void(Rank&, int)>
         me.bench = std::make_unique<Bench>(e.ops(r));
         CommOptions o;
         o.rank = r, o.world = world, o.store = &store, o.timeout_s = timeout_s;
+        o.lost = lost;
         o.address = "127.0.0.1";
         me.comm = e.comm(me.bench->ops(), o);
         body(me, r);
@@ -89,7 +92,10 @@ void each_rank(const Engine& e, int world, const std::function<void(Rank&, int)>
     });
   for (std::thread& t : threads) t.join();
   look(ranks);
-  for (Rank& r : ranks) r.comm.reset();  // before its Ops
+  threads.clear();
+  for (Rank& r : ranks)  // before its Ops, and at once: NCCL's end waits for the others
+    threads.emplace_back([&r] { r.comm.reset(); });
+  for (std::thread& t : threads) t.join();
 }
 
 void no_errors(const std::vector<Rank>& ranks) {
@@ -257,7 +263,7 @@ TEST_CASE("comm: collectives and operations keep their order without the host", 
 
 TEST_CASE("comm: a rank that leaves is an error of the others, with who is to blame", "[ops]") {
   for (const Engine& e : engines()) {
-    if (std::string(e.name) != "gloo") continue;  // GPUs: tests/launch kills processes
+    if (std::string(e.name) != "gloo") continue;  // GPUs: the next test
     const int world = 3;
     std::vector<std::string> said(world);
     each_rank(
@@ -278,6 +284,46 @@ TEST_CASE("comm: a rank that leaves is an error of the others, with who is to bl
     for (int r : {0, 2}) {
       INFO(said[size_t(r)]);
       CHECK(said[size_t(r)].rfind(fmt::format("1 rank {} of 3: a collective failed", r), 0) == 0);
+    }
+  }
+}
+
+// The device waits for a peer that never comes; the host waits for the device.
+TEST_CASE("comm: a collective on a GPU that a rank stays away from is given up", "[ops][gpu]") {
+  if (!nccl_built() || cuda_device_count() < 2) WARN("skipped: two GPUs and NCCL are wanted");
+  for (const Engine& e : engines()) {
+    if (std::string(e.name) != "nccl" || e.worlds.back() < 2) continue;
+    for (const bool told : {false, true}) {  // by the news that the run is lost, or by the clock
+      std::atomic<bool> lost = false;
+      std::vector<std::string> said(2);
+      each_rank(
+          e, 2,
+          [&](Rank& me, int r) {
+            const Tensor x = me.bench->zeros({4096}, DType::f32);
+            me.comm->wait(me.comm->all_reduce(x));
+            (*me.bench)->synchronize();
+            me.comm->throw_if_failed();
+            if (r == 1) return;
+            me.comm->wait(me.comm->all_reduce(x));
+            if (told) lost = true;
+            (*me.bench)->synchronize();  // comes back after the abort alone
+            try {
+              me.comm->throw_if_failed();
+            } catch (const Error& error) {
+              said[0] = error.what();
+            }
+            try {
+              me.comm->all_reduce(x);
+            } catch (const Error& error) {
+              said[1] = error.what();
+            }
+          },
+          [&](std::vector<Rank>& ranks) { no_errors(ranks); }, told ? 60 : 1, [&] { return lost.load(); });
+      const std::string why = told ? "another rank is lost" : "it did not end within 1 s";
+      for (const std::string& text : said) {
+        INFO(text);
+        CHECK(text.rfind("rank 0 of 2: a collective failed: " + why, 0) == 0);
+      }
     }
   }
 }

@@ -362,6 +362,79 @@ class Ablations(unittest.TestCase):
                 xml.dom.minidom.parse(str(Path(d, "out/result", name)))
 
 
+class Scaling(unittest.TestCase):
+    """scripts/bench_scaling.sh on CPU ranks with a tiny model: every part runs, and its table says so."""
+
+    def test_every_part(self):
+        bench = os.environ.get("HGRN_BENCH", str(Path(HGRN).parent / "hgrn-bench"))
+        if not os.access(bench, os.X_OK):
+            self.skipTest(f"{bench} was not built")
+        with tempfile.TemporaryDirectory() as d:
+            config = {"model": {"vocab_size": 257, "hidden_size": 64, "num_hidden_layers": 3,
+                                "expand_ratio": 16, "intermediate_size": 128},
+                      "data": {"train": "none", "seq_len": 64},
+                      "train": {"steps": 9, "global_batch": 2, "micro_batch": 2, "precision": "fp32"}}
+            Path(d, "c.json").write_text("// a comment\n" + json.dumps(config))
+            command = [ROOT / "scripts/bench_scaling.sh", "--device", "cpu", "--model", f"tiny={d}/c.json:2",
+                       "--steps", 3, "--out", Path(d, "out")]
+            run(*command, code=2)  # how many ranks?
+            run(*command, "--ranks", "1,2", "--parts", "week", code=2)
+            environment = {"HGRN_BUCKET_ELEMENTS": "20000"}
+            try:
+                text = run(*command, "--ranks", "1,2", **environment)
+            except AssertionError as e:
+                if "built without it" not in str(e):
+                    raise
+                self.skipTest("built without Gloo, so CPU ranks cannot talk")
+            r = json.loads(Path(d, "out/scaling.json").read_text())
+            self.assertEqual(r["failures"], [])
+            speeds = {(s["ranks"], s["zero"], s["global_batch"]): s for s in r["speeds"]}
+            self.assertEqual(sorted(speeds), [(1, 0, 2), (1, 0, 4), (2, 0, 4), (2, 1, 4)])
+            for s in r["speeds"]:
+                self.assertAlmostEqual(s["tokens_per_s"], 1e3 * s["tokens"] / s["step_ms"], delta=1)
+            self.assertEqual(speeds[1, 0, 2]["efficiency"], 1)
+            both = [speeds[2, zero, 4] for zero in (0, 1)]
+            for s in both:
+                self.assertAlmostEqual(s["efficiency"], s["tokens_per_s"] / 2 / speeds[1, 0, 2]["tokens_per_s"])
+                self.assertAlmostEqual(s["shown_ms"], s["step_ms"] - s["silent_ms"])
+                self.assertAlmostEqual(s["hidden"], 1 - s["shown_ms"] / s["alone_ms"])
+                # every gradient travels once, and with ZeRO-1 every weight too
+                self.assertGreater(s["bytes"], 4 * 140000 * (1 + s["zero"]))
+                self.assertLess(s["bytes"], 4 * 150000 * (1 + s["zero"]))
+            moments = 2 * 4 * 140160 / 2**30  # ZeRO-1 keeps half of them
+            self.assertAlmostEqual(both[0]["state_gib"] - both[1]["state_gib"], moments / 2, delta=0.05 * moments)
+            self.assertEqual([x["ranks"] for x in r["resume"]["losses"]], [2] * 4 + [1] * 4 + [2] * 4)
+            self.assertLess(max(x["apart"] for x in r["resume"]["losses"]), 1e-5)
+            seconds = list(r["restart"]["seconds"].values())
+            self.assertEqual(r["restart"]["code"], 75)
+            self.assertEqual(seconds, sorted(seconds))
+            self.assertIn("| tiny | 2 | 1 | 4 |", text)
+            run(*command, "--ranks", "1", code=2)  # never over what is there
+            late = Path(d, "late")  # nothing is begun: told, and not taken for success
+            run(*command[:-1], late, "--ranks", "1", "--seconds", 0, code=1)
+            self.assertIn("not begun", json.loads((late / "scaling.json").read_text())["failures"][0])
+
+    @unittest.skipIf(lacks("torch", "numpy"), f"no Python package {lacks('torch', 'numpy')}")
+    def test_peer_of_several(self):
+        """tools/peers/fla_ddp.py's loop, over two processes, with the definition of the model."""
+        with tempfile.TemporaryDirectory() as d:
+            write_shard(Path(d, "t.bin"), learnable(900, 31, 1))
+            config = {"model": {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "expand_ratio": 8,
+                                "intermediate_size": 24}, "data": {"train": f"{d}/t.bin", "seq_len": 10},
+                      "train": {"precision": "fp32", "global_batch": 2, "micro_batch": 2, "steps": 1}}
+            Path(d, "c.json").write_text(json.dumps(config))
+            run(HGRN, "train", "--config", Path(d, "c.json"), "--out", Path(d, "r"), "--device", "cpu", "--steps", 0)
+            command = [sys.executable, TOOLS / "peers/fla_ddp.py", "--model", "reference", "--config",
+                       Path(d, "c.json"), "--checkpoint", Path(d, "r/checkpoints/step-00000000"), "--steps", 10,
+                       "--warm", 1, "--json", Path(d, "j.json")]
+            text = run(*command)
+            self.assertIn("% of 2 x alone", text)
+            r = json.loads(Path(d, "j.json").read_text())
+            self.assertEqual((r["gpus"], r["ddp"]["steps"], r["alone"]["steps"]), (2, 10, 10))
+            self.assertAlmostEqual(r["ddp"]["tokens_per_s"], 2 * 20 / r["ddp"]["step_ms"] * 1e3, places=3)
+            self.assertIn("stopped after --limit", run(*command, "--limit", 0.01, code=1))
+
+
 class LongContext(unittest.TestCase):
     def test_pieces(self):
         tokens = array.array("H", [9, 1, 2, 3, 4, 5, 9, 6, 7, 8, 9, 1, 2])

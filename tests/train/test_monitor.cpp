@@ -137,7 +137,7 @@ TEST_CASE("monitor: ranks tell once, and norms add up over their parts", "[train
                                                     std::string("train.zero=") + zero}))
       words.push_back(w);
     words.insert(words.end(), {"--prometheus", r.folder / (out + ".prom")});
-    Process ranks(HGRN_BINARY, words, r.env(), r.log(out));
+    Process ranks(program(), words, r.env(), r.log(out));
     INFO(ranks.output());
     REQUIRE(ranks.wait() == 0);
     const auto layers = lines(r, out + "/layers.jsonl"), metrics = lines(r, out + "/metrics.jsonl");

@@ -88,7 +88,7 @@ TEST_CASE("ranks: one, two and three go on from a checkpoint of two", "[train]")
     std::vector<std::string> words = {"launch", "--nproc-per-node", "2", "--"};
     for (const std::string& w : r.train_words("half", kTwelve)) words.push_back(w);
     words.insert(words.end(), {"--steps", "6"});
-    CHECK(Process(HGRN_BINARY, words, RankRuns::env(), r.log("half")).wait() == 0);
+    CHECK(Process(program(), words, RankRuns::env(), r.log("half")).wait() == 0);
   }
   CHECK(r.file("half", "00000006", "optimizer-00001-of-00002.safetensors").size() > 1000);
   for (int ranks : {1, 2, 3}) {

@@ -8,6 +8,10 @@
 #include "model/lm.h"
 #include "train/optimizer.h"
 
+namespace hgrn {
+class Ranks;
+}
+
 namespace hgrn::bench {
 
 // Median milliseconds of `runs` calls after `warmup`, the device waited for in each.
@@ -36,6 +40,18 @@ struct StepTime {
 };
 // Whole optimizer steps of one micro-batch on random tokens.
 StepTime time_step(Ops& ops, const Config& config, int steps);
+
+struct CommTime {
+  int ranks = 1, zero = 0;
+  int64_t tokens = 0;  // of one step, over all ranks
+  double tokens_per_s = 0;
+  double whole_ms = 0, silent_ms = 0, alone_ms = 0;  // comm.cpp; the last two for several ranks
+  int64_t calls = 0, bytes = 0;                      // of the collectives of one step
+  double state_gib = 0;                              // weights, gradients, moments of one rank
+  double memory_gib = 0;                             // in use on its GPU, of all processes
+};
+// Steps of a config on random tokens over the ranks of this run, with and without communication.
+CommTime time_comm(Ranks& ranks, Ops& ops, const Config& config, int runs);
 
 struct GenerateTime {
   double tokens_per_s = 0;    // over all rows, without the first token

@@ -1,5 +1,8 @@
-// hgrn-bench: times single operations, whole training steps and generation, one line each.
+// hgrn-bench: times single operations, whole training steps and generation, one line each, and what
+// communication costs the steps of several ranks.
 #include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -9,7 +12,9 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "core/thread_wait.h"
+#include "launch/rank_env.h"
 #include "model/plan.h"
+#include "train/ranks.h"
 
 namespace hgrn::bench {
 namespace {
@@ -21,6 +26,7 @@ struct Args {
   int64_t micro_batch = 0;
   int steps = 20;
   int64_t tokens = 1000, batch = 1, prompt = 128;
+  std::vector<int64_t> global_batch, zero = {0, 1};
 };
 
 const Card* card_of(const Ops& ops) {
@@ -85,6 +91,60 @@ void run_generate(Ops& ops, const Config& config, const Args& a) {
       t.memory_end_gib);
 }
 
+// One of the ranks that a launcher's environment speaks of; rank 0 prints.
+void run_comm(Ops& ops, const RankEnv& env, Config config, const Args& a) {
+  log_init(env.rank, env.world);
+  Ranks::Options o;
+  o.env = env;
+  o.agreed = fmt::format("{} {} {} {}", config_to_json(config), fmt::join(a.global_batch, ","),
+                         fmt::join(a.zero, ","), a.steps);
+  o.give_up = [](const Error& e) {
+    std::fprintf(stderr, "error: %s\n", e.what());
+    std::_Exit(int(e.code()));
+  };
+  Ranks ranks(resolve_device(a.device), ops, o);
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  if (ranks.first())
+    std::printf("%5s %5s %7s %9s %10s %9s %9s %9s %7s %6s %8s %8s\n", "ranks", "zero", "global",
+                "step ms", "tokens/s", "silent ms", "alone ms", "shown ms", "hidden", "calls",
+                "state", "memory");
+  std::vector<int64_t> batches = a.global_batch, zeros = a.zero;
+  if (batches.empty()) batches = {config.train.micro_batch * ranks.world()};
+  if (ranks.alone()) zeros = {0};
+  for (int64_t batch : batches)
+    for (int64_t zero : zeros) {
+      config.train.global_batch = batch;
+      config.train.zero = zero;
+      const CommTime t = time_comm(ranks, ops, config, a.steps);
+      if (!ranks.first()) continue;
+      const bool several = t.ranks > 1;
+      const double shown = t.whole_ms - t.silent_ms, hidden = 1 - shown / t.alone_ms;
+      std::printf("%5d %5d %7lld %9.2f %10.0f %9.2f %9.2f %9.2f %7s %6lld %8.3f %8.3f\n", t.ranks,
+                  t.zero, static_cast<long long>(batch), t.whole_ms, t.tokens_per_s, t.silent_ms,
+                  t.alone_ms, several ? shown : 0,
+                  several ? fmt::format("{:.1f}%", 100 * hidden).c_str() : "-",
+                  static_cast<long long>(t.calls), t.state_gib, t.memory_gib);
+      std::fflush(stdout);
+      rows.push_back({{"ranks", t.ranks},
+                      {"zero", t.zero},
+                      {"global_batch", batch},
+                      {"tokens", t.tokens},
+                      {"step_ms", t.whole_ms},
+                      {"tokens_per_s", t.tokens_per_s},
+                      {"state_gib", t.state_gib},
+                      {"memory_gib", t.memory_gib}});
+      if (!several) continue;
+      rows.back().update({{"silent_ms", t.silent_ms},
+                          {"alone_ms", t.alone_ms},
+                          {"shown_ms", shown},
+                          {"hidden", hidden},
+                          {"collectives", t.calls},
+                          {"bytes", t.bytes}});
+    }
+  if (ranks.first() && !a.json.empty()) write_file_atomic(a.json, rows.dump(2) + "\n");
+  ranks.barrier();  // nobody leaves while another still sums
+}
+
 int run(int argc, char** argv) {
   CLI::App root("hgrn-bench: times operations, training steps and generation", "hgrn-bench");
   root.require_subcommand(1);
@@ -93,6 +153,9 @@ int run(int argc, char** argv) {
       {"auto", Device::automatic}, {"cpu", Device::cpu}, {"cuda", Device::cuda}};
   CLI::App* ops_app = root.add_subcommand("ops", "Single operations at a config's shapes");
   CLI::App* step_app = root.add_subcommand("step", "Whole optimizer steps of one micro-batch");
+  CLI::App* comm_app = root.add_subcommand(
+      "comm", "Training steps of several ranks, started with a launcher's environment: what "
+              "communication costs and how much of it is hidden");
   CLI::App* generate_app =
       root.add_subcommand("generate", "Sampling from a model with random weights");
   for (const auto& [flag, value, text] :
@@ -102,8 +165,16 @@ int run(int argc, char** argv) {
     generate_app->add_option(flag, *value, text)->check(CLI::PositiveNumber)->capture_default_str();
   ops_app->add_option("name", a.only, "only operations whose name holds this");
   ops_app->add_option("--json", a.json, "write the table to this file");
-  step_app->add_option("--steps", a.steps, "steps to time")->check(CLI::PositiveNumber);
-  for (CLI::App* app : {ops_app, step_app, generate_app}) {
+  comm_app->add_option("--json", a.json, "write the table to this file");
+  comm_app
+      ->add_option("--global-batch", a.global_batch,
+                   "sequences a step over all ranks; repeatable (default: one micro-batch a rank)")
+      ->check(CLI::PositiveNumber);
+  comm_app->add_option("--zero", a.zero, "train.zero; repeatable (default: 0 and 1)")
+      ->check(CLI::Range(0, 1));
+  for (CLI::App* app : {step_app, comm_app})
+    app->add_option("--steps", a.steps, "steps to time")->check(CLI::PositiveNumber);
+  for (CLI::App* app : {ops_app, step_app, comm_app, generate_app}) {
     app->add_option("--config", a.config, "config file (default: configs/quickstart.json)");
     app->add_option("--set", a.overrides, "KEY=VALUE, overrides a config key; repeatable")
         ->take_all();
@@ -120,10 +191,13 @@ int run(int argc, char** argv) {
   }
   Config config = load_config(a.config.empty() ? "configs/quickstart.json" : a.config, a.overrides);
   if (a.micro_batch > 0) config.train.micro_batch = a.micro_batch;
-  const auto ops = open_ops(a.device, config.train.precision == Precision::bf16 ? "bf16" : "fp32");
-  std::printf("%s\n", ops->describe().c_str());
+  const RankEnv env = comm_app->parsed() ? read_rank_env() : RankEnv();
+  const auto ops = open_ops(a.device, config.train.precision == Precision::bf16 ? "bf16" : "fp32",
+                            env.local_rank);
+  if (env.rank == 0) std::printf("%s\n", ops->describe().c_str());
   if (ops_app->parsed()) run_ops(*ops, config, a);
   if (step_app->parsed()) run_step(*ops, config, a);
+  if (comm_app->parsed()) run_comm(*ops, env, config, a);
   if (generate_app->parsed()) run_generate(*ops, config, a);
   return 0;
 }
@@ -133,7 +207,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   hgrn::spin_briefly(argv);
-  hgrn::log_init(0, 1);
+  hgrn::log_init(0, 1);  // the ranks of `comm` have warnings alone to tell
   try {
     return hgrn::bench::run(argc, argv);
   } catch (const hgrn::Error& e) {

@@ -1,0 +1,227 @@
+// What communication costs a training step, and how much of it is hidden under computing. The same
+// step is timed three ways in one process, through the GradSync and Optimizer of the trainer:
+// whole; silent, where every collective is left out and all else stays (parts, casts, AdamW on what
+// the rank owns); and its collectives alone, one after another, with nothing to hide under.
+//   shown = whole - silent    hidden = 1 - shown / alone
+// What communication takes from computing that goes on beside it (multiprocessors, bandwidth) makes
+// the whole step longer, so it counts as shown. Whole and silent steps are timed in turns, so that a
+// card that warms up meets both.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+
+#include "bench.h"
+#include "core/rng.h"
+#include "train/grad_sync.h"
+#include "train/ranks.h"
+
+namespace hgrn::bench {
+namespace {
+
+// Passes collectives on, or leaves them out.
+class Switch final : public Comm {
+ public:
+  explicit Switch(Comm& comm) : Comm(comm.rank(), comm.world()), comm_(comm) {}
+  bool on = true;
+  std::string describe() const override { return comm_.describe(); }
+  Ticket all_reduce(Tensor x) override { return count(x) ? comm_.all_reduce(x) : 0; }
+  Ticket reduce_scatter(Tensor x) override { return count(x) ? comm_.reduce_scatter(x) : 0; }
+  Ticket all_gather(Tensor x) override { return count(x) ? comm_.all_gather(x) : 0; }
+  Ticket broadcast(Tensor x, int root) override { return count(x) ? comm_.broadcast(x, root) : 0; }
+  void wait(Ticket ticket) override { comm_.wait(ticket); }
+  void barrier() override { comm_.barrier(); }
+  void throw_if_failed() override { comm_.throw_if_failed(); }
+  int64_t calls = 0, bytes = 0;
+
+ private:
+  bool count(Tensor x) {
+    if (on && x.numel() > 0) ++calls, bytes += int64_t(x.bytes());
+    return on;
+  }
+  Comm& comm_;
+};
+
+class Steps {
+ public:
+  Steps(Ranks& ranks, Ops& ops, const Config& config)
+      : ranks_(ranks),
+        ops_(ops),
+        config_(config),
+        comm_(ranks.comm()),
+        model_(ops, config.model, config.optim.decay == DecayKind::all),
+        optimizer_(ops, config.optim),
+        sync_(comm_, ops, model_, config.train) {
+    Arena arena("weights and optimizer");
+    for (int pass = 0; pass < 2; ++pass) {
+      weights_.take(arena, ops, model_.params(), /*with_grad=*/true);
+      optimizer_.take(arena, model_.params(), sync_.updated(), sync_.sharded() ? &comm_ : nullptr);
+      sync_.take(arena);
+      nll_sum_ = arena.take("loss", {1}, DType::f64);
+      stop_ = arena.take("loss", {1}, DType::f64);
+      if (pass == 0) arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
+    }
+    state_bytes = arena.peak();
+    weights_.set(ops, initial_weights(model_.params(), config.train.seed));
+    optimizer_.zero_state();
+    ops.zero(weights_.weights().grad);
+    model_.use(weights_.weights());
+    model_.set_hooks({[this](int stage) { sync_.before_forward(stage); },
+                      [this](int stage) { sync_.after_backward(stage); }});
+    const int64_t B = config.train.micro_batch, T = config.data.seq_len;
+    model_.prepare({.B = B, .T = T, .train = true, .recompute = config.train.recompute});
+    tokens_.resize(size_t(B * T + 1));
+    for (size_t i = 0; i < tokens_.size(); ++i)
+      tokens_[i] = int32_t(philox(uint64_t(ranks.rank()) + 1, 0, i).v[0] %
+                           uint64_t(config.model.vocab_size));
+  }
+  ~Steps() {  // after an error collectives may still write there, until the process ends
+    if (done_) ops_.free(memory_);
+  }
+
+  // Medians of `runs` steps of each kind, on the slowest rank.
+  void time(int runs, CommTime& t) {
+    std::vector<double> whole, silent, alone;
+    const int half = (runs + 1) / 2;
+    series(true, 3, whole, [this] { step(); });
+    whole.clear();
+    for (int turn = 0; turn < 2; ++turn) {
+      series(true, half, whole, [this] { step(); });
+      if (!ranks_.alone()) series(false, half, silent, [this] { step(); });
+    }
+    t.whole_ms = slowest(whole);
+    done_ = ranks_.alone();
+    if (done_) return;
+    std::vector<double> casts;
+    series(true, runs, alone, [this] { collectives(); });
+    series(false, runs, casts, [this] { collectives(); });
+    t.silent_ms = slowest(silent);
+    t.alone_ms = slowest(alone) - slowest(casts);
+    comm_.calls = comm_.bytes = 0;
+    comm_.on = true;
+    collectives();
+    t.calls = comm_.calls;
+    t.bytes = comm_.bytes;
+    settle();
+    done_ = true;
+  }
+
+  size_t state_bytes = 0;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  // A step of Trainer::train_step().
+  void step() {
+    const TrainConfig& t = config_.train;
+    const int64_t share = t.global_batch / ranks_.world();
+    const double scale = 1.0 / double(t.global_batch * config_.data.seq_len);
+    ops_.zero(weights_.weights().grad);
+    ops_.zero(nll_sum_);
+    Dropout drop;
+    drop.p = float(config_.model.dropout);
+    drop.step = uint64_t(++count_);
+    for (int64_t done = 0; done < share; done += t.micro_batch) {
+      if (done + t.micro_batch == share) sync_.last_micro_batch(weights_.weights().grad);
+      model_.forward_backward(
+          {t.micro_batch, config_.data.seq_len, tokens_.data(), tokens_.data() + 1, nullptr}, scale,
+          drop, nll_sum_);
+    }
+    agree();
+    check(optimizer_.step(weights_.weights(), nll_sum_, 1e-5, count_).ok,
+                "the step is not finite");
+    sync_.gather_weights(weights_.weights());
+    hear();
+  }
+
+  // The collectives of a step, in its order. The gradients that are summed again and again stay
+  // finite: fp32 and bf16 reach to 1e38.
+  void collectives() {
+    sync_.last_micro_batch(weights_.weights().grad);
+    for (int64_t stage = config_.model.num_hidden_layers; stage >= -1; --stage)
+      sync_.after_backward(int(stage));
+    agree();
+    if (sync_.sharded()) comm_.wait(comm_.all_reduce(stop_));  // as the gradient's norm
+    sync_.gather_weights(weights_.weights());
+    sync_.before_forward(INT32_MAX);
+    hear();
+  }
+
+  void agree() {
+    if (ranks_.alone()) return;
+    const double mine = 0;
+    ops_.upload(stop_, &mine);
+    comm_.all_reduce(nll_sum_);
+    const Comm::Ticket last = comm_.all_reduce(stop_);
+    sync_.finish();
+    comm_.wait(last);
+  }
+
+  void hear() {
+    double sum = 0;
+    ops_.download(&sum, nll_sum_);
+    comm_.throw_if_failed();
+  }
+
+  void settle() {
+    sync_.before_forward(INT32_MAX);
+    ops_.synchronize();
+    comm_.barrier();
+  }
+
+  // Steps follow each other as in a run: the next forward starts while weights are gathered.
+  template <class F>
+  void series(bool on, int runs, std::vector<double>& ms, F&& f) {
+    settle();
+    comm_.on = on;
+    f();  // the first meets the pause
+    auto last = Clock::now();
+    for (int i = 0; i < runs; ++i) {
+      f();
+      const auto now = Clock::now();
+      ms.push_back(std::chrono::duration<double, std::milli>(now - last).count());
+      last = now;
+    }
+    settle();
+  }
+
+  double slowest(std::vector<double> ms) {
+    std::sort(ms.begin(), ms.end());
+    const std::vector<double> all = ranks_.gather(ms[ms.size() / 2]);
+    return *std::max_element(all.begin(), all.end());
+  }
+
+  Ranks& ranks_;
+  Ops& ops_;
+  const Config config_;
+  Switch comm_;
+  LanguageModel model_;
+  Optimizer optimizer_;
+  GradSync sync_;
+  WeightStore weights_;
+  Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
+  void* memory_ = nullptr;
+  std::vector<int32_t> tokens_;
+  int64_t count_ = 0;
+  bool done_ = false;
+};
+
+}  // namespace
+
+CommTime time_comm(Ranks& ranks, Ops& ops, const Config& config, int runs) {
+  check_batch(config.train, ranks.world());
+  CommTime t;
+  t.ranks = ranks.world();
+  t.zero = ranks.alone() ? 0 : int(config.train.zero);
+  t.tokens = config.train.global_batch * config.data.seq_len;
+  Steps steps(ranks, ops, config);
+  steps.time(runs, t);
+  t.state_gib = double(steps.state_bytes) / double(1 << 30);
+  if (ops.peak_flops() > 0) {
+    const MemoryInfo m = ops.memory();
+    t.memory_gib = double(m.total - m.free) / double(1 << 30);
+  }
+  t.tokens_per_s = double(t.tokens) / t.whole_ms * 1e3;
+  return t;
+}
+
+}  // namespace hgrn::bench
