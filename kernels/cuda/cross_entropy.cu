@@ -6,19 +6,63 @@
 // Memory-bound: a row of 50,304 bf16 (98 KiB) fits an H100's shared memory twice, so that the row
 // is read from device memory once, by asynchronous copies that the running softmax follows, and
 // written once. A thread reads only what it copied itself: no barrier between copy and use. Longer
-// rows, and calls without a gradient, read device memory directly. On sm_90 bf16 rows with a
-// gradient take cross_entropy_sm90.cu.
+// rows, and calls without a gradient, read device memory directly.
+//
+// Two exponentials an element are as long as its way through memory: the hardware's exp2 (relative
+// error 2^-22) is taken as it is, without exp2f's care for denormals.
 // Twin: kernels/cpu/cross_entropy.cpp   Test: tests/ops/test_cross_entropy.cpp
 #include <cuda_pipeline_primitives.h>
 
-#include "cuda/cross_entropy.cuh"
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/mma.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/vec.cuh"
 
 namespace hgrn {
 namespace {
 
 constexpr int kThreads = 512;
+constexpr float kLog2e = 1.4426950408889634f;
+
+// run over v, the columns col .. col+kVec-1, of which those from V on do not count.
+template <int kVec>
+__device__ __forceinline__ void follow(OnlineSoftmax& run, float (&v)[kVec], int64_t col,
+                                       int64_t V) {
+  if (col + kVec > V) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i)
+      if (col + i >= V) v[i] = -INFINITY;
+  }
+  float top = v[0];
+#pragma unroll
+  for (int i = 1; i < kVec; ++i) top = fmaxf(top, v[i]);
+  if (top > run.m) {
+    run.s *= exp2_approx((run.m - top) * kLog2e);
+    run.m = top;
+  }
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) run.s += exp2_approx((v[i] - run.m) * kLog2e);
+}
+
+// v := share exp(v - m) - scale [column == target], 0 from V on. share = scale / sum of exp(x - m).
+template <int kVec>
+__device__ __forceinline__ void to_gradient(float (&v)[kVec], int64_t col, int64_t V, int target,
+                                            float m, float share, float scale) {
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) v[i] = exp2_approx((v[i] - m) * kLog2e) * share;
+  if (target >= col && target < col + kVec) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i)
+      if (col + i == target) v[i] -= scale;
+  }
+  if (col + kVec > V) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i)
+      if (col + i >= V) v[i] = 0;
+  }
+}
+
 // The row goes into shared memory in four batches; the softmax follows a batch behind the copies.
 template <class T, int kVec>
 __device__ __forceinline__ OnlineSoftmax copy_and_follow(T* row, const T* x, int64_t Vp,
@@ -117,13 +161,6 @@ void CudaOps::cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t v
   dispatch(logits.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int kVec = 16 / int(sizeof(T));
-    if constexpr (std::is_same_v<T, bf16>) {
-      if (backward && prop_.major >= 9 &&
-          cross_entropy_sm90(nll.ptr<float>(), logits.ptr<T>(), targets.ptr<int32_t>(), rows, Vp,
-                             vocab, float(grad_scale), prop_.multiProcessorCount,
-                             prop_.sharedMemPerBlockOptin, stream_))
-        return;
-    }
     const size_t row_bytes = size_t(Vp) * sizeof(T);
     const bool wide = Vp % kVec == 0 && reinterpret_cast<uintptr_t>(logits.data) % 16 == 0;
     const bool fits =
