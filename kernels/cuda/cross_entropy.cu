@@ -7,11 +7,15 @@
 // is read from device memory once, by asynchronous copies that the running softmax follows, and
 // written once. A thread reads only what it copied itself: no barrier between copy and use. Longer
 // rows, and calls without a gradient, read device memory directly.
+//
+// Two exponentials an element are as long as its way through memory: the hardware's exp2 (relative
+// error 2^-22) is taken as it is, without exp2f's care for denormals.
 // Twin: kernels/cpu/cross_entropy.cpp   Test: tests/ops/test_cross_entropy.cpp
 #include <cuda_pipeline_primitives.h>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/mma.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/vec.cuh"
 
@@ -21,6 +25,7 @@ namespace {
 constexpr int kThreads = 512;
 constexpr float kLog2e = 1.4426950408889634f;
 
+// run over v, the columns col .. col+kVec-1, of which those from V on do not count.
 template <int kVec>
 __device__ __forceinline__ void follow(OnlineSoftmax& run, float (&v)[kVec], int64_t col,
                                        int64_t V) {
@@ -33,18 +38,19 @@ __device__ __forceinline__ void follow(OnlineSoftmax& run, float (&v)[kVec], int
 #pragma unroll
   for (int i = 1; i < kVec; ++i) top = fmaxf(top, v[i]);
   if (top > run.m) {
-    run.s *= exp2f((run.m - top) * kLog2e);
+    run.s *= exp2_approx((run.m - top) * kLog2e);
     run.m = top;
   }
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) run.s += exp2f((v[i] - run.m) * kLog2e);
+  for (int i = 0; i < kVec; ++i) run.s += exp2_approx((v[i] - run.m) * kLog2e);
 }
 
-template <class T, int kVec>
-__device__ __forceinline__ void write_gradient(T* out, float (&v)[kVec], int64_t col, int64_t V,
-                                               int target, float m, float share, float scale) {
+// v := share exp(v - m) - scale [column == target], 0 from V on. share = scale / sum of exp(x - m).
+template <int kVec>
+__device__ __forceinline__ void to_gradient(float (&v)[kVec], int64_t col, int64_t V, int target,
+                                            float m, float share, float scale) {
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) v[i] = exp2f((v[i] - m) * kLog2e) * share;
+  for (int i = 0; i < kVec; ++i) v[i] = exp2_approx((v[i] - m) * kLog2e) * share;
   if (target >= col && target < col + kVec) {
 #pragma unroll
     for (int i = 0; i < kVec; ++i)
@@ -55,7 +61,6 @@ __device__ __forceinline__ void write_gradient(T* out, float (&v)[kVec], int64_t
     for (int i = 0; i < kVec; ++i)
       if (col + i >= V) v[i] = 0;
   }
-  store<kVec>(out + col, v);
 }
 
 // The row goes into shared memory in four batches; the softmax follows a batch behind the copies.
@@ -139,7 +144,8 @@ __global__ __launch_bounds__(kThreads) void cross_entropy_kernel(float* nll, T* 
   for (int64_t col = first; col < Vp; col += stride) {
     float v[kVec];
     load<kVec>(v, (kShared ? row : x) + col);
-    write_gradient<T, kVec>(x, v, col, V, target, total.m, share, scale);
+    to_gradient(v, col, V, target, total.m, share, scale);
+    store<kVec>(x + col, v);
   }
 }
 

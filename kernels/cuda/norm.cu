@@ -24,6 +24,7 @@ namespace hgrn {
 namespace {
 
 constexpr int kMaxWarps = 16;
+constexpr int kRowWarps = 8;  // a CTA's warps, where a row does not need more
 
 template <class T>
 struct ForwardArgs {
@@ -60,8 +61,8 @@ struct BackwardArgs {
 
 // The warps that share a row, and several rows a CTA. Sums alternate between two halves of
 // `shared`, so that one barrier a sum is enough: a half is written again only after the next sum's
-// barrier, which no warp passes before all have read it. Where a row has several warps, all warps
-// of the CTA must call sum() equally often.
+// barrier, which no warp passes before all have read it. The barrier is the row's own: the rows of
+// a CTA do not wait for each other.
 struct RowGroup {
   int index, warp, lane, warps;  // row in the CTA, warp in the row, warps a row
   float2* shared;                // 2 * kMaxWarps
@@ -77,7 +78,7 @@ struct RowGroup {
     float2* slots = shared + half * kMaxWarps + index * warps;
     half ^= 1;
     if (lane == 0) slots[warp] = v;
-    __syncthreads();
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + index), "r"(32 * warps) : "memory");
     float2 total = slots[0];
     for (int i = 1; i < warps; ++i) total.x += slots[i].x, total.y += slots[i].y;
     return total;
@@ -178,6 +179,10 @@ __device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kW
   }
 }
 
+// What backward writes: dx; or dsum += dx; or that and dbranch. Three kernels, since dropout's
+// random numbers would cost the second one the registers for its rows.
+enum class Form { plain, residual, branch };
+
 // What a lane reads of a row in the backward pass.
 template <class T, int kPacks, bool kResidual>
 struct BackwardRow {
@@ -198,8 +203,9 @@ struct BackwardRow {
   }
 };
 
-template <class T, int kPacks, bool kLayer, bool kResidual>
+template <class T, int kPacks, bool kLayer, Form kForm>
 __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const BackwardArgs<T> a) {
+  constexpr bool kResidual = kForm != Form::plain;
   __shared__ float2 shared[2 * kMaxWarps];
   extern __shared__ float4 row_shared[];  // D floats where the CTA has several rows
   RowGroup group(a.group_warps, shared);
@@ -214,6 +220,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
   BackwardRow<T, kPacks, kResidual> now, next;
   int64_t row = int64_t(blockIdx.x) * groups + group.index;
   if (kAhead && row < a.N) next.load(a, row, first, stride);
+#pragma unroll 1
   for (; row < a.N; row += step) {
     if constexpr (kAhead) {
       now = next;
@@ -261,7 +268,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
         for (int i = 0; i < kWide; ++i) g[i] = rounded<T>(g[i] + before[i]);
       }
       store<kWide>(a.dx + at, g);
-      if (kResidual && a.dbranch) {
+      if constexpr (kForm == Form::branch) {
         a.drop.apply(g, row, col);
         store<kWide>(a.dbranch + at, g);
       }
@@ -390,15 +397,15 @@ bool wide_rows(int64_t D, int64_t max_cols, std::initializer_list<const void*> p
 template <class T>
 void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
   constexpr int kMaxPacks = 4;
-  const int64_t max_cols = 8 * 32 * kWide * kMaxPacks;
+  const int64_t max_cols = kRowWarps * 32 * kWide * kMaxPacks;
   if (!wide_rows(a.D, max_cols, {a.sum, a.y, a.x, a.branch, a.w, a.b, a.stats})) {
     norm_forward_plain_kernel<T><<<unsigned(a.N), kPlainThreads, 0, stream>>>(a);
     CUDA_CHECK(cudaGetLastError());
     return;
   }
-  const RowLayout layout = row_layout(a.D, kMaxPacks, 8);
+  const RowLayout layout = row_layout(a.D, kMaxPacks, kRowWarps);
   a.group_warps = layout.warps;
-  const int groups = 8 / layout.warps;
+  const int groups = kRowWarps / layout.warps;
   const unsigned blocks = unsigned((a.N + groups - 1) / groups);
   const unsigned threads = unsigned(groups * layout.warps * 32);
   dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
@@ -418,9 +425,9 @@ struct Grid {
 template <class Kernel>
 Grid backward_grid(Kernel kernel, int multiprocessors, int64_t N, int D, int group_warps) {
   Grid g;
-  const int groups = group_warps == 1 ? 8 : 1;
+  const int groups = std::max(1, kRowWarps / group_warps);
   g.threads = 32 * group_warps * groups;
-  g.shared = groups > 1 ? size_t(D) * sizeof(float) : 0;  // a warp holds 512 at most
+  g.shared = groups > 1 ? size_t(D) * sizeof(float) : 0;
   int resident = 0;
   CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));
   const int64_t needed = (N + groups - 1) / groups;
@@ -496,10 +503,13 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
       add_partial_rows(dw.ptr<float>(), a.partial_dw, grid.blocks, D);
       if (db) add_partial_rows(db.ptr<float>(), a.partial_db, grid.blocks, D);
     };
-    // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one.
-    constexpr int kMaxPacks = std::is_same_v<T, float> ? 1 : 2;
-    const bool wide = wide_rows(D, kMaxWarps * 32 * kWide * kMaxPacks,
-                                {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats});
+    // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one,
+    // LayerNorm twice the sums, dropout its random numbers. The fewer warps a row has, the fewer
+    // wait for each other.
+    constexpr int kMostPacks = std::is_same_v<T, float> ? 2 : 4, kHalf = kMostPacks / 2;
+    const int max_packs = layer || dbranch ? kHalf : kMostPacks;
+    const bool wide =
+        wide_rows(D, kMaxWarps * 32 * kWide * kHalf, {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats});
     if (!wide || (db && !layer)) {  // no model has an RMSNorm with a bias: not worth a kernel
       const Grid grid{int(std::min<int64_t>(N, sms * 4)), kPlainThreads, 0};
       if (residual)
@@ -508,17 +518,20 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
         launch(norm_backward_plain_kernel<T, false>, grid, layer);
       return;
     }
-    const RowLayout layout = row_layout(a.D, kMaxPacks, kMaxWarps);
+    const RowLayout layout = row_layout(a.D, max_packs, kMaxWarps);
     a.group_warps = layout.warps;
-    dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
-      const auto go = [&](auto kernel) {
+    const auto go = [&](auto layered, auto packs) {
+      const auto run = [&](auto kernel) {
         launch(kernel, backward_grid(kernel, sms, N, a.D, a.group_warps));
       };
-      if (layer && residual) return go(norm_backward_kernel<T, packs(), true, true>);
-      if (layer) return go(norm_backward_kernel<T, packs(), true, false>);
-      if (residual) return go(norm_backward_kernel<T, packs(), false, true>);
-      go(norm_backward_kernel<T, packs(), false, false>);
-    });
+      if (!residual) return run(norm_backward_kernel<T, packs(), layered(), Form::plain>);
+      if constexpr (packs() <= kHalf)
+        if (dbranch) return run(norm_backward_kernel<T, packs(), layered(), Form::branch>);
+      run(norm_backward_kernel<T, packs(), layered(), Form::residual>);
+    };
+    if (layer)
+      return dispatch_packs<kHalf>(layout.packs, [&](auto packs) { go(std::true_type{}, packs); });
+    dispatch_packs<kMostPacks>(layout.packs, [&](auto packs) { go(std::false_type{}, packs); });
   });
 }
 

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -15,13 +14,27 @@
 namespace hgrn {
 namespace {
 
-[[noreturn]] void become(const ChildSpec& spec, std::vector<char*>& argv, const SignalFd& signals,
-                         pid_t parent) {
+int g_signals = -1;  // where the handler writes; a pipe's end that never blocks
+
+void on_signal(int number) {
+  const int before = errno;
+  const auto byte = static_cast<unsigned char>(number);
+  // A full pipe holds enough of them to wake whoever reads.
+  if (::write(g_signals, &byte, 1) < 0) {
+  }
+  errno = before;
+}
+
+[[noreturn]] void become(const ChildSpec& spec, std::vector<char*>& argv, pid_t parent) {
   ::setpgid(0, 0);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(1);  // it died before the line above
-  sigprocmask(SIG_SETMASK, &signals.before(), nullptr);
+  // All signals are blocked here: none may reach the handler, which would tell the parent.
+  for (const int number : SignalFd::kSignals) std::signal(number, SIG_DFL);
   std::signal(SIGPIPE, SIG_DFL);
+  sigset_t none;
+  sigemptyset(&none);
+  pthread_sigmask(SIG_SETMASK, &none, nullptr);
   const int null = ::open("/dev/null", O_RDONLY);
   if (null >= 0) ::dup2(null, STDIN_FILENO);
   ::dup2(spec.out, STDOUT_FILENO);
@@ -43,33 +56,42 @@ std::string own_program() {
 }
 
 SignalFd::SignalFd() {
-  sigset_t set;
-  sigemptyset(&set);
-  for (int s : {SIGTERM, SIGINT, SIGUSR1, SIGHUP, SIGCHLD}) sigaddset(&set, s);
-  sigprocmask(SIG_BLOCK, &set, &before_);
-  fd_ = Fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-  check(bool(fd_), "signalfd: {}", std::strerror(errno));
+  int ends[2];
+  check(::pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0, "a pipe for signals: {}", std::strerror(errno));
+  read_ = Fd(ends[0]), write_ = Fd(ends[1]);
+  g_signals = ends[1];
+  struct sigaction action = {};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  sigfillset(&action.sa_mask);
+  for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &action, &before_[i]);
   std::signal(SIGPIPE, SIG_IGN);
 }
 
 SignalFd::~SignalFd() {
-  sigprocmask(SIG_SETMASK, &before_, nullptr);
+  for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  g_signals = -1;
 }
 
 int SignalFd::next() const {
-  signalfd_siginfo info;
-  return ::read(fd_.get(), &info, sizeof info) == ssize_t(sizeof info) ? int(info.ssi_signo) : 0;
+  unsigned char byte = 0;
+  return ::read(read_.get(), &byte, 1) == 1 ? byte : 0;
 }
 
-pid_t start_child(const ChildSpec& spec, const SignalFd& signals) {
+pid_t start_child(const ChildSpec& spec) {
   std::vector<std::string> words = {own_program()};
   words.insert(words.end(), spec.words.begin(), spec.words.end());
   std::vector<char*> argv;
   for (std::string& w : words) argv.push_back(w.data());
   argv.push_back(nullptr);
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
   const pid_t parent = ::getpid(), pid = ::fork();
-  check(pid >= 0, "a process cannot be started: {}", std::strerror(errno));
-  if (pid == 0) become(spec, argv, signals, parent);
+  if (pid == 0) become(spec, argv, parent);
+  const int error = errno;
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  check(pid >= 0, "a process cannot be started: {}", std::strerror(error));
   return pid;
 }
 

@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <csignal>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,20 +15,24 @@ namespace hgrn {
 std::string own_program();  // the path of this executable
 
 // SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGCHLD come through a descriptor while this lives; children
-// start with them unblocked. SIGPIPE is ignored from then on.
+// start without. SIGPIPE is ignored from then on. One at a time.
+//
+// By handlers and not by signalfd(2): that needs the signals blocked in every thread, and libraries
+// that start threads of their own before main() (drivers, profilers) leave them open.
 class SignalFd {
  public:
   SignalFd();
   ~SignalFd();
   SignalFd(const SignalFd&) = delete;
   SignalFd& operator=(const SignalFd&) = delete;
-  int get() const { return fd_.get(); }
-  const sigset_t& before() const { return before_; }
+  int get() const { return read_.get(); }
   int next() const;  // the next signal; 0: none waits
 
+  static constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP, SIGCHLD};
+
  private:
-  Fd fd_;
-  sigset_t before_;
+  Fd read_, write_;
+  struct sigaction before_[std::size(kSignals)];
 };
 
 struct ChildSpec {
@@ -39,6 +44,6 @@ struct ChildSpec {
 
 // The kernel kills the child when this thread ends. It leads a process group of its own, so that a
 // Ctrl-C on the terminal reaches it once, from its parent. Exit::failed where it cannot start.
-pid_t start_child(const ChildSpec& spec, const SignalFd& signals);
+pid_t start_child(const ChildSpec& spec);
 
 }  // namespace hgrn

@@ -169,7 +169,7 @@ void Attempt::start_rank(int local_rank, const std::string& address, int port) {
     child.set.push_back(
         {"OMP_NUM_THREADS", std::to_string(std::max(
                                 1, int(std::thread::hardware_concurrency()) / o_.nproc_per_node))});
-  const pid_t pid = start_child(child, signals_);
+  const pid_t pid = start_child(child);
   processes_.push_back({rank, pid, true, false, 0});
   int log = -1;
   if (!o_.log_dir.empty()) {

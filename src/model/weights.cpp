@@ -15,15 +15,50 @@ uint64_t hash_of(const std::string& text) {  // FNV-1a
   return h;
 }
 
-// Box-Muller on two of Philox's words: element i of a normal weight.
-double normal_at(uint64_t key, int64_t i) {
-  const Philox r = philox(key, 0, uint64_t(i));
-  const double u = (double(r.v[0]) + 0.5) / 4294967296.0, t = double(r.v[1]) / 4294967296.0;
-  return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * M_PI * t);
+// Elements 4q .. 4q+3 of a weight, of which one call of Philox gives all: N(0, 1), two of each
+// Box-Muller transform, or U(-1, 1).
+struct Quad {
+  double v[4];
+};
+double open01(uint32_t word) {
+  return (double(word) + 0.5) / 4294967296.0;
+}
+Quad normals(uint64_t key, int64_t q) {
+  const Philox r = philox(key, 0, uint64_t(q));
+  Quad o;
+  for (int pair = 0; pair < 4; pair += 2) {
+    const double radius = std::sqrt(-2.0 * std::log(open01(r.v[pair])));
+    const double angle = 2.0 * M_PI * open01(r.v[pair + 1]);
+    o.v[pair] = radius * std::cos(angle);
+    o.v[pair + 1] = radius * std::sin(angle);
+  }
+  return o;
+}
+Quad uniforms(uint64_t key, int64_t q) {
+  const Philox r = philox(key, 0, uint64_t(q));
+  Quad o;
+  for (int i = 0; i < 4; ++i) o.v[i] = 2.0 * open01(r.v[i]) - 1.0;
+  return o;
 }
 
-double uniform_at(uint64_t key, int64_t i) {  // (-1, 1)
-  return 2.0 * ((double(philox(key, 0, uint64_t(i)).v[0]) + 0.5) / 4294967296.0) - 1.0;
+// The weight p of the flat buffer w from its quads. Quads do not end with rows: the first and the
+// last of a padded row are drawn twice.
+template <class Draw>
+void fill(float* w, const Param& p, uint64_t key, const Draw& draw) {
+  constexpr int64_t kPiece = 1 << 14;
+  const int64_t count = p.shape.numel(), cols = p.cols();
+  const bool dense = cols == p.stored_cols();
+  const int64_t piece = dense ? kPiece : cols, pieces = (count + piece - 1) / piece;
+#pragma omp parallel for
+  for (int64_t k = 0; k < pieces; ++k) {
+    const int64_t first = k * piece, last = std::min(count, first + piece);
+    float* const out = w + p.at(first) - first;
+    for (int64_t q = first / 4; 4 * q < last; ++q) {
+      const Quad quad = draw(key, q);
+      for (int64_t i = std::max(first, 4 * q); i < std::min(last, 4 * q + 4); ++i)
+        out[i] = float(p.init_scale * quad.v[i - 4 * q]);
+    }
+  }
 }
 
 }  // namespace
@@ -128,14 +163,8 @@ std::vector<float> initial_weights(const ParamTable& table, uint64_t seed) {
       case Init::ones:
         for (int64_t i = 0; i < count; ++i) w[p.at(i)] = 1.0f;
         break;
-      case Init::normal:
-#pragma omp parallel for
-        for (int64_t i = 0; i < count; ++i) w[p.at(i)] = float(p.init_scale * normal_at(key, i));
-        break;
-      case Init::uniform:
-#pragma omp parallel for
-        for (int64_t i = 0; i < count; ++i) w[p.at(i)] = float(p.init_scale * uniform_at(key, i));
-        break;
+      case Init::normal: fill(w, p, key, normals); break;
+      case Init::uniform: fill(w, p, key, uniforms); break;
     }
   }
   return flat;

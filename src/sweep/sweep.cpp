@@ -107,7 +107,7 @@ void Runner::start(size_t run, size_t place) {
   if (!std::getenv("OMP_NUM_THREADS"))
     child.set.push_back(
         {"OMP_NUM_THREADS", std::to_string(std::max(1, cores / int(places_.ids.size())))});
-  jobs_.push_back({run, place, start_child(child, signals_), monotonic_s()});
+  jobs_.push_back({run, place, start_child(child), monotonic_s()});
   results_[run].state = RunState::running;
   results_[run].error.clear();
   log_info("{}: started{}", label(run),

@@ -1,7 +1,14 @@
 // `hgrn launch` from outside: lines, logs, codes, signals, restarts, and that nothing outlives it.
+#include <poll.h>
+#include <pthread.h>
+
+#include <atomic>
 #include <csignal>
+#include <set>
+#include <thread>
 
 #include "catch.h"
+#include "launch/child.h"
 #include "launch/run_ranks.h"
 
 using namespace hgrn;
@@ -133,6 +140,33 @@ TEST_CASE("launch: kill -9 of the launcher takes the ranks with it", "[launch]")
   p.signal(SIGKILL);
   CHECK(p.wait() == -SIGKILL);
   CHECK(r.nobody_left("run"));
+}
+
+// As drivers' and profilers' threads do, which start before main().
+TEST_CASE("launch: signals come through whichever thread the kernel gives them to", "[launch]") {
+  std::atomic<bool> over{false};
+  std::thread other([&] {
+    while (!over) sleep_ms(1);
+  });
+  {
+    const SignalFd signals;
+    CHECK(signals.next() == 0);
+    pthread_kill(other.native_handle(), SIGTERM);
+    pollfd p = {signals.get(), POLLIN, 0};
+    CHECK(eventually(10, [&] { return ::poll(&p, 1, 100) == 1; }));
+    CHECK(signals.next() == SIGTERM);
+    CHECK(signals.next() == 0);
+    pthread_kill(other.native_handle(), SIGUSR1);
+    pthread_kill(other.native_handle(), SIGHUP);
+    std::set<int> both;
+    CHECK(eventually(10, [&] {
+      if (const int number = signals.next()) both.insert(number);
+      return both.size() == 2;
+    }));
+    CHECK(both == std::set<int>{SIGUSR1, SIGHUP});
+  }
+  over = true;
+  other.join();
 }
 
 TEST_CASE("launch: SIGTERM saves on all ranks at one step and ends with 75", "[launch]") {

@@ -213,6 +213,39 @@ TEST_CASE("lm: initial weights have the stated spread and depend on name and see
   CHECK(w[size_t(wiki.params().params()[size_t(gamma)].offset)] == 1.0f);
 }
 
+// Numbers are drawn four at a time: neither rows that are padded in memory nor the four may show.
+TEST_CASE("lm: initial weights do not depend on padding, and neighbours are independent",
+          "[model]") {
+  const auto weight = [](Init init, Shape stored) {
+    ParamTable table;
+    table.add({.name = "w", .shape = {301, 77}, .init = init, .init_scale = 1, .stored = stored});
+    table.finalize();
+    const std::vector<float> flat = initial_weights(table, 1);
+    std::vector<float> dense(301 * 77);
+    gather(dense.data(), flat.data(), table.params()[0], 0, int64_t(dense.size()));
+    return std::pair(flat, dense);
+  };
+  for (const Init init : {Init::normal, Init::uniform}) {
+    const std::vector<float> w = weight(init, {}).second;
+    const auto [flat, dense] = weight(init, {304, 80});
+    CHECK(dense == w);
+    float padding = 0;
+    for (size_t i = 0; i < flat.size(); ++i)
+      if (i % 80 >= 77 || i / 80 >= 301) padding += std::fabs(flat[i]);
+    CHECK(padding == 0);
+    for (size_t lag = 1; lag <= 5; ++lag) {
+      double product = 0, squares = 0;
+      for (size_t i = 0; i + lag < w.size(); ++i) {
+        product += double(w[i]) * double(w[i + lag]);
+        squares += double(w[i]) * double(w[i]) * double(w[i + lag]) * double(w[i + lag]);
+      }
+      CHECK(std::fabs(product) < 4 * std::sqrt(double(w.size())));
+      // E[a^2 b^2] = 1 for independent normals, 1/9 for uniforms.
+      CHECK(squares / double(w.size()) == Approx(init == Init::normal ? 1 : 1.0 / 9).epsilon(0.06));
+    }
+  }
+}
+
 TEST_CASE("lm: a NaN weight is seen before anything is updated", "[model]") {
   const ModelConfig c = small_config(false);
   const RandomRows data(2, 5, c.vocab_size, 1);

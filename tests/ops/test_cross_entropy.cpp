@@ -81,6 +81,33 @@ TEST_CASE("cross-entropy: every backend against double", "[ops]") {
   }
 }
 
+// A GPU's CTA takes several rows here, and a row several pieces of shared memory.
+TEST_CASE("cross-entropy: many long rows", "[ops]") {
+  Bench ref(reference_ops());
+  for (const Backend& backend : backends()) {
+    INFO(backend.name);
+    const int64_t N = backend.bf16() ? 2000 : 24, V = 4100, Vp = 4224;
+    const Values z = exact(normals(size_t(N * Vp), 5, 0, 2));
+    std::vector<int32_t> targets = integers(size_t(N), 6, 0, int32_t(V - 1));
+    targets[1] = targets[size_t(N - 1)] = -1, targets[2] = int32_t(V - 1);
+    const auto results = [&](Bench& b) {
+      Tensor logits = b.real({N, Vp}, z), nll = b.empty({N}, b->stat_dtype());
+      b->cross_entropy(nll, logits, b.ids(targets), V, true, 1.0);
+      return Result{b.read(nll), b.read(logits)};
+    };
+    Bench b(backend.open());
+    const Result r = results(b), again = results(b), expected = results(ref);
+    CHECK(relative_error(r.nll, expected.nll) < backend.reduced);
+    CHECK(relative_error(r.logits, expected.logits) < backend.reduced);
+    CHECK(r.nll == again.nll);
+    CHECK(r.logits == again.logits);
+    double padding = 0;
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t v = V; v < Vp; ++v) padding += std::abs(r.logits[size_t(n * Vp + v)]);
+    CHECK(padding == 0);
+  }
+}
+
 TEST_CASE("cross-entropy: huge logits neither overflow nor vanish", "[ops]") {
   for (const Backend& backend : backends()) {
     INFO(backend.name);
