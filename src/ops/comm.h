@@ -39,9 +39,18 @@ class Comm {
   // x = that of rank `root`.
   virtual Ticket broadcast(Tensor x, int root) = 0;
 
+  // Memory from which all_gather() is faster, or costs the device less, than from any other; of one
+  // size on all ranks, which ask for it in the same order. It goes with this Comm. Null: there is
+  // nothing of the kind, and any memory does as well.
+  virtual void* alloc_gathered(size_t bytes) {
+    (void)bytes;
+    return nullptr;
+  }
+
   virtual void wait(Ticket ticket) = 0;
-  // After the host has waited for the device (Ops::download): throws where a collective was given up
-  // meanwhile, so that what came out of it is not believed. Where wait() holds the host, it has said so.
+  // After the host has waited for the device (Ops::download): throws where a collective was given
+  // up meanwhile, so that what came out of it is not believed. Where wait() holds the host, it has
+  // said so.
   virtual void throw_if_failed() {}
   // Returns on the host once every rank has called it and all collectives before are done.
   virtual void barrier() = 0;
@@ -66,8 +75,8 @@ struct CommOptions {
   KeyValueStore* store = nullptr;  // for more than one rank; used while connecting only
   std::string address;             // of this machine, as the other ranks reach it (Gloo)
   double timeout_s = 1800;         // of one collective, waiting for the slowest rank included
-  // Asked several times a second by the engine's own thread: true once the run is lost. A collective
-  // that its peer will never join is then given up, and the device goes on.
+  // Asked several times a second by the engine's own thread: true once the run is lost. A
+  // collective that its peer will never join is then given up, and the device goes on.
   std::function<bool()> lost;
   // Asked when a collective fails: who is to blame, as far as is known. It may throw the Error that
   // the run should end with, or return an empty text.

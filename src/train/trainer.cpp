@@ -60,7 +60,7 @@ Trainer::Trainer(const TrainArgs& args)
   try {
     open();
   } catch (const Error& e) {
-    if (!ranks_->close()) state_memory_.release();
+    leave_memory_in_use();
     throw ranks_->failed(e);
   }
 }
@@ -111,8 +111,14 @@ void Trainer::open() {
 }
 
 Trainer::~Trainer() {
-  // Nothing may still travel when the memory goes; where it does, the process is about to end.
-  if (ranks_ && !ranks_->close()) state_memory_.release();
+  if (ranks_) leave_memory_in_use();
+}
+
+// Nothing may still travel when the memory goes; where it does, the process is about to end.
+void Trainer::leave_memory_in_use() {
+  if (ranks_->close()) return;
+  state_memory_.release();
+  gathered_memory_.release();
 }
 
 // ---- start
@@ -140,9 +146,10 @@ void Trainer::allocate() {
       std::make_unique<RunMonitor>(RunMonitor::Run{config_, out_, *ops_, *model_, *sync_, *ranks_,
                                                    weights_, tokenizer_.get(), eos_},
                                    args_.monitor);
-  Arena arena("weights and optimizer");
+  Arena arena("weights and optimizer"), gathered("compute weights");
   auto layout = [&] {
-    weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true);
+    weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true,
+                  sync_->sharded() ? &gathered : nullptr);
     optimizer_->take(arena, model_->params(), sync_->updated(),
                      sync_->sharded() ? &ranks_->comm() : nullptr);
     sync_->take(arena);
@@ -151,9 +158,18 @@ void Trainer::allocate() {
     stop_ = arena.take("loss", {1}, DType::f64);
   };
   layout();
-  check_memory(arena.peak());
-  state_memory_ = {ops_->alloc(arena.peak(), arena.name()), [this](void* p) { ops_->free(p); }};
+  check_memory(arena.peak() + gathered.peak());
+  const auto free = [this](void* p) { ops_->free(p); };
+  state_memory_ = {ops_->alloc(arena.peak(), arena.name()), free};
   arena.bind(state_memory_.get());
+  if (gathered.peak() > 0) {
+    void* memory = ranks_->comm().alloc_gathered(gathered.peak());
+    if (!memory) {
+      memory = ops_->alloc(gathered.peak(), gathered.name());
+      gathered_memory_ = {memory, free};
+    }
+    gathered.bind(memory);
+  }
   layout();
   model_->use(weights_.weights());
   model_->set_hooks({[this](int stage) { sync_->before_forward(stage); },
