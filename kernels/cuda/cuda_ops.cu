@@ -135,7 +135,8 @@ void* CudaOps::alloc(size_t bytes, std::string_view what) {
   return p;
 }
 
-// Throws nothing: it is called while an error of the device unwinds, which every later call repeats.
+// Throws nothing: it is called while an error of the device unwinds, which every later call
+// repeats.
 void CudaOps::free(void* p) {
   if (cudaFree(p) != cudaSuccess) cudaGetLastError();
 }

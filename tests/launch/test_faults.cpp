@@ -176,6 +176,62 @@ TEST_CASE("launchers: Slurm's variables", "[launch]") {
   CHECK(r.losses("run").size() == 6);
 }
 
+// scripts/slurm/train.sbatch with stand-ins for Slurm's programs, which do what the script counts
+// on.
+TEST_CASE("launchers: the batch script of Slurm queues a stopped job again", "[launch]") {
+  NEEDS_GLOO();
+  const RankRuns r;
+  for (const char* dir : {"bin", "build"}) std::filesystem::create_directory(r.folder / dir);
+  std::filesystem::create_symlink(program(), r.folder / "build/hgrn");
+  spill(r.folder / "bin/scontrol", R"(#!/bin/sh
+case "$*" in "show hostnames two") echo 127.0.0.1; echo elsewhere ;; *) echo "scontrol $*" ;; esac
+)");
+  spill(r.folder / "bin/srun", R"(#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & ranks+=($!); done
+trap 'kill -TERM "${ranks[@]}"' TERM
+worst=0
+for p in "${ranks[@]}"; do
+  wait "$p"; code=$?
+  while kill -0 "$p" 2>/dev/null; do wait "$p"; code=$?; done
+  [ "$code" -gt "$worst" ] && worst=$code
+done
+exit "$worst"
+)");
+  for (const char* name : {"bin/scontrol", "bin/srun"})
+    std::filesystem::permissions(r.folder / name, std::filesystem::perms::owner_all);
+  const auto job = [&](const std::string& log, const std::vector<std::string>& set) {
+    std::vector<std::string> words = {"-c", "cd '" + (r.folder / "") + "' && exec bash \"$@\"",
+                                      "sh", HGRN_SOURCE_DIR "/scripts/slurm/train.sbatch"};
+    const std::vector<std::string> train = r.train_words("run", set);
+    words.insert(words.end(), train.begin() + 1, train.end());
+    return Process("sh", words,
+                   RankRuns::env({{"PATH", (r.folder / "bin") + ":" + std::getenv("PATH")},
+                                  {"SLURM_JOB_NODELIST", "two"},
+                                  {"SLURM_JOB_ID", std::to_string(::getpid())},
+                                  {"SLURM_CPUS_PER_TASK", "1"},
+                                  {"SLURM_NTASKS", "2"}}),
+                   r.log(log));
+  };
+  Process stopped = job("stopped", {"train.steps=100000", "train.micro_batch=1"});
+  REQUIRE(stopped.wait_for_text("step      4/"));
+  stopped.signal(SIGTERM);
+  CHECK(stopped.wait() == 0);
+  INFO(stopped.output());
+  CHECK(stopped.says("stopped by signal 15"));
+  CHECK(stopped.says("scontrol requeue " + std::to_string(::getpid())));
+  const int done = int(r.losses("run").size());
+  const std::string last = std::to_string(done + 3);
+  Process on = job("on", {"train.steps=" + last, "train.micro_batch=1"});
+  CHECK(on.wait() == 0);
+  CHECK(on.says("at step " + std::to_string(done)));
+  CHECK_FALSE(on.says("requeue"));
+  CHECK(int(r.losses("run").size()) == done + 3);
+  Process wrong = job("wrong", {"train.micro_batch=3"});
+  CHECK(wrong.wait() == 2);  // its code is the job's: nothing to queue again
+  CHECK_FALSE(wrong.says("requeue"));
+}
+
 TEST_CASE("launchers: mpirun", "[launch]") {
   NEEDS_GLOO();
   if (!has_program("mpirun")) {
@@ -183,8 +239,7 @@ TEST_CASE("launchers: mpirun", "[launch]") {
     return;
   }
   const RankRuns r;
-  std::vector<std::string> words = {"-n", "2", "--oversubscribe", "--allow-run-as-root",
-                                    program()};
+  std::vector<std::string> words = {"-n", "2", "--oversubscribe", "--allow-run-as-root", program()};
   for (const std::string& w : r.train_words("run", kShort)) words.push_back(w);
   Process p("mpirun", words, RankRuns::env({{"MASTER_PORT", std::to_string(free_port())}}),
             r.log("run"));
@@ -203,10 +258,14 @@ TEST_CASE("launchers: torchrun --no-python", "[launch]") {
   const RankRuns r;
   const std::string port = std::to_string(free_port());
   // Redirections are named rank by rank since torchrun 1.13 under Python 3.11 reads no plain "0".
-  std::vector<std::string> words = {
-      "--no_python",           "--nproc_per_node=2", "--nnodes=1",
-      "--redirects=0:1,1:1",   "--tee=0:1,1:1",      "--master_addr=127.0.0.1",
-      "--master_port=" + port, program()};
+  std::vector<std::string> words = {"--no_python",
+                                    "--nproc_per_node=2",
+                                    "--nnodes=1",
+                                    "--redirects=0:1,1:1",
+                                    "--tee=0:1,1:1",
+                                    "--master_addr=127.0.0.1",
+                                    "--master_port=" + port,
+                                    program()};
   for (const std::string& w : r.train_words("run", kShort)) words.push_back(w);
   Process p("torchrun", words, RankRuns::env(), r.log("run"));
   CHECK(p.wait() == 0);

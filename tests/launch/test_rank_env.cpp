@@ -98,18 +98,19 @@ TEST_CASE("rank_env: what is missing or wrong is named", "[launch]") {
     vars[name] = value;
     return vars;
   };
-  const std::vector<std::pair<const char*, const char*>> wrong = {{"RANK", "8"},
-                                                                  {"RANK", "-1"},
-                                                                  {"RANK", "x"},
-                                                                  {"WORLD_SIZE", "0"},
-                                                                  {"WORLD_SIZE", ""},
-                                                                  {"LOCAL_RANK", "1x"},
-                                                                  {"MASTER_ADDR", ""},
-                                                                  {"MASTER_PORT", "65536"},
-                                                                  {"HGRN_MASTER_PORT", "0"},
-                                                                  {"HGRN_JOIN_TIMEOUT", "no"},
-                                                                  {"HGRN_RANK_TIMEOUT", "0"},
-                                                                  {"HGRN_COLLECTIVE_TIMEOUT", "-1"}};
+  const std::vector<std::pair<const char*, const char*>> wrong = {
+      {"RANK", "8"},
+      {"RANK", "-1"},
+      {"RANK", "x"},
+      {"WORLD_SIZE", "0"},
+      {"WORLD_SIZE", ""},
+      {"LOCAL_RANK", "1x"},
+      {"MASTER_ADDR", ""},
+      {"MASTER_PORT", "65536"},
+      {"HGRN_MASTER_PORT", "0"},
+      {"HGRN_JOIN_TIMEOUT", "no"},
+      {"HGRN_RANK_TIMEOUT", "0"},
+      {"HGRN_COLLECTIVE_TIMEOUT", "-1"}};
   for (const auto& [name, value] : wrong) {
     const Thrown t = refused(with(name, value));
     INFO(name << "=" << value << ": " << t.text);

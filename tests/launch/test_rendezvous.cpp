@@ -122,6 +122,34 @@ TEST_CASE("rendezvous: ranks that disagree do not start, and all say why", "[lau
   }
 }
 
+TEST_CASE("rendezvous: a rank that speaks another version of the protocol is told so", "[launch]") {
+  Meeting m;
+  m.join_s = 2;
+  Thrown of_rank0;
+  std::thread rank0([&] { of_rank0 = thrown_by([&] { Rendezvous r(m.options(0, 2)); }); });
+  std::string why, in;
+  Fd s;
+  CHECK(eventually(5, [&] { return bool(s = connect_to("127.0.0.1", m.port, 1, why)); }));
+  std::string out =  // what follows the version may have any form
+      wire::Writer()
+          .text(wire::kMagic)
+          .number(wire::kProtocol + 1)
+          .text("?")
+          .frame(wire::Type::hello);
+  send_some(s, out);
+  in = read_all(s, 3);
+  rank0.join();
+  wire::Frame f;
+  REQUIRE(wire::take_frame(in, wire::kMaxFrame, f) == wire::Take::frame);
+  CHECK(f.type == wire::Type::refuse);
+  wire::Reader r(f.payload);
+  CHECK(Exit(r.number()) == Exit::usage);
+  CHECK(r.text() == fmt::format("rank 0 speaks version {} of the rendezvous and this rank {}; run "
+                                "the same hgrn on all machines",
+                                wire::kProtocol, wire::kProtocol + 1));
+  CHECK(of_rank0.has("missing: 1"));  // it stays outside, the run does not end for it
+}
+
 TEST_CASE("rendezvous: a wrong secret and a second rank 1 are refused, the run goes on",
           "[launch]") {
   const Meeting m;

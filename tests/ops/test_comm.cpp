@@ -318,7 +318,8 @@ TEST_CASE("comm: a collective on a GPU that a rank stays away from is given up",
               said[1] = error.what();
             }
           },
-          [&](std::vector<Rank>& ranks) { no_errors(ranks); }, told ? 60 : 1, [&] { return lost.load(); });
+          [&](std::vector<Rank>& ranks) { no_errors(ranks); }, told ? 60 : 1,
+          [&] { return lost.load(); });
       const std::string why = told ? "another rank is lost" : "it did not end within 1 s";
       for (const std::string& text : said) {
         INFO(text);

@@ -1,6 +1,7 @@
 // Several GPUs through NCCL: the same training as on one, bit for bit the same twice, checkpoints
-// that any number of GPUs goes on from, and an end to a run whose rank dies or hangs in a collective.
-// Skipped with a message where fewer than two GPUs are; scripts/check_gpus.sh runs them all.
+// that any number of GPUs goes on from, and an end to a run whose rank dies or hangs in a
+// collective. Skipped with a message where fewer than two GPUs are; scripts/check_gpus.sh runs them
+// all.
 #include <csignal>
 
 #include <algorithm>
@@ -13,11 +14,11 @@ using namespace hgrn;
 using namespace hgrn::test;
 
 // The rest of the test is left out, with a message, where two GPUs and NCCL are not.
-#define NEEDS_TWO_GPUS()                                                                     \
-  if (!hgrn::nccl_built() || hgrn::cuda_device_count() < 2) {                                \
-    WARN("skipped: two GPUs are wanted, and a build with NCCL; " << cuda_device_count()      \
-                                                                 << " visible");             \
-    return;                                                                                  \
+#define NEEDS_TWO_GPUS()                                                                \
+  if (!hgrn::nccl_built() || hgrn::cuda_device_count() < 2) {                           \
+    WARN("skipped: two GPUs are wanted, and a build with NCCL; " << cuda_device_count() \
+                                                                 << " visible");        \
+    return;                                                                             \
   }
 
 namespace {
@@ -93,8 +94,8 @@ TEST_CASE("gpus: fp32, sharded or whole optimizers, gradients in bf16", "[train]
   const std::vector<double> zero1 = r.train(2, "zero1"),
                             zero0 = r.train(2, "zero0", {"train.zero=0"}),
                             bf16 = r.train(2, "bf16", {"train.reduce_dtype=bf16"});
-  WARN("ZeRO 0 and 1: at most " << 100 * apart(zero0, zero1) << " %; gradients in bf16: "
-                                << 100 * apart(bf16, zero1) << " %");
+  WARN("ZeRO 0 and 1: at most " << 100 * apart(zero0, zero1)
+                                << " %; gradients in bf16: " << 100 * apart(bf16, zero1) << " %");
   CHECK(apart(zero0, zero1) < 5e-4);
   CHECK(apart(bf16, zero1) < 2e-2);
   CHECK(bf16 != zero1);  // they did go through 16 bits

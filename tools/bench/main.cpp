@@ -1,7 +1,7 @@
 // hgrn-bench: times single operations, whole training steps and generation, one line each, and what
 // communication costs the steps of several ranks.
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <cstdio>
@@ -154,8 +154,9 @@ int run(int argc, char** argv) {
   CLI::App* ops_app = root.add_subcommand("ops", "Single operations at a config's shapes");
   CLI::App* step_app = root.add_subcommand("step", "Whole optimizer steps of one micro-batch");
   CLI::App* comm_app = root.add_subcommand(
-      "comm", "Training steps of several ranks, started with a launcher's environment: what "
-              "communication costs and how much of it is hidden");
+      "comm",
+      "Training steps of several ranks, started with a launcher's environment: what "
+      "communication costs and how much of it is hidden");
   CLI::App* generate_app =
       root.add_subcommand("generate", "Sampling from a model with random weights");
   for (const auto& [flag, value, text] :
