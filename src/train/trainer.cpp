@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "model/hf_config.h"
 #include "model/plan.h"
+#include "train/manifest.h"
 #include "train/metrics.h"
 #include "train/schedule.h"
 
@@ -34,14 +35,6 @@ void tell_set_aside(const std::string& folder) {
 
 std::string default_out(const std::string& config_path) {
   return "runs/" + std::filesystem::path(config_path).stem().string();
-}
-
-// The newest checkpoint of a run folder; any other folder is taken for a checkpoint itself.
-std::string checkpoint_in(const std::string& dir) {
-  if (!exists(dir + "/checkpoints")) return dir;
-  const auto found = CheckpointStore(dir, 0).newest_valid(nullptr);
-  check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint", dir);
-  return found->dir;
 }
 
 }  // namespace
@@ -239,8 +232,8 @@ std::string Trainer::find_start() {
     }
     return "";
   }
-  const std::string from = checkpoint_in(args_.resume);
-  verify_checkpoint(from);
+  const std::string from = find_checkpoint(args_.resume, Checksums::all);
+  check_folder(from, Checksums::none);  // weights alone are no state to go on from
   return from;
 }
 
@@ -255,8 +248,8 @@ void Trainer::start() {
   }
   std::vector<float> master;
   if (!args_.init_from.empty()) {
-    const std::string init =
-        ranks_->from_first(ranks_->first() ? checkpoint_in(args_.init_from) : "");
+    const std::string init = ranks_->from_first(
+        ranks_->first() ? find_checkpoint(args_.init_from, Checksums::without_optimizer) : "");
     const std::vector<std::string> differ = model_differences(read_hf_config(init), config_.model);
     check(differ.empty(), Exit::data,
           "--init-from {}: its model differs from {} in {}; use the same values", args_.init_from,
