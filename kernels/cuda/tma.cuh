@@ -74,13 +74,13 @@ __device__ __forceinline__ void mbarrier_await(uint32_t barrier, uint32_t parity
     const long long start = clock64();
     while (!mbarrier_try(barrier, parity)) {
       if (clock64() - start < 2'000'000'000LL) continue;
-      if (report && atomicCAS_system(&report->stuck, 0, 1) == 0) {
+      if (report && atomicCAS(&report->stuck, 0, 1) == 0) {
         report->block = blockIdx.x, report->thread = threadIdx.x;
         report->barrier = barrier, report->parity = parity;
         report->tile = tile, report->step = step;
         __threadfence_system();
       }
-      __nanosleep(10'000'000);  // so that the report gets out
+      __nanosleep(1000000);  // so that the report gets out
       __trap();
     }
   }
