@@ -18,8 +18,8 @@ bool fits(int compute_major, int64_t N, int64_t F, int64_t D);
 
 // How a launch is laid out, for measurements.
 struct Options {
-  int sms = 0;                   // of the card
-  int cluster = 2;               // CTAs that share the tiles of the weights: 1 or 2
+  int sms = 0;  // of the card
+  int variant = 0;
   WaitReport* report = nullptr;  // HGRN_BOUNDED_WAITS
 };
 

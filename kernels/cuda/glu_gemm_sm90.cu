@@ -16,10 +16,9 @@
 // Twelve warps leave each thread 168 registers: 128 of an accumulator and 40 to work with. Sixteen
 // would leave 128, for which wgmma does not compile, even where setmaxnreg moves registers later.
 //
-// A cluster of two CTAs takes two tiles of the same columns: each loads half of the weights' tile
-// for both. mbarriers: full, empty (a stage, empty over the cluster), out_full, out_empty (a
-// product warpgroup's half of the tile). Tiles go to clusters in a fixed order: sums do not depend
-// on time.
+// mbarriers: full, empty (a stage), out_full, out_empty (a product warpgroup's half of the tile).
+// Tiles go to CTAs in a fixed order: sums do not depend on time. Clusters of two CTAs that share
+// the weights' tile by multicast were slower: each then waits for the other's products as well.
 //
 // Shared memory, all in rows of 128 bytes with the swizzle of wgmma.cuh:
 //   stage: left [128 rows][64 k]; right, forward [128 gate, 128 up][64 k], backward
@@ -73,36 +72,33 @@ struct Call {
   bf16 *h, *gu_out, *dgu;    // forward: h, gu_out; backward: dgu
   const bf16 *gu_in, *bias;  // backward: gu_in; forward: bias, null = absent
   int64_t N;
-  int F, steps;                            // steps: of kDepth
-  int row_blocks, column_tiles, clusters;  // row_blocks: of a cluster
+  int F, steps;  // steps: of kDepth
+  int row_blocks, column_tiles;
   WaitReport* report;
 };
 
-// The tiles of a cluster, in order.
+// The tiles of a CTA, in order.
 struct Tile {
-  int64_t row;  // first of this CTA's
+  int64_t row;  // first
   int column;   // first, of F
 };
-template <bool kBackward, int kCluster>
+template <bool kBackward>
 struct Tiles {
   static constexpr int kWide = kBackward ? kColumns : kColumns / 2;  // columns of F in a tile
-  static constexpr int kBand = kBandRows / (kRows * kCluster);
+  static constexpr int kBand = kBandRows / kRows;
   const Call& call;
-  int index, rank, total;
+  int index, total;
 
-  __device__ __forceinline__ explicit Tiles(const Call& c) : call(c) {
-    index = int(blockIdx.x) / kCluster;
-    rank = kCluster > 1 ? int(cluster_rank()) : 0;
-    total = c.row_blocks * c.column_tiles;
-  }
+  __device__ __forceinline__ explicit Tiles(const Call& c)
+      : call(c), index(int(blockIdx.x)), total(c.row_blocks * c.column_tiles) {}
   __device__ __forceinline__ bool valid() const { return index < total; }
-  __device__ __forceinline__ void next() { index += call.clusters; }
+  __device__ __forceinline__ void next() { index += int(gridDim.x); }
   __device__ __forceinline__ Tile at(int i) const {
     const int band = i / (kBand * call.column_tiles), inside = i - band * kBand * call.column_tiles;
     const int height = min(kBand, call.row_blocks - band * kBand);
     const int column = inside / height;
     const int row = band * kBand + inside - column * height;
-    return {int64_t(row * kCluster + rank) * kRows, column * kWide};
+    return {int64_t(row) * kRows, column * kWide};
   }
   __device__ __forceinline__ Tile tile() const { return at(index); }
 };
@@ -117,13 +113,12 @@ struct Ring {
 };
 
 // ---- copy
-template <bool kBackward, bool kHasBias, int kCluster>
+template <bool kBackward, bool kHasBias>
 __device__ __forceinline__ void copy_thread(const CUtensorMap& left, const CUtensorMap& right,
                                             const Call& call, uint32_t smem) {
-  constexpr uint16_t kAll = (1 << kCluster) - 1;
   tma_prefetch_map(left);
   tma_prefetch_map(right);
-  Tiles<kBackward, kCluster> tiles(call);
+  Tiles<kBackward> tiles(call);
   Ring ring;
   for (int turn = 0; tiles.valid(); tiles.next(), ++turn) {
     const Tile tile = tiles.tile();
@@ -134,24 +129,14 @@ __device__ __forceinline__ void copy_thread(const CUtensorMap& left, const CUten
       const int bias_columns = kHasBias && k == 0 ? min(kColumns / 2, call.F - tile.column) : 0;
       mbarrier_expect(full, kStageBytes + 4 * bias_columns);
       tma_load(to, left, full, k * kDepth, int(tile.row));
-      // The weights: every CTA of the cluster loads its share for all.
-      constexpr int kParts = kBackward ? 4 : 2, kPartBytes = kRightBytes / kParts;
+      if constexpr (kBackward) {
 #pragma unroll
-      for (int i = 0; i < kParts / kCluster; ++i) {
-        const int part = tiles.rank * (kParts / kCluster) + i;
-        const uint32_t part_to = to + kLeftBytes + part * kPartBytes;
-        if constexpr (kBackward) {
-          const int column = tile.column + part * 64;
-          if constexpr (kCluster > 1)
-            tma_load_to(kAll, part_to, right, full, column, k * kDepth);
-          else
-            tma_load(part_to, right, full, column, k * kDepth);
-        } else {
-          if constexpr (kCluster > 1)
-            tma_load_to(kAll, part_to, right, full, k * kDepth, tile.column, part);
-          else
-            tma_load(part_to, right, full, k * kDepth, tile.column, part);
-        }
+        for (int i = 0; i < kColumns / 64; ++i)
+          tma_load(to + kLeftBytes + i * kBlock, right, full, tile.column + i * 64, k * kDepth);
+      } else {
+#pragma unroll
+        for (int part = 0; part < 2; ++part)  // gate, up
+          tma_load(to + kLeftBytes + part * 2 * kBlock, right, full, k * kDepth, tile.column, part);
       }
       if constexpr (kHasBias)
         if (k == 0) {
@@ -195,14 +180,12 @@ __device__ __forceinline__ void leave_tile(float (&acc)[128], uint32_t out, uint
   }
 }
 
-template <bool kBackward, bool kHasBias, int kCluster>
+template <bool kBackward, bool kHasBias>
 __device__ __forceinline__ void product_group(const Call& call, uint32_t smem, int group) {
-  const int lane = threadIdx.x % 32;
   const auto release = [&](int stage) {
-    const uint32_t empty = smem + kEmpty + stage * 8;
-    if (lane < kCluster) mbarrier_arrive_at(empty, lane);
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem + kEmpty + stage * 8);
   };
-  Tiles<kBackward, kCluster> tiles(call);
+  Tiles<kBackward> tiles(call);
   Ring ring;
   uint32_t out_parity = 1;
   for (int turn = 0; tiles.valid(); tiles.next(), ++turn) {
@@ -270,12 +253,12 @@ __device__ __forceinline__ void glu_gradient(uint32_t& g, uint32_t& u, uint32_t 
 }
 
 // h of a tile. A warp takes two rows at a time, a lane 8 columns of one.
-template <Act kAct, int kCluster>
+template <Act kAct>
 __device__ __forceinline__ void glu_forward_warp(const Call& call, uint32_t smem, int warp) {
   const int lane = threadIdx.x % 32, chunk = lane % 16;
   const uint32_t from = smem + kOut + chunk / 8 * kBlock;
   const int64_t F = call.F;
-  Tiles<false, kCluster> tiles(call);
+  Tiles<false> tiles(call);
   uint32_t parity = 0;
   for (; tiles.valid(); tiles.next(), parity ^= 1) {
     const Tile tile = tiles.tile();
@@ -314,78 +297,85 @@ __device__ __forceinline__ void prefetch_half(const Call& call, int64_t row, int
 }
 
 // dg and du of a tile. A warp takes kBatch rows at a time, a lane 8 columns of each. g and u of the
-// next batch are loaded as those of this one are used up; they come from L2, where a prefetch has
-// brought them half a tile ago. The fewest instructions count: one warp does all this on a
-// scheduler, in the time of a tile's products.
-template <Act kAct, int kCluster>
+// next batch are loaded as those of this one are used up. The copies of the operands keep the way
+// into the SM busy, so that a load takes thousands of clocks even from L2, where a prefetch has
+// brought it half a tile ago: 33 KB of loads are on their way at any time, in 88 registers a
+// thread. The fewest instructions count as well: one warp does all this on a scheduler, in the time
+// of a tile's products.
+template <Act kAct, int kBatch, bool kPrefetch>
 __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t smem, int warp) {
-  constexpr int kBatch = 4, kBatches = kRows / kBatch, kHalf = kBatches / kGroups;
+  constexpr int kTurns = (kGroupRows + kBatch * kGluWarps - 1) / (kBatch * kGluWarps);  // a half
   const int lane = threadIdx.x % 32;
-  const int64_t F = call.F, pitch = 2 * F, stride = kGluWarps * kBatch * pitch;
-  // Where this lane starts in a tile: element of gu and dgu, and rows from there on that exist.
-  struct Place {
+  const int64_t F = call.F, pitch = 2 * F;
+  // This lane's part of a batch: element of gu and dgu, and rows from there on that exist.
+  struct Part {
     int64_t at;
     int rows;
   };
-  const auto start_of = [&](const Tile& tile) -> Place {
-    const int64_t row = tile.row + warp * kBatch, column = tile.column + lane * 8;
-    return {row * pitch + column, column < F ? int(min(int64_t(kRows), call.N - row)) : 0};
+  const auto part_of = [&](int64_t tile_row, int tile_column, int group, int first) -> Part {
+    const int64_t row = tile_row + group * kGroupRows + first;
+    const int column = tile_column + lane * 8, most = min(kBatch, kGroupRows - first);
+    return {row * pitch + column, column < F ? int(min(int64_t(most), call.N - row)) : 0};
   };
   uint4 g[kBatch] = {}, u[kBatch] = {};
   const auto load = [&](int i, const bf16* from, int rows) {
     if (i >= rows) return;
-    g[i] = __ldcs(reinterpret_cast<const uint4*>(from + i * pitch));
-    u[i] = __ldcs(reinterpret_cast<const uint4*>(from + i * pitch + F));
+    g[i] = __ldcs(reinterpret_cast<const uint4*>(from));
+    u[i] = __ldcs(reinterpret_cast<const uint4*>(from + F));
   };
-  Tiles<true, kCluster> tiles(call);
-  Place here{}, following{};
-  if (tiles.valid()) here = start_of(tiles.tile());
+  Tiles<true> tiles(call);
+  Tile tile = tiles.tile();
+  Part here = part_of(tiles.valid() ? tile.row : call.N, tile.column, 0, warp * kBatch);
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) load(i, call.gu_in + here.at, here.rows);
+  for (int i = 0; i < kBatch; ++i) load(i, call.gu_in + here.at + i * pitch, here.rows);
   uint32_t parity = 0;
-  for (; tiles.valid(); tiles.next(), parity ^= 1, here = following) {
-    const Tile tile = tiles.tile();
-    const bool more = tiles.index + call.clusters < tiles.total;
-    const Tile after = more ? tiles.at(tiles.index + call.clusters) : Tile{call.N, 0};
-    following = start_of(after);
-    int open = -1;  // the half that is being read
+  for (; tiles.valid(); tiles.next(), parity ^= 1) {
+    const bool more = tiles.index + int(gridDim.x) < tiles.total;
+    const Tile after = more ? tiles.at(tiles.index + int(gridDim.x)) : Tile{call.N, 0};
 #pragma unroll 1
-    for (int batch = warp; batch < kBatches; batch += kGluWarps) {
-      const int group = batch / kHalf;
-      if (group != open) {
-        if (open == 0) mbarrier_arrive_warp(smem + kOutEmpty);
-        prefetch_half(call, group == 0 ? tile.row + kGroupRows : after.row,
-                      group == 0 ? tile.column : after.column, warp * 32 + lane);
+    for (int turn = 0; turn < kGroups * kTurns; ++turn) {
+      const int group = turn / kTurns, first = (turn % kTurns * kGluWarps + warp) * kBatch;
+      if (turn % kTurns == 0) {
+        if (kPrefetch)
+          prefetch_half(call, group == 0 ? tile.row + kGroupRows : after.row,
+                        group == 0 ? tile.column : after.column, warp * 32 + lane);
         mbarrier_await(smem + kOutFull + group * 8, parity, call.report, tiles.index, -2);
-        open = group;
       }
-      Place next{here.at + stride, here.rows - kGluWarps * kBatch};
-      if (batch + kGluWarps >= kBatches) next = following;
-      const bf16* const from = call.gu_in + next.at;
-      bf16* const to = call.dgu + here.at;
-      const uint32_t out =
-          smem + kOut + group * kOutGroup + lane / 8 * kBlock + batch % kHalf * (kBatch * 128);
-      const uint32_t odd = batch % 2 * (kBatch * 16);  // of the swizzle: row % 8 is 4..7
+      const int next_turn = turn + 1 < kGroups * kTurns ? turn + 1 : 0;
+      const Part next =
+          part_of(next_turn ? tile.row : after.row, next_turn ? tile.column : after.column,
+                  next_turn / kTurns, (next_turn % kTurns * kGluWarps + warp) * kBatch);
+      const bf16* from = call.gu_in + next.at;
+      bf16* to = call.dgu + here.at;
+      const uint32_t out = smem + kOut + group * kOutGroup + lane / 8 * kBlock + first * 128;
+      const auto gradient_at = [&](int i) {
+        return ld_shared4(out + i * 128 + ((lane ^ (first + i)) & 7) * 16);
+      };
+      uint4 next_dh = gradient_at(0);
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const uint4 dh = ld_shared4(out + i * 128 + ((((lane ^ i) & 7) * 16) ^ odd));
-        uint4 dg = g[i], du = u[i];
+      for (int i = 0; i < kBatch; ++i, from += pitch, to += pitch) {
+        // Rows that do not exist are computed as well: no branch keeps the rows apart.
+        const uint4 dh = next_dh;
+        if (i + 1 < kBatch) next_dh = gradient_at(i + 1);
+        glu_gradient<kAct>(g[i].x, u[i].x, dh.x);
+        glu_gradient<kAct>(g[i].y, u[i].y, dh.y);
+        glu_gradient<kAct>(g[i].z, u[i].z, dh.z);
+        glu_gradient<kAct>(g[i].w, u[i].w, dh.w);
+        if (i < here.rows) {
+          *reinterpret_cast<uint4*>(to) = g[i];
+          *reinterpret_cast<uint4*>(to + F) = u[i];
+        }
         load(i, from, next.rows);
-        glu_gradient<kAct>(dg.x, du.x, dh.x);
-        glu_gradient<kAct>(dg.y, du.y, dh.y);
-        glu_gradient<kAct>(dg.z, du.z, dh.z);
-        glu_gradient<kAct>(dg.w, du.w, dh.w);
-        if (i >= here.rows) continue;
-        *reinterpret_cast<uint4*>(to + i * pitch) = dg;
-        *reinterpret_cast<uint4*>(to + i * pitch + F) = du;
+        __syncwarp();  // the compiler would gather the loads of all rows at the end
       }
       here = next;
+      if (turn % kTurns == kTurns - 1) mbarrier_arrive_warp(smem + kOutEmpty + group * 8);
     }
-    mbarrier_arrive_warp(smem + kOutEmpty + 8);
+    tile = after;
   }
 }
 
-template <bool kBackward, Act kAct, bool kHasBias, int kCluster>
+template <bool kBackward, Act kAct, bool kHasBias, int kVariant>
 __global__ __launch_bounds__(kThreads,
                              1) void glu_gemm_kernel(const __grid_constant__ CUtensorMap left,
                                                      const __grid_constant__ CUtensorMap right,
@@ -396,7 +386,7 @@ __global__ __launch_bounds__(kThreads,
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       mbarrier_init_arrivals(smem + kFull + i * 8, 1);
-      mbarrier_init_arrivals(smem + kEmpty + i * 8, kGroups * 4 * kCluster);  // a warp each
+      mbarrier_init_arrivals(smem + kEmpty + i * 8, kGroups * kGroupThreads / 32);  // a warp each
     }
     for (int i = 0; i < kGroups; ++i) {
       mbarrier_init(smem + kOutFull + i * 8, kGroupThreads / 32);
@@ -405,61 +395,57 @@ __global__ __launch_bounds__(kThreads,
     mbarrier_init_fence();
   }
   __syncthreads();
-  if constexpr (kCluster > 1) cluster_sync();  // no copy before its barriers are there
 
   const int warp = __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0);
   if (warp > kGluWarps) {
-    product_group<kBackward, kHasBias, kCluster>(call, smem, warp / 4 - 1);
+    product_group<kBackward, kHasBias>(call, smem, warp / 4 - 1);
   } else if (warp > 0) {
     if constexpr (kBackward)
-      glu_backward_warp<kAct, kCluster>(call, smem, warp - 1);
+      glu_backward_warp<kAct,
+                        kVariant == 1   ? 6
+                        : kVariant == 3 ? 8
+                                        : 11,
+                        kVariant != 2>(call, smem, warp - 1);
     else
-      glu_forward_warp<kAct, kCluster>(call, smem, warp - 1);
-  } else {
-    if (threadIdx.x == 0) copy_thread<kBackward, kHasBias, kCluster>(left, right, call, smem);
-    __syncwarp();
+      glu_forward_warp<kAct>(call, smem, warp - 1);
+  } else if (threadIdx.x == 0) {
+    copy_thread<kBackward, kHasBias>(left, right, call, smem);
   }
-  // A CTA that ended would take its shared memory from the other's copies and arrivals.
-  if constexpr (kCluster > 1) cluster_sync();
 #endif
 }
 
-template <bool kBackward, Act kAct, bool kHasBias, int kCluster>
+template <bool kBackward, Act kAct, bool kHasBias, int kVariant = 0>
 void launch_kernel(Call call, const CUtensorMap& left, const CUtensorMap& right,
                    const Options& options, cudaStream_t stream) {
-  const auto kernel = glu_gemm_kernel<kBackward, kAct, kHasBias, kCluster>;
+  const auto kernel = glu_gemm_kernel<kBackward, kAct, kHasBias, kVariant>;
   static const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   CUDA_CHECK(allowed);
-  constexpr int kWide = Tiles<kBackward, kCluster>::kWide;
-  call.row_blocks = int((call.N + kRows * kCluster - 1) / (kRows * kCluster));
+  constexpr int kWide = Tiles<kBackward>::kWide;
+  call.row_blocks = int((call.N + kRows - 1) / kRows);
   call.column_tiles = (call.F + kWide - 1) / kWide;
-  call.clusters = int(std::min<int64_t>(std::max(1, options.sms / kCluster),
-                                        int64_t(call.row_blocks) * call.column_tiles));
   call.report = options.report;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = kCluster, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(call.clusters * kCluster)), config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kBytes, config.stream = stream;
-  config.attrs = &cluster, config.numAttrs = 1;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, left, right, call));
+  const int64_t tiles = int64_t(call.row_blocks) * call.column_tiles;
+  const int ctas = int(std::min<int64_t>(std::max(1, options.sms), tiles));
+  kernel<<<ctas, kThreads, kBytes, stream>>>(left, right, call);
+  CUDA_CHECK(cudaGetLastError());
 }
 
 template <bool kBackward>
 void dispatch_kernel(const Call& call, const CUtensorMap& left, const CUtensorMap& right, Act act,
                      const Options& options, cudaStream_t stream) {
   const auto with_act = [&](auto a) {
-    const auto with_bias = [&](auto bias) {
-      if (options.cluster == 1)
-        launch_kernel<kBackward, a(), bias(), 1>(call, left, right, options, stream);
-      else
-        launch_kernel<kBackward, a(), bias(), 2>(call, left, right, options, stream);
-    };
     if constexpr (!kBackward)
-      if (call.bias) return with_bias(std::true_type{});
-    with_bias(std::false_type{});
+      if (call.bias) return launch_kernel<kBackward, a(), true>(call, left, right, options, stream);
+    if constexpr (kBackward) {
+      if (options.variant == 1)
+        return launch_kernel<kBackward, a(), false, 1>(call, left, right, options, stream);
+      if (options.variant == 2)
+        return launch_kernel<kBackward, a(), false, 2>(call, left, right, options, stream);
+      if (options.variant == 3)
+        return launch_kernel<kBackward, a(), false, 3>(call, left, right, options, stream);
+    }
+    launch_kernel<kBackward, a(), false>(call, left, right, options, stream);
   };
   switch (act) {
     case Act::identity: return with_act(std::integral_constant<Act, Act::identity>{});

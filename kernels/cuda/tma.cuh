@@ -1,6 +1,5 @@
-// Tiles from global to shared memory by the copy engine (TMA, sm_90), the mbarriers they complete
-// on, and clusters of CTAs that read each other's shared memory. Addresses are 32-bit shared ones
-// (smem_address()). All functions are for one thread unless they say otherwise.
+// Tiles from global to shared memory by the copy engine (TMA, sm_90), and the mbarriers they
+// complete on. Addresses are 32-bit shared ones (smem_address()). All functions are for one thread.
 #pragma once
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -29,7 +28,7 @@ struct WaitReport {
 __device__ __forceinline__ void mbarrier_init_arrivals(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// Makes initialised barriers visible to the copy engine and to the other CTAs of the cluster.
+// Makes initialised barriers visible to the copy engine.
 __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -38,17 +37,8 @@ __device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-// Arrives at the barrier that lies at the same address in the cluster's CTA `rank`. It orders no
-// ordinary memory accesses between CTAs: with .release.cluster it would, by a fence of the device.
-__device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-      "}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // Whether the phase of this parity has ended; waits a while for it.
 __device__ __forceinline__ bool mbarrier_try(uint32_t barrier, uint32_t parity) {
@@ -86,18 +76,6 @@ __device__ __forceinline__ void mbarrier_await(uint32_t barrier, uint32_t parity
   }
 }
 
-// ---- clusters
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// All threads of all CTAs of the cluster, warps converged.
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 // ---- copies. A box of the tensor goes to `dst`; its bytes count on `barrier`. What lies outside
 // the tensor arrives as zeros and counts as well.
 __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap& map) {
@@ -117,23 +95,6 @@ __device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap& map, u
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
       "%4, %5}], [%2];" ::"r"(dst),
       "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
-// To the same addresses of every CTA whose bit is set in `ctas`, each of which counts the bytes.
-__device__ __forceinline__ void tma_load_to(uint16_t ctas, uint32_t dst, const CUtensorMap& map,
-                                            uint32_t barrier, int x, int y) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::"
-      "cluster [%0], [%1, {%4, %5}], [%2], %3;" ::"r"(dst),
-      "l"(&map), "r"(barrier), "h"(ctas), "r"(x), "r"(y)
-      : "memory");
-}
-__device__ __forceinline__ void tma_load_to(uint16_t ctas, uint32_t dst, const CUtensorMap& map,
-                                            uint32_t barrier, int x, int y, int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::"
-      "cluster [%0], [%1, {%4, %5, %6}], [%2], %3;" ::"r"(dst),
-      "l"(&map), "r"(barrier), "h"(ctas), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
 // `bytes` in a row; addresses and bytes are multiples of 16.
