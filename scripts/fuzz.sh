@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the fuzzers of tests/fuzz (clang, libFuzzer, AddressSanitizer, UndefinedBehaviorSanitizer)
 # and runs each for SECONDS, two at a time.
-# usage: scripts/fuzz.sh [SECONDS]        default 60; OUT=DIR keeps what is found
+# usage: scripts/fuzz.sh [SECONDS]        default 60; OUT=DIR keeps what crashes
 #        scripts/fuzz.sh --bundle DIR     makes a folder that runs on another machine:
 #                                         DIR/run.sh SECONDS JOBS
 set -euo pipefail

@@ -1,6 +1,6 @@
 #include "cpu/cpu_ops.h"
 
-#include <unistd.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <fstream>
@@ -44,13 +44,17 @@ MemoryInfo CpuOps::memory() const {
   return info;
 }
 
+// What is large lies in huge pages where the kernel gives them: products and norms go through tens
+// of megabytes a step, and a row of activations touches several small pages.
 void* CpuOps::alloc(size_t bytes, std::string_view what) {
-  constexpr size_t kAlign = 256;
-  const size_t padded = bytes > SIZE_MAX - kAlign ? 0 : (bytes + kAlign - 1) / kAlign * kAlign;
-  void* p = bytes && !padded ? nullptr : std::aligned_alloc(kAlign, padded ? padded : kAlign);
+  constexpr size_t kHuge = size_t(2) << 20;
+  const size_t align = bytes >= kHuge ? kHuge : 256;
+  const size_t padded = bytes > SIZE_MAX - align ? 0 : (bytes + align - 1) / align * align;
+  void* p = bytes && !padded ? nullptr : std::aligned_alloc(align, padded ? padded : align);
   check(p != nullptr,
         "cannot allocate {} bytes for {}; lower train.micro_batch or the sequence length", bytes,
         what);
+  if (align == kHuge) ::madvise(p, padded, MADV_HUGEPAGE);  // a hint: without it all works as well
   return p;
 }
 

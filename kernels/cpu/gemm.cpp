@@ -1,8 +1,9 @@
 // Linear layers through BLAS. y (N,O) = x (N,I) w^T + b; dx = dy w; dw += dy^T x; db += sum dy.
 // w (O,I) b (O)
-// Twin: kernels/cuda/gemm.cpp   Test: tests/ops/test_linear.cpp
+// Twin: kernels/cuda/gemm.cu   Test: tests/ops/test_linear.cpp
 #include <cblas.h>
 
+#include <algorithm>
 #include <limits>
 #include <sstream>
 
@@ -11,20 +12,65 @@
 namespace hgrn {
 namespace {
 
-// C (M,N) = op(A) op(B) + beta C, row-major and contiguous.
 template <class T>
-void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int64_t M, int64_t N, int64_t K, const T* A,
-          const T* B, T beta, T* C) {
+struct Product {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
+  CBLAS_TRANSPOSE ta, tb;
+  int64_t M, N, K;
+  const T *A, *B;
+  T beta, *C;
+
+  // The part of C from (m,n) on of rows x cols, on the calling thread.
+  void part(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
+    const auto lda = blasint(ta == CblasNoTrans ? K : M), ldb = blasint(tb == CblasNoTrans ? N : K);
+    const T* a = A + (ta == CblasNoTrans ? m * K : m);
+    const T* b = B + (tb == CblasNoTrans ? n : n * K);
+    T* c = C + m * N + n;
+    if constexpr (std::is_same_v<T, float>)
+      cblas_sgemm(CblasRowMajor, ta, tb, blasint(rows), blasint(cols), blasint(K), 1, a, lda, b,
+                  ldb, beta, c, blasint(N));
+    else
+      cblas_dgemm(CblasRowMajor, ta, tb, blasint(rows), blasint(cols), blasint(K), 1, a, lda, b,
+                  ldb, beta, c, blasint(N));
+  }
+};
+
+constexpr int64_t kTile = 16;     // parts end at multiples: BLAS's kernels take whole tiles
+constexpr double kMinPart = 1e5;  // multiply-adds below which a thread is not worth waking
+
+// Parts of C, as square as the thread count allows: what a thread packs of A and B is then least.
+struct Grid {
+  int64_t rows, cols;  // counts of parts
+
+  Grid(int64_t M, int64_t N, int64_t K) {
+    const double worth = double(M) * double(N) * double(K) / kMinPart;
+    const int64_t parts = int64_t(std::clamp(worth, 1.0, double(cpu::max_threads())));
+    rows = parts, cols = 1;
+    for (int64_t r = 1; r <= parts; ++r)
+      if (parts % r == 0 && M / r + N / (parts / r) < M / rows + N / cols)
+        rows = r, cols = parts / r;
+  }
+};
+
+// Where share i of n elements begins.
+int64_t share(int64_t i, int64_t shares, int64_t n) {
+  return i == shares ? n : n * i / shares / kTile * kTile;
+}
+
+// Each thread computes a part of C by itself. OpenBLAS's own threads pass packed panels to each
+// other and wait for them, which costs most where products are small or other programs hold a core.
+template <class T>
+void gemm(const Product<T>& p) {
   constexpr int64_t kMax = std::numeric_limits<blasint>::max();
-  check(M <= kMax && N <= kMax && K <= kMax,
-        "a matrix product of {} x {} x {} is too large for BLAS", M, N, K);
-  const auto lda = blasint(ta == CblasNoTrans ? K : M), ldb = blasint(tb == CblasNoTrans ? N : K);
-  if constexpr (std::is_same_v<T, float>)
-    cblas_sgemm(CblasRowMajor, ta, tb, blasint(M), blasint(N), blasint(K), 1, A, lda, B, ldb, beta,
-                C, blasint(N));
-  else
-    cblas_dgemm(CblasRowMajor, ta, tb, blasint(M), blasint(N), blasint(K), 1, A, lda, B, ldb, beta,
-                C, blasint(N));
+  check(p.M <= kMax && p.N <= kMax && p.K <= kMax,
+        "a matrix product of {} x {} x {} is too large for BLAS", p.M, p.N, p.K);
+  const Grid grid(p.M, p.N, p.K);
+  if (grid.rows * grid.cols == 1) return p.part(0, 0, p.M, p.N);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < grid.rows * grid.cols; ++i) {
+    const int64_t r = i / grid.cols, c = i % grid.cols;
+    const int64_t m = share(r, grid.rows, p.M), n = share(c, grid.cols, p.N);
+    p.part(m, n, share(r + 1, grid.rows, p.M) - m, share(c + 1, grid.cols, p.N) - n);
+  }
 }
 
 template <class T>
@@ -57,8 +103,8 @@ void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
         w.shape.str(), b.shape.str());
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gemm<T>(CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(), 0,
-            y.ptr<T>());
+    gemm<T>({CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(), 0,
+             y.ptr<T>()});
     if (b) add_bias(y.ptr<T>(), b.ptr<T>(), y.rows(), y.cols());
   });
 }
@@ -75,8 +121,9 @@ void CpuOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor 
     using T = decltype(zero);
     const T* grad = dy.ptr<T>();
     if (dx)
-      gemm<T>(CblasNoTrans, CblasNoTrans, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>());
-    if (dw) gemm<T>(CblasTrans, CblasNoTrans, O, w.cols(), rows, grad, x.ptr<T>(), 1, dw.ptr<T>());
+      gemm<T>({CblasNoTrans, CblasNoTrans, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()});
+    if (dw)
+      gemm<T>({CblasTrans, CblasNoTrans, O, w.cols(), rows, grad, x.ptr<T>(), 1, dw.ptr<T>()});
     if (db) bias_backward(db.ptr<T>(), grad, rows, O, scratch_);
   });
 }
@@ -91,7 +138,9 @@ std::string blas_name() {  // "OpenBLAS 0.3.21 SkylakeX"
 }
 
 void set_blas_threads(int threads) {
-  openblas_set_num_threads(threads);
+  // The OpenMP build runs single inside a parallel region. The build with a thread pool of its own
+  // must be told; gemm() above shares the work out.
+  openblas_set_num_threads(openblas_get_parallel() == OPENBLAS_THREAD ? 1 : threads);
 }
 
 }  // namespace cpu

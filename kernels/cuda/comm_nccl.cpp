@@ -2,6 +2,10 @@
 // stream of CudaOps: a collective starts after the work before it, wait() holds the work after it;
 // the host waits for neither. NCCL's settings (NCCL_*) are left as the environment has them.
 //
+// NCCL's kernels take multiprocessors from those of the step. A gather needs none: from memory that
+// is registered as symmetric, NCCL 2.28 and newer has the copy engines do it (within a node's
+// NVLink; elsewhere its kernels take over by themselves).
+//
 // A collective whose peer is gone never ends, and with it the stream of CudaOps, on which the host
 // waits. So a thread looks several times a second: where the run is lost, NCCL met an error or
 // nothing has ended for too long, it aborts the communicator. The kernels end, the host goes on,
@@ -16,6 +20,7 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
@@ -57,7 +62,7 @@ class NcclComm final : public Comm {
     check(text.size() == sizeof id.internal, "an NCCL id of {} bytes", text.size());
     std::memcpy(id.internal, text.data(), sizeof id.internal);
     CUDA_CHECK(cudaGetDevice(&device_));
-    nccl_check(ncclCommInitRank(&comm_, o.world, id, o.rank), "ncclCommInitRank");
+    connect(id);
     int least = 0, greatest = 0;
     CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
     CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
@@ -79,6 +84,7 @@ class NcclComm final : public Comm {
     }
     ending_.notify_all();
     watch_.join();
+    if (comm_) release_gathered();
     if (comm_) ncclCommDestroy(comm_);
     for (cudaEvent_t e : done_) cudaEventDestroy(e);
     cudaEventDestroy(ready_);
@@ -124,6 +130,24 @@ class NcclComm final : public Comm {
     });
   }
 
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+  void* alloc_gathered(size_t bytes) override {
+    if (world() == 1 || bytes == 0 || !copy_engines_) return nullptr;
+    Gathered g;
+    nccl_check(ncclMemAlloc(&g.memory, bytes), "memory for the weights (ncclMemAlloc)");
+    ncclResult_t r = ncclSuccess;
+    {
+      const std::lock_guard lock(call_mutex_);
+      if (!failed_)
+        r = ncclCommWindowRegister(comm_, g.memory, bytes, &g.window, NCCL_WIN_COLL_SYMMETRIC);
+    }
+    throw_if_failed();
+    if (r != ncclSuccess) g.window = nullptr;  // then it is memory like any other
+    gathered_.push_back(g);
+    return g.memory;
+  }
+#endif
+
   void wait(Ticket ticket) override {
     if (ticket <= 0) return;
     throw_if_failed();
@@ -156,6 +180,31 @@ class NcclComm final : public Comm {
   // for the gathers of one step of the largest models.
   static constexpr size_t kEvents = 2048;
   static constexpr auto kLook = std::chrono::milliseconds(100);
+
+  void connect(const ncclUniqueId& id) {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+    int version = 0;  // of the library that is here, not of the header
+    ncclGetVersion(&version);
+    copy_engines_ = version >= NCCL_VERSION(2, 28, 0);
+    if (copy_engines_) {
+      ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+      config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
+      nccl_check(ncclCommInitRankConfig(&comm_, world(), id, rank(), &config),
+                 "ncclCommInitRankConfig");
+      return;
+    }
+#endif
+    nccl_check(ncclCommInitRank(&comm_, world(), id, rank()), "ncclCommInitRank");
+  }
+
+  void release_gathered() {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+    for (const Gathered& g : gathered_) {
+      if (g.window) ncclCommWindowDeregister(comm_, g.window);
+      ncclMemFree(g.memory);
+    }
+#endif
+  }
 
   Tensor part(Tensor x) const {
     check(x.numel() % world() == 0, "{} elements do not split over {} ranks", x.numel(), world());
@@ -250,6 +299,14 @@ class NcclComm final : public Comm {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t ready_ = nullptr, done_[kEvents] = {};
   void* flag_ = nullptr;
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+  struct Gathered {
+    void* memory = nullptr;
+    ncclWindow_t window = nullptr;
+  };
+  std::vector<Gathered> gathered_;  // after an abort it stays until the process ends
+  bool copy_engines_ = false;
+#endif
   std::atomic<Ticket> posted_ = 0;
   std::atomic<bool> failed_ = false;
 

@@ -70,6 +70,9 @@ class CudaOps final : public Ops {
 
   void glu_forward(Tensor h, Tensor gu, Act act) override;
   void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;
+  void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
+  void glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+                           Tensor gu, Tensor w, Act act) override;
 
   void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
                      double grad_scale) override;
@@ -99,6 +102,8 @@ class CudaOps final : public Ops {
   // Whether a linear layer of N rows and I inputs goes to the kernels of gemv.cu.
   bool few_rows(int64_t N, int64_t I) const;
   void gemv(Tensor y, Tensor x, const NormInput* norm, const Act* act, Tensor w, Tensor b);
+  // Whether a GLU of this size goes to the kernels of glu_gemm_sm90.cu.
+  bool fused_glu(int64_t N, int64_t F, int64_t D, std::initializer_list<const void*> data) const;
   void norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db, Tensor dy, Tensor x,
                          Tensor w, Tensor stats, Norm kind, const Dropout& drop, bool residual);
   void norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,

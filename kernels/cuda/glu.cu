@@ -3,12 +3,15 @@
 //   SiLU: a = g s, a' = s (1 + g (1 - s));  sigmoid: a = s, a' = s (1 - s);  s = 1/(1 + exp(-g))
 // Memory-bound: 6 bytes an element forward, 10 backward in bf16. A thread owns a few columns and
 // walks down rows, so that no index needs a division.
-// Twin: kernels/cpu/glu.cpp   Test: tests/ops/test_glu.cpp
+// At the end, which of the block's products take the GLU with them: glu_gemm_sm90.cu.
+// Twin: kernels/cpu/glu.cpp, src/ops/ops.cpp   Test: tests/ops/test_glu.cpp, test_glu_linear.cpp
 #include <algorithm>
+#include <cstdlib>
 
 #include "cuda/activation.cuh"
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/glu_gemm.h"
 #include "cuda/vec.cuh"
 
 namespace hgrn {
@@ -149,6 +152,52 @@ void CudaOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
       });
     });
   });
+}
+
+bool CudaOps::fused_glu(int64_t N, int64_t F, int64_t D,
+                        std::initializer_list<const void*> data) const {
+  // HGRN_FUSED_GLU=0 or 1 in the environment: never, or wherever the kernels can, to compare.
+  const char* const forced = std::getenv("HGRN_FUSED_GLU");
+  if (forced && forced[0] == '0') return false;
+  if (act_dtype_ != DType::bf16 || !glu_gemm::fits(prop_.major, N, F, D)) return false;
+  for (const void* p : data)
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return false;
+  if (forced && forced[0] == '1') return true;
+  // A tile an SM at least: below, cuBLASLt's smaller tiles use the card better.
+  return (N + 127) / 128 * ((F + 255) / 256) >= prop_.multiProcessorCount;
+}
+
+void CudaOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) {
+  const int64_t N = x.rows(), D = x.cols(), F = h.cols();
+  if (!fused_glu(N, F, D, {h.data, gu.data, x.data, w.data, b.data}))
+    return Ops::linear_glu_forward(h, gu, x, w, b, act);
+  check(h.rows() == N && gu.rows() == N && gu.cols() == 2 * F && w.rows() == 2 * F &&
+            w.cols() == D && (!b || b.numel() == 2 * F),
+        "linear_glu_forward: h {}, gu {}, x {}, w {}, b {}", h.shape.str(), gu.shape.str(),
+        x.shape.str(), w.shape.str(), b.shape.str());
+  check(h.dtype == act_dtype_ && gu.dtype == act_dtype_ && x.dtype == act_dtype_ &&
+            w.dtype == act_dtype_ && (!b || b.dtype == act_dtype_),
+        "linear_glu_forward: tensors must be {}", name_of(act_dtype_));
+  glu_gemm::forward(h.ptr<bf16>(), gu.ptr<bf16>(), x.ptr<bf16>(), w.ptr<bf16>(),
+                    b ? b.ptr<bf16>() : nullptr, N, F, D, act, {.sms = prop_.multiProcessorCount},
+                    stream_);
+}
+
+void CudaOps::glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+                                  Tensor gu, Tensor w, Act act) {
+  const int64_t N = dy.rows(), D = dy.cols(), F = w.cols();
+  if (!fused_glu(N, F, D, {dgu.data, dy.data, gu.data, w.data}))
+    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act);
+  check(w.rows() == D && dgu.rows() == N && dgu.cols() == 2 * F && gu.rows() == N &&
+            gu.cols() == 2 * F,
+        "glu_linear_backward: dgu {}, dy {}, gu {}, w {}", dgu.shape.str(), dy.shape.str(),
+        gu.shape.str(), w.shape.str());
+  check(dgu.dtype == act_dtype_ && dy.dtype == act_dtype_ && gu.dtype == act_dtype_ &&
+            w.dtype == act_dtype_,
+        "glu_linear_backward: dgu, dy, gu and w must be {}", name_of(act_dtype_));
+  glu_gemm::backward(dgu.ptr<bf16>(), dy.ptr<bf16>(), gu.ptr<bf16>(), w.ptr<bf16>(), N, F, D, act,
+                     {.sms = prop_.multiProcessorCount}, stream_);
+  linear_backward({}, dw, db, dy, h, {});
 }
 
 }  // namespace hgrn

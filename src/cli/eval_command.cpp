@@ -1,5 +1,6 @@
 // hgrn eval: perplexity or a zero-shot task, as lines, JSON and token by token.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <utility>

@@ -1,8 +1,5 @@
 // hgrn plan: what a config needs, on stdout.
 #include <CLI/CLI.hpp>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "cli/command.h"
 #include "model/config.h"
@@ -23,7 +20,7 @@ void add_device_flags(CLI::App* app, PlanOptions& o) {
   app->add_option("--device-memory", o.device_memory_gib,
                   "memory of a GPU, GiB (default: that of --card, else 80)")
       ->check(CLI::PositiveNumber);
-  app->add_flag("--cpu", o.cpu, "plan for the CPU, with OMP_NUM_THREADS threads");
+  app->add_flag("--cpu", o.cpu, "plan for the CPU");
   app->add_option("--card", o.card, "H100, H200 or A100: for cost and the table (default: H100)");
   app->add_option("--tflops", o.tflops, "another device: dense TFLOP/s that products reach")
       ->check(CLI::PositiveNumber);
@@ -78,9 +75,6 @@ Command plan_command(CLI::App& root) {
   app->add_flag("--json", a->json, "one JSON object instead of the tables");
   return {app, [a] {
             if (!a->tokens.empty()) a->options.tokens = parse_tokens(a->tokens);
-#ifdef _OPENMP
-            a->options.threads = omp_get_max_threads();
-#endif
             const Plan p = make_plan(load_config(a->config, a->overrides), a->options);
             print(a->json ? plan_json(p) : plan_text(p));
             return Exit::ok;

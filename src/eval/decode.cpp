@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "eval/generate.h"
+#include "eval/padded_rows.h"
 
 namespace hgrn {
 namespace {
@@ -40,35 +41,21 @@ class Buffers {
   void* memory_ = nullptr;
 };
 
-// Prompts of unequal length end together: shorter ones are padded in front, and their state starts
-// at their first token. Returns the logits after the last tokens.
+// Returns the logits after the last tokens of all prompts.
 Tensor prefill(LanguageModel& model, const std::vector<std::vector<int32_t>>& prompts) {
-  const int64_t B = int64_t(prompts.size());
-  int64_t longest = 0, shortest = INT64_MAX;
-  for (const auto& p : prompts) {
+  for (const auto& p : prompts)
     check(!p.empty(), Exit::usage,
           "the prompt is empty and no end-of-text token is known; give a prompt");
-    longest = std::max(longest, int64_t(p.size()));
-    shortest = std::min(shortest, int64_t(p.size()));
-  }
-  const int64_t segment = std::min(longest, std::max<int64_t>(64, kPrefillTokens / B));
+  PaddedRows rows({prompts.begin(), prompts.end()});
+  const int64_t B = rows.count();
+  const int64_t segment = std::min(rows.longest(), std::max<int64_t>(64, kPrefillTokens / B));
   model.prepare({.B = B, .T = segment, .state = true});
   Tensor logits;
-  std::vector<int32_t> inputs;
-  std::vector<uint8_t> reset;
-  for (int64_t at = 0; at < longest; at += segment) {
-    const int64_t T = std::min(segment, longest - at);
-    inputs.assign(size_t(B * T), 0);
-    reset.assign(size_t(B * T), 0);
-    for (int64_t b = 0; b < B; ++b) {
-      const std::vector<int32_t>& p = prompts[size_t(b)];
-      const int64_t pad = longest - int64_t(p.size());
-      for (int64_t t = std::max<int64_t>(0, pad - at); t < T; ++t)
-        inputs[size_t(b * T + t)] = p[size_t(at + t - pad)];
-      if (pad >= at && pad < at + T) reset[size_t(b * T + pad - at)] = 1;
-    }
+  for (int64_t at = 0; at < rows.longest(); at += segment) {
+    const int64_t T = std::min(segment, rows.longest() - at);
+    rows.lay_out(at, T);
     logits = model.forward_last_logits(
-        {B, T, inputs.data(), nullptr, shortest < longest ? reset.data() : nullptr});
+        {B, T, rows.inputs.data(), nullptr, rows.padded() ? rows.reset.data() : nullptr});
   }
   return logits;
 }

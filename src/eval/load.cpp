@@ -3,23 +3,11 @@
 #include <nlohmann/json.hpp>
 
 #include "core/file.h"
-#include "core/log.h"
 #include "model/hf_config.h"
 #include "train/checkpoint.h"
 
 namespace hgrn {
 namespace {
-
-std::string checkpoint_in(const std::string& dir) {
-  check(is_folder(dir), Exit::data, "{}: no such folder; give a checkpoint or run folder", dir);
-  if (!exists(dir + "/checkpoints")) return dir;
-  std::vector<std::string> complaints;
-  const auto found =
-      CheckpointStore(dir, 0).newest_valid(&complaints, Checksums::without_optimizer);
-  for (const std::string& c : complaints) log_warn("{}", c);
-  check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint yet", dir);
-  return found->dir;
-}
 
 // The tokenizer that a checkpoint carries: files copied beside the weights, else the run config's
 // name for one without files ("byte").
@@ -38,7 +26,8 @@ LoadedModel::~LoadedModel() {
 
 LoadedModel load_model(const std::string& dir, Device device, const std::string& tokenizer) {
   LoadedModel l;
-  l.dir = checkpoint_in(dir);
+  check(is_folder(dir), Exit::data, "{}: no such folder; give a checkpoint or run folder", dir);
+  l.dir = find_checkpoint(dir, Checksums::without_optimizer);
   const ModelConfig config = read_hf_config(l.dir);
   TrainerState state;
   std::string precision = "bf16";

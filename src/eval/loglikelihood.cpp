@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
+
+#include "eval/padded_rows.h"
 
 namespace hgrn {
 namespace {
@@ -76,27 +79,17 @@ std::vector<PairScore> Scorer::run() {
 }
 
 // Leaves in kept_ the states before each context's last token, which is the first input of what
-// follows it. Shorter contexts are padded in front; their state starts at their first token.
+// follows it.
 void Scorer::contexts(const std::vector<Group>& batch) {
-  const int64_t B = int64_t(batch.size());
-  int64_t longest = 0;
-  for (const Group& g : batch) longest = std::max(longest, int64_t(context(g).size()) - 1);
+  std::vector<std::span<const int32_t>> before_last;
+  for (const Group& g : batch) before_last.emplace_back(context(g).data(), context(g).size() - 1);
+  PaddedRows rows(std::move(before_last));
   model_.zero_state();
-  const int64_t segment = tokens_ / B;
-  std::vector<int32_t> inputs;
-  std::vector<uint8_t> reset;
-  for (int64_t at = 0; at < longest; at += segment) {
-    const int64_t T = std::min(segment, longest - at);
-    inputs.assign(size_t(B * T), 0);
-    reset.assign(size_t(B * T), 0);
-    for (int64_t b = 0; b < B; ++b) {
-      const std::vector<int32_t>& c = context(batch[size_t(b)]);
-      const int64_t pad = longest - (int64_t(c.size()) - 1);
-      for (int64_t t = std::max<int64_t>(0, pad - at); t < T; ++t)
-        inputs[size_t(b * T + t)] = c[size_t(at + t - pad)];
-      if (pad >= at && pad < at + T) reset[size_t(b * T + pad - at)] = 1;
-    }
-    model_.advance({B, T, inputs.data(), nullptr, reset.data()});
+  const int64_t B = rows.count(), segment = tokens_ / B;
+  for (int64_t at = 0; at < rows.longest(); at += segment) {
+    const int64_t T = std::min(segment, rows.longest() - at);
+    rows.lay_out(at, T);
+    model_.advance({B, T, rows.inputs.data(), nullptr, rows.reset.data()});
   }
   ops_.copy(kept_, model_.state());
 }

@@ -107,8 +107,8 @@ void Block::forward(Tensor branch_out, Tensor resid, Tensor branch, const Acts& 
 
   ops_.residual_norm_forward(a.resid2, a.norm2, a.stats2, a.resid1, branch_out, w.w(norm2_),
                              w.w(norm2_bias_), config_.norm, eps, at_site(drop, mixer_site()));
-  ops_.linear_forward(a.gate_up, a.norm2, w.w(gate_up_), w.w(gate_up_bias_));
-  ops_.glu_forward(a.hidden, a.gate_up, config_.hidden_act);
+  ops_.linear_glu_forward(a.hidden, a.gate_up, a.norm2, w.w(gate_up_), w.w(gate_up_bias_),
+                          config_.hidden_act);
   if (!stop_before_down) ops_.linear_forward(branch_out, a.hidden, w.w(down_), w.w(down_bias_));
 }
 
@@ -145,8 +145,8 @@ void Block::backward(const Acts& a, const Scratch& s, const Weights& w, const Mi
                      const Dropout& drop) {
   const Tensor dropped = drop.p > 0 ? s.dbranch : Tensor();  // absent: equals dresid
 
-  ops_.linear_backward(s.dhidden, w.dw(down_), w.dw(down_bias_), s.dbranch, a.hidden, w.w(down_));
-  ops_.glu_backward(s.dgate_up, s.dhidden, a.gate_up, config_.hidden_act);
+  ops_.glu_linear_backward(s.dgate_up, s.dhidden, w.dw(down_), w.dw(down_bias_), s.dbranch,
+                           a.hidden, a.gate_up, w.w(down_), config_.hidden_act);
   ops_.linear_backward(s.dnorm, w.dw(gate_up_), w.dw(gate_up_bias_), s.dgate_up, a.norm2,
                        w.w(gate_up_));
   ops_.residual_norm_backward(s.dresid, dropped, w.dw(norm2_), w.dw(norm2_bias_), s.dnorm, a.resid2,

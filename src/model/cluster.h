@@ -10,9 +10,10 @@
 
 namespace hgrn {
 
-// Gradients travel in buckets of about so many elements: NCCL reaches its bandwidth from some ten
-// megabytes on, and smaller buckets start earlier.
-constexpr int64_t kBucketElements = int64_t(8) << 20;
+// Gradients travel in buckets of about so many elements. Smaller ones start earlier; but each costs
+// its start, on the wire and by taking multiprocessors from the kernels beside it. 8 Mi were a
+// third slower than one bucket for all (docs/benchmarks.md).
+constexpr int64_t kBucketElements = int64_t(32) << 20;
 
 struct Network {
   int64_t gpus_per_node = 8;

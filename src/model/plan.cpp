@@ -13,14 +13,14 @@ namespace {
 constexpr double kGiB = double(int64_t(1) << 30);
 // Left free for what varies: fragmentation, another context's leftovers.
 constexpr double kMarginGiB = 0.5;
-// On the CPU: the program, its libraries and the allocator; measured (docs/planning.md). CUDA's
-// libraries are there even where they are not used: cuBLASLt's relocations alone fill most of it.
+// On the CPU: the program, its libraries, what BLAS packs, the allocator; measured
+// (docs/planning.md). CUDA's libraries are there even where they are not used: cuBLASLt's
+// relocations alone fill most of it.
 #ifdef HGRN_WITH_CUDA
-constexpr size_t kProcessBytes = size_t(171) << 20;
+constexpr size_t kProcessBytes = size_t(174) << 20;
 #else
-constexpr size_t kProcessBytes = size_t(14) << 20;
+constexpr size_t kProcessBytes = size_t(17) << 20;
 #endif
-constexpr int64_t kBlasDepth = 384;  // of what OpenBLAS packs of a factor at a time, at most
 constexpr double kDefaultMemoryGiB = 80;
 constexpr int64_t kMostGpus = 512;  // of the table
 
@@ -32,16 +32,7 @@ std::unique_ptr<Ops> planning_ops(const Config& c, bool cpu) {
   return make_plan_ops(act_bytes(c, cpu) == 4 ? DType::f32 : DType::bf16, cpu);
 }
 
-// With several threads OpenBLAS packs a factor over its whole width, a slice of it deep. The widest
-// are those of the weights' gradients, where depth is the rows.
-size_t blas_bytes(const ModelConfig& m, int64_t rows) {
-  const int64_t depth = rows >= 2 * kBlasDepth ? kBlasDepth : rows > kBlasDepth ? rows / 2 : rows;
-  return 4 * size_t(depth) *
-         size_t(std::max({m.vocab_size, 2 * m.intermediate_size, 3 * m.hidden_size}));
-}
-
-MemoryPlan count_memory(const Config& c, int64_t micro_batch, int64_t gpus, bool cpu,
-                        int64_t threads) {
+MemoryPlan count_memory(const Config& c, int64_t micro_batch, int64_t gpus, bool cpu) {
   const auto ops = planning_ops(c, cpu);
   LanguageModel model(*ops, c.model, c.optim.decay == DecayKind::all);
   const size_t total = size_t(model.params().total());
@@ -71,8 +62,6 @@ MemoryPlan count_memory(const Config& c, int64_t micro_batch, int64_t gpus, bool
   m.host_save = 4 * total + moments + 4 * size_t(largest);
   if (cpu) {
     add("copies while a checkpoint is saved", m.host_save);
-    if (threads > 1)
-      add("factors that BLAS packs", blas_bytes(c.model, micro_batch * c.data.seq_len));
     add("program and libraries", kProcessBytes);
   } else {
     add("CUDA context and libraries", size_t(kContextGiB * kGiB));
@@ -156,7 +145,7 @@ std::vector<Saving> savings(const Plan& p, const ModelSize& size, double room) {
       s.configured = recompute == p.config.train.recompute &&
                      (p.options.gpus == 1 || zero == p.config.train.zero);
       const auto bytes = [&](int64_t B) {
-        return count_memory(c, B, p.options.gpus, p.options.cpu, p.options.threads).peak;
+        return count_memory(c, B, p.options.gpus, p.options.cpu).peak;
       };
       s.peak = bytes(c.train.micro_batch);
       s.largest = largest_micro_batch(bytes, room);
@@ -172,7 +161,7 @@ std::vector<Saving> savings(const Plan& p, const ModelSize& size, double room) {
 }  // namespace
 
 size_t planned_bytes(const Config& c, const PlanOptions& o) {
-  return count_memory(c, c.train.micro_batch, o.gpus, o.cpu, o.threads).peak;
+  return count_memory(c, c.train.micro_batch, o.gpus, o.cpu).peak;
 }
 
 int64_t largest_micro_batch(const std::function<size_t(int64_t)>& bytes, double room) {
@@ -211,7 +200,7 @@ Plan make_plan(const Config& c, const PlanOptions& o) {
   const ModelSize size = model_size(model);
   p.parameters = parameters_by_kind(model.params());
   p.total_parameters = size.parameters;
-  p.memory = count_memory(c, c.train.micro_batch, o.gpus, o.cpu, o.threads);
+  p.memory = count_memory(c, c.train.micro_batch, o.gpus, o.cpu);
   p.flops_per_token = model.flops_per_token();
   p.device_memory_gib = o.device_memory_gib > 0                    ? o.device_memory_gib
                         : p.card.memory_gib > 0 && !o.card.empty() ? p.card.memory_gib
@@ -232,7 +221,7 @@ Plan make_plan(const Config& c, const PlanOptions& o) {
   };
   p.hours = p.budget_tokens / step(o.gpus).tokens_per_s / 3600;
   for (int64_t gpus = 1; !o.cpu && gpus <= kMostGpus; gpus *= 2)
-    p.scaling.push_back({step(gpus), count_memory(c, c.train.micro_batch, gpus, false, 1).peak});
+    p.scaling.push_back({step(gpus), count_memory(c, c.train.micro_batch, gpus, false).peak});
   return p;
 }
 

@@ -21,7 +21,6 @@ struct PlanOptions {
   int64_t gpus = 1;
   double device_memory_gib = 0;          // 0: the card's, 80 where none is named
   bool cpu = false;                      // plan for the CPU backend
-  int64_t threads = 1;                   // of the CPU backend
   std::string card{};                    // "H100", ...; empty: H100
   double tflops = 0, bandwidth_gbs = 0;  // of another device; both or none
   // What training steps reach of the roofline; measured (docs/planning.md).

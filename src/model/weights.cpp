@@ -63,7 +63,8 @@ void fill(float* w, const Param& p, uint64_t key, const Draw& draw) {
 
 }  // namespace
 
-void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bool with_grad) {
+void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bool with_grad,
+                       Arena* compute_arena) {
   weights_.table = &table;
   const bool narrow = ops.act_dtype() != ops.master_dtype();
   weights_.master_first = 0;
@@ -75,8 +76,9 @@ void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bo
   }
   weights_.master =
       arena.take("master weights", {table.total() - weights_.master_first}, ops.master_dtype());
-  weights_.compute =
-      narrow ? arena.take("compute weights", {table.total()}, ops.act_dtype()) : weights_.master;
+  weights_.compute = narrow ? (compute_arena ? *compute_arena : arena)
+                                  .take("compute weights", {table.total()}, ops.act_dtype())
+                            : weights_.master;
   if (with_grad) weights_.grad = arena.take("gradients", {table.total()}, ops.master_dtype());
 }
 

@@ -39,6 +39,14 @@ class Comm {
   // x = that of rank `root`.
   virtual Ticket broadcast(Tensor x, int root) = 0;
 
+  // Memory from which all_gather() is faster, or costs the device less, than from any other; of one
+  // size on all ranks, which ask for it in the same order. It goes with this Comm. Null: there is
+  // nothing of the kind, and any memory does as well.
+  virtual void* alloc_gathered(size_t bytes) {
+    (void)bytes;
+    return nullptr;
+  }
+
   virtual void wait(Ticket ticket) = 0;
   // After the host has waited for the device (Ops::download): throws where a collective was given
   // up meanwhile, so that what came out of it is not believed. Where wait() holds the host, it has

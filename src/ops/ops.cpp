@@ -17,6 +17,17 @@ void Ops::glu_linear_forward(Tensor y, Tensor h, Tensor gu, Act act, Tensor w, T
   linear_forward(y, h, w, b);
 }
 
+void Ops::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) {
+  linear_forward(gu, x, w, b);
+  glu_forward(h, gu, act);
+}
+
+void Ops::glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+                              Tensor gu, Tensor w, Act act) {
+  linear_backward(dh, dw, db, dy, h, w);
+  glu_backward(dgu, dh, gu, act);
+}
+
 namespace {
 
 class Repeat final : public Recording {

@@ -118,6 +118,12 @@ class Ops {
   // ---- GLU: h (N,F) = act(g) * u with gu (N,2F) = [g|u]
   virtual void glu_forward(Tensor h, Tensor gu, Act act) = 0;
   virtual void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) = 0;  // dgu =
+  // gu (N,2F) = linear(x (N,D)) with w (2F,D), b (2F) or absent; h (N,F) = act(g) * u
+  virtual void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act);
+  // The gradient of y = linear(h) with w (D,F), h = act(g) * u, back to dgu (N,2F) =; dw +=, db +=
+  // (or absent). dh (N,F) is for what lies between and may be left unwritten.
+  virtual void glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+                                   Tensor gu, Tensor w, Act act);
 
   // ---- cross-entropy with its gradient, in place
   // nll (N) stat_dtype() = -log softmax(logits[:, :V])[target], 0 where target < 0.

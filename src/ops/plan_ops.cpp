@@ -81,6 +81,11 @@ class PlanOps final : public Ops {
   }
   void glu_forward(Tensor, Tensor, Act) override { not_run(); }
   void glu_backward(Tensor, Tensor, Tensor, Act) override { not_run(); }
+  void linear_glu_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Act) override { not_run(); }
+  void glu_linear_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                           Act) override {
+    not_run();
+  }
   void cross_entropy(Tensor, Tensor, Tensor, int64_t, bool, double) override { not_run(); }
   void lower_bound_forward(Tensor, Tensor) override { not_run(); }
   void lower_bound_backward(Tensor, Tensor, Tensor) override { not_run(); }

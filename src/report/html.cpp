@@ -35,7 +35,7 @@ std::string plus_minus(std::string text) {
 }
 
 // A JSON text that may stand within a script element.
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   std::string out = "\"";
   for (char c : text) {
     const unsigned char u = static_cast<unsigned char>(c);
@@ -79,7 +79,7 @@ std::string run_json(const RunData& r, size_t points) {
     if (!std::isfinite(s.loss[i])) bad.push_back(i);
   const std::vector<size_t> valid = group_ends(r.valid.size(), points);
   std::string out =
-      fmt::format("{{\"name\":{},\"x\":{},\"bad\":{},\"charts\":{{", quoted(r.name),
+      fmt::format("{{\"name\":{},\"x\":{},\"bad\":{},\"charts\":{{", in_quotes(r.name),
                   x_json(at_ends(s.step, ends), at_ends(s.tokens, ends), at_ends(s.time_s, ends)),
                   x_json(at_ends(s.step, bad), at_ends(s.tokens, bad), at_ends(s.time_s, bad)));
   const std::pair<const char*, const std::vector<double>*> columns[] = {

@@ -1,6 +1,7 @@
 // Reading what runs left behind, and the table of it.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <limits>

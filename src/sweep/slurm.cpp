@@ -6,7 +6,7 @@
 namespace hgrn {
 namespace {
 
-std::string quoted(const std::string& word) {
+std::string shell_quoted(const std::string& word) {
   std::string q = "'";
   for (char c : word) q += c == '\'' ? std::string("'\\''") : std::string(1, c);
   return q + "'";
@@ -25,8 +25,8 @@ std::string slurm_script(const SweepOptions& o, const std::vector<SweepRun>& run
   for (size_t i = 0; i < runs.size(); ++i) {
     if (results[i].state == RunState::done) continue;
     tasks += (tasks.empty() ? "" : ",") + std::to_string(i);
-    cases += fmt::format("  {}) set -- --out {}", i, quoted(absolute(runs[i].dir)));
-    for (const std::string& s : runs[i].overrides) cases += " --set " + quoted(s);
+    cases += fmt::format("  {}) set -- --out {}", i, shell_quoted(absolute(runs[i].dir)));
+    for (const std::string& s : runs[i].overrides) cases += " --set " + shell_quoted(s);
     cases += " ;;\n";
   }
   check(!tasks.empty(), Exit::usage, "hgrn sweep: all runs of {} are finished", o.out);
@@ -41,11 +41,12 @@ std::string slurm_script(const SweepOptions& o, const std::vector<SweepRun>& run
   s += "#SBATCH --cpus-per-task=8\n#SBATCH --requeue\n#SBATCH --open-mode=append\n";
   s += "#SBATCH --signal=B:USR1@120\n";
   s += "#SBATCH --output=" + absolute(o.out) + "/logs/slurm-%A_%a.log\n";
-  s += "set -uo pipefail\ncd " + quoted(std::filesystem::current_path().string()) + "\n";
+  s += "set -uo pipefail\ncd " + shell_quoted(std::filesystem::current_path().string()) + "\n";
   s += "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}\n";
   s += "unset SLURM_PROCID\ncase $SLURM_ARRAY_TASK_ID in\n" + cases;
   s += "  *) echo \"no run has the number $SLURM_ARRAY_TASK_ID\" >&2; exit 2 ;;\nesac\n";
-  s += quoted(own_program()) + " train --config " + quoted(absolute(o.config)) + " --device " +
+  s += shell_quoted(own_program()) + " train --config " + shell_quoted(absolute(o.config)) +
+       " --device " +
        (o.device == Device::cpu    ? "cpu"
         : o.device == Device::cuda ? "cuda"
                                    : "auto") +

@@ -1,5 +1,6 @@
 #include "text/bpe_build.h"
 
+#include <algorithm>
 #include <array>
 #include <unordered_map>
 

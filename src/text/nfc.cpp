@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <iterator>
 #include <memory>
 
@@ -30,13 +29,9 @@ bool is_plain(uint32_t c) {
 // Where the next character from `at` on that is not plain starts; the end if there is none.
 size_t next_odd(std::string_view text, size_t at) {
   while (at < text.size()) {
-    uint64_t eight;
-    if (at + 8 <= text.size()) {
-      std::memcpy(&eight, text.data() + at, 8);
-      if ((eight & 0x8080808080808080u) == 0) {
-        at += 8;
-        continue;
-      }
+    if (utf8::eight_ascii(text, at)) {
+      at += 8;
+      continue;
     }
     const size_t n = utf8::length_at(text, at);
     if (n > 1 && !is_plain(utf8::code_point(text.data() + at, n))) return at;

@@ -26,17 +26,21 @@ inline size_t length_at(std::string_view text, size_t at) {
   return second && follows(2, 0x80, 0xbf) && follows(3, 0x80, 0xbf) ? 4 : 0;
 }
 
+// Whether text[at, at + 8) is there and ASCII throughout.
+inline bool eight_ascii(std::string_view text, size_t at) {
+  if (at + 8 > text.size()) return false;
+  uint64_t eight;
+  std::memcpy(&eight, text.data() + at, 8);
+  return (eight & 0x8080808080808080u) == 0;
+}
+
 // Bytes of the longest well-formed stretch that starts at text[at].
 inline size_t valid_prefix(std::string_view text, size_t at = 0) {
   const size_t start = at;
   while (at < text.size()) {
-    uint64_t eight;
-    if (at + 8 <= text.size()) {
-      std::memcpy(&eight, text.data() + at, 8);
-      if ((eight & 0x8080808080808080u) == 0) {
-        at += 8;
-        continue;
-      }
+    if (eight_ascii(text, at)) {
+      at += 8;
+      continue;
     }
     const size_t n = length_at(text, at);
     if (n == 0) break;

@@ -353,4 +353,16 @@ std::optional<CheckpointStore::Found> CheckpointStore::newest_valid(
   return std::nullopt;
 }
 
+std::string find_checkpoint(const std::string& dir, Checksums checksums) {
+  if (!exists(dir + "/checkpoints")) {
+    if (exists(dir + "/" + kManifestName)) verify_checkpoint(dir, checksums);
+    return dir;
+  }
+  std::vector<std::string> complaints;
+  const auto found = CheckpointStore(dir, 0).newest_valid(&complaints, checksums);
+  for (const std::string& c : complaints) log_warn("{}", c);
+  check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint yet", dir);
+  return found->dir;
+}
+
 }  // namespace hgrn

@@ -108,6 +108,11 @@ std::string checkpoint_name(int64_t step);  // "step-00001000"
 // the file. Reads every byte that is to be checked. Returns the step.
 int64_t verify_checkpoint(const std::string& dir, Checksums checksums = Checksums::all);
 
+// The newest valid checkpoint of a run folder; damaged ones are passed over with a warning. Any
+// other folder is taken for a checkpoint itself, and verified where it has a manifest: a Hugging
+// Face folder of another program has none. Exit::data where nothing is left.
+std::string find_checkpoint(const std::string& dir, Checksums checksums);
+
 // Into flat host buffers: master (total), m and v (range); padding becomes zero. Null ones are left
 // out. Any number of optimizer files serves any range. Sizes are checked against the manifest, the
 // checksums are not: call verify_checkpoint first for a folder that newest_valid did not give.

@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "model/hf_config.h"
 #include "model/plan.h"
+#include "train/manifest.h"
 #include "train/metrics.h"
 #include "train/schedule.h"
 
@@ -36,14 +37,6 @@ std::string default_out(const std::string& config_path) {
   return "runs/" + std::filesystem::path(config_path).stem().string();
 }
 
-// The newest checkpoint of a run folder; any other folder is taken for a checkpoint itself.
-std::string checkpoint_in(const std::string& dir) {
-  if (!exists(dir + "/checkpoints")) return dir;
-  const auto found = CheckpointStore(dir, 0).newest_valid(nullptr);
-  check(found.has_value(), Exit::data, "{}: the run folder holds no checkpoint", dir);
-  return found->dir;
-}
-
 }  // namespace
 
 Trainer::Trainer(const TrainArgs& args)
@@ -60,7 +53,7 @@ Trainer::Trainer(const TrainArgs& args)
   try {
     open();
   } catch (const Error& e) {
-    if (!ranks_->close()) state_memory_.release();
+    leave_memory_in_use();
     throw ranks_->failed(e);
   }
 }
@@ -111,8 +104,14 @@ void Trainer::open() {
 }
 
 Trainer::~Trainer() {
-  // Nothing may still travel when the memory goes; where it does, the process is about to end.
-  if (ranks_ && !ranks_->close()) state_memory_.release();
+  if (ranks_) leave_memory_in_use();
+}
+
+// Nothing may still travel when the memory goes; where it does, the process is about to end.
+void Trainer::leave_memory_in_use() {
+  if (ranks_->close()) return;
+  state_memory_.release();
+  gathered_memory_.release();
 }
 
 // ---- start
@@ -140,9 +139,10 @@ void Trainer::allocate() {
       std::make_unique<RunMonitor>(RunMonitor::Run{config_, out_, *ops_, *model_, *sync_, *ranks_,
                                                    weights_, tokenizer_.get(), eos_},
                                    args_.monitor);
-  Arena arena("weights and optimizer");
+  Arena arena("weights and optimizer"), gathered("compute weights");
   auto layout = [&] {
-    weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true);
+    weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true,
+                  sync_->sharded() ? &gathered : nullptr);
     optimizer_->take(arena, model_->params(), sync_->updated(),
                      sync_->sharded() ? &ranks_->comm() : nullptr);
     sync_->take(arena);
@@ -151,9 +151,18 @@ void Trainer::allocate() {
     stop_ = arena.take("loss", {1}, DType::f64);
   };
   layout();
-  check_memory(arena.peak());
-  state_memory_ = {ops_->alloc(arena.peak(), arena.name()), [this](void* p) { ops_->free(p); }};
+  check_memory(arena.peak() + gathered.peak());
+  const auto free = [this](void* p) { ops_->free(p); };
+  state_memory_ = {ops_->alloc(arena.peak(), arena.name()), free};
   arena.bind(state_memory_.get());
+  if (gathered.peak() > 0) {
+    void* memory = ranks_->comm().alloc_gathered(gathered.peak());
+    if (!memory) {
+      memory = ops_->alloc(gathered.peak(), gathered.name());
+      gathered_memory_ = {memory, free};
+    }
+    gathered.bind(memory);
+  }
   layout();
   model_->use(weights_.weights());
   model_->set_hooks({[this](int stage) { sync_->before_forward(stage); },
@@ -223,8 +232,8 @@ std::string Trainer::find_start() {
     }
     return "";
   }
-  const std::string from = checkpoint_in(args_.resume);
-  verify_checkpoint(from);
+  const std::string from = find_checkpoint(args_.resume, Checksums::all);
+  check_folder(from, Checksums::none);  // weights alone are no state to go on from
   return from;
 }
 
@@ -239,8 +248,8 @@ void Trainer::start() {
   }
   std::vector<float> master;
   if (!args_.init_from.empty()) {
-    const std::string init =
-        ranks_->from_first(ranks_->first() ? checkpoint_in(args_.init_from) : "");
+    const std::string init = ranks_->from_first(
+        ranks_->first() ? find_checkpoint(args_.init_from, Checksums::without_optimizer) : "");
     const std::vector<std::string> differ = model_differences(read_hf_config(init), config_.model);
     check(differ.empty(), Exit::data,
           "--init-from {}: its model differs from {} in {}; use the same values", args_.init_from,

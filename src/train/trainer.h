@@ -47,6 +47,7 @@ class Trainer {
   void open();
   void join_ranks();
   void open_tokenizer_and_eos();
+  void leave_memory_in_use();
   void allocate();
   void check_memory(size_t state_bytes);
   LmShape shape(int64_t micro_batch) const;
@@ -86,7 +87,8 @@ class Trainer {
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<GradSync> sync_;
   Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
-  std::unique_ptr<void, std::function<void(void*)>> state_memory_;  // freed before ops_ goes
+  std::unique_ptr<void, std::function<void(void*)>> state_memory_;     // freed before ops_ goes
+  std::unique_ptr<void, std::function<void(void*)>> gathered_memory_;  // the same; or of the Comm
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<RunMonitor> monitor_;
   std::unique_ptr<DataLoader> loader_;

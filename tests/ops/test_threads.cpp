@@ -1,5 +1,6 @@
 // The CPU backend gives the same bits on one thread and on several: sums over rows go through a
-// fixed number of partial sums, whatever the threads do. (Matrix products are BLAS's own affair.)
+// fixed number of partial sums, whatever the threads do. (The last bits of matrix products are
+// BLAS's own affair.)
 #ifdef _OPENMP
 #include <omp.h>
 
@@ -65,5 +66,43 @@ TEST_CASE("cpu: results do not depend on the number of threads", "[ops]") {
   make_cpu_ops(DType::f32);  // BLAS follows OpenMP again
   CHECK(one == two);
   CHECK(one == five);
+}
+
+// Parts of a product end at multiples of 16: odd sizes, fewer rows or columns than threads, and
+// products too small to share out.
+TEST_CASE("cpu: matrix products are the same on any number of threads", "[ops]") {
+  struct Size {
+    int64_t rows, in, out;
+  };
+  const int before = omp_get_max_threads();
+  for (const auto& [rows, in, out] :
+       {Size{1, 700, 611}, {3, 257, 500}, {333, 65, 47}, {500, 300, 1}, {77, 1, 9}}) {
+    INFO(rows << " x " << in << " x " << out);
+    const Values x = exact(normals(size_t(rows * in), 1)), w = exact(normals(size_t(out * in), 2)),
+                 dy = exact(normals(size_t(rows * out), 3));
+    const auto results = [&](Bench& b) {
+      const DType type = b->act_dtype();
+      Tensor y = b.empty({rows, out}, type), dx = b.empty({rows, in}, type),
+             dw = b.zeros({out, in}, type);
+      const Tensor tx = b.real({rows, in}, x), tw = b.real({out, in}, w),
+                   tdy = b.real({rows, out}, dy);
+      b->linear_forward(y, tx, tw, {});
+      b->linear_backward(dx, dw, {}, tdy, tx, tw);
+      return std::vector<Values>{b.read(y), b.read(dx), b.read(dw)};
+    };
+    omp_set_num_threads(1);
+    Bench exactly(reference_ops());
+    const std::vector<Values> expected = results(exactly);
+    for (int threads : {1, 2, 3, 6}) {
+      INFO(threads << " threads");
+      omp_set_num_threads(threads);
+      Bench bench(make_cpu_ops(DType::f32));
+      const std::vector<Values> got = results(bench);
+      for (size_t i = 0; i < got.size(); ++i) CHECK(relative_error(got[i], expected[i]) < 1e-6);
+      CHECK(got == results(bench));
+    }
+  }
+  omp_set_num_threads(before);
+  make_cpu_ops(DType::f32);  // BLAS follows OpenMP again
 }
 #endif

@@ -386,6 +386,23 @@ TEST_CASE("evaluation checks all of a checkpoint but the optimizer's bytes", "[t
   CHECK_FALSE(found_with_damage(optimizer_file(0, 1), true));
 }
 
+TEST_CASE("a checkpoint named by its folder is verified, one without a manifest taken", "[train]") {
+  TempFolder tmp;
+  const std::string dir = CheckpointStore(tmp.path(), 3).save(make_snapshot(make_table(), 5, 1));
+  CHECK(find_checkpoint(tmp.path(), Checksums::all) == dir);
+  CHECK(find_checkpoint(dir, Checksums::all) == dir);
+  std::string bytes = slurp(dir + "/" + kModelFile);
+  bytes.back() = char(bytes.back() ^ 1);
+  spill(dir + "/" + kModelFile, bytes);
+  for (const std::string& named : {tmp.path(), dir}) {
+    const auto error = thrown_by([&] { find_checkpoint(named, Checksums::without_optimizer); });
+    CHECK(error.code == Exit::data);
+    CHECK(error.text.find(kModelFile) != std::string::npos);
+  }
+  std::filesystem::remove(dir + "/" + kManifestName);  // as a folder of another program
+  CHECK(find_checkpoint(dir, Checksums::without_optimizer) == dir);
+}
+
 TEST_CASE("every changed bit of a manifest is noticed", "[train]") {
   Manifest m;
   m.step = 1000;

@@ -30,6 +30,7 @@ class Switch final : public Comm {
   Ticket reduce_scatter(Tensor x) override { return count(x) ? comm_.reduce_scatter(x) : 0; }
   Ticket all_gather(Tensor x) override { return count(x) ? comm_.all_gather(x) : 0; }
   Ticket broadcast(Tensor x, int root) override { return count(x) ? comm_.broadcast(x, root) : 0; }
+  void* alloc_gathered(size_t bytes) override { return comm_.alloc_gathered(bytes); }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
   void barrier() override { comm_.barrier(); }
   void throw_if_failed() override { comm_.throw_if_failed(); }
@@ -55,16 +56,22 @@ class Steps {
         model_(ops, config.model, config.optim.decay == DecayKind::all),
         optimizer_(ops, config.optim),
         sync_(comm_, ops, model_, config.train) {
-    Arena arena("weights and optimizer");
+    Arena arena("weights and optimizer"), gathered("compute weights");
     for (int pass = 0; pass < 2; ++pass) {
-      weights_.take(arena, ops, model_.params(), /*with_grad=*/true);
+      weights_.take(arena, ops, model_.params(), /*with_grad=*/true,
+                    sync_.sharded() ? &gathered : nullptr);
       optimizer_.take(arena, model_.params(), sync_.updated(), sync_.sharded() ? &comm_ : nullptr);
       sync_.take(arena);
       nll_sum_ = arena.take("loss", {1}, DType::f64);
       stop_ = arena.take("loss", {1}, DType::f64);
-      if (pass == 0) arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
+      if (pass > 0) continue;
+      arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
+      if (gathered.peak() == 0) continue;
+      void* memory = comm_.alloc_gathered(gathered.peak());
+      if (!memory) memory = gathered_memory_ = ops.alloc(gathered.peak(), gathered.name());
+      gathered.bind(memory);
     }
-    state_bytes = arena.peak();
+    state_bytes = arena.peak() + gathered.peak();
     weights_.set(ops, initial_weights(model_.params(), config.train.seed));
     optimizer_.zero_state();
     ops.zero(weights_.weights().grad);
@@ -79,7 +86,9 @@ class Steps {
                            uint64_t(config.model.vocab_size));
   }
   ~Steps() {  // after an error collectives may still write there, until the process ends
-    if (done_) ops_.free(memory_);
+    if (!done_) return;
+    ops_.free(memory_);
+    if (gathered_memory_) ops_.free(gathered_memory_);
   }
 
   // Medians of `runs` steps of each kind, on the slowest rank.
@@ -202,7 +211,7 @@ class Steps {
   GradSync sync_;
   WeightStore weights_;
   Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
-  void* memory_ = nullptr;
+  void *memory_ = nullptr, *gathered_memory_ = nullptr;  // the second may be the Comm's own
   std::vector<int32_t> tokens_;
   int64_t count_ = 0;
   bool done_ = false;

@@ -108,6 +108,15 @@ void TimedOps::glu_forward(Tensor h, Tensor gu, Act act) {
 void TimedOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
   timed("glu backward", [&] { ops_.glu_backward(dgu, dh, gu, act); });
 }
+void TimedOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) {
+  timed(linear_name("+ glu forward", gu, w, x),
+        [&] { ops_.linear_glu_forward(h, gu, x, w, b, act); });
+}
+void TimedOps::glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+                                   Tensor gu, Tensor w, Act act) {
+  timed(linear_name("+ glu backward", dy, w, h),
+        [&] { ops_.glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act); });
+}
 void TimedOps::cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab,
                              bool backward, double grad_scale) {
   timed("cross_entropy",

@@ -57,6 +57,9 @@ class TimedOps final : public Ops {
                               Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) override;
   void glu_forward(Tensor h, Tensor gu, Act act) override;
   void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;
+  void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
+  void glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+                           Tensor gu, Tensor w, Act act) override;
   void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
                      double grad_scale) override;
   void lower_bound_forward(Tensor beta, Tensor gamma) override;

@@ -1,0 +1,27 @@
+# hgrn_library(Pcre2 HEADER pcre2.h LIBRARY pcre2-8 PACKAGE libpcre2-dev STATIC_DEFINE PCRE2_STATIC)
+# makes the target Hgrn::Pcre2 of a library that has no CMake package everywhere; with
+# HGRN_STATIC_DEPS from its archive, and with STATIC_DEFINE for those who include the header.
+function(hgrn_library name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "HEADER;LIBRARY;PACKAGE;STATIC_DEFINE" "")
+  string(TOUPPER HGRN_${name} prefix)
+  set(file ${arg_LIBRARY})
+  if(HGRN_STATIC_DEPS)
+    set(file lib${arg_LIBRARY}.a)
+  endif()
+  find_path(${prefix}_INCLUDE ${arg_HEADER})
+  find_library(${prefix}_LIBRARY NAMES ${file})
+  if(NOT ${prefix}_INCLUDE OR NOT ${prefix}_LIBRARY)
+    message(FATAL_ERROR "${name} is missing (${arg_HEADER}, ${file}): apt-get install ${arg_PACKAGE}, or run scripts/setup.sh")
+  endif()
+  message(STATUS "Found ${name}: ${${prefix}_LIBRARY}")
+  add_library(Hgrn::${name} INTERFACE IMPORTED GLOBAL)
+  target_include_directories(Hgrn::${name} INTERFACE ${${prefix}_INCLUDE})
+  target_link_libraries(Hgrn::${name} INTERFACE ${${prefix}_LIBRARY})
+  if(HGRN_STATIC_DEPS AND arg_STATIC_DEFINE)
+    target_compile_definitions(Hgrn::${name} INTERFACE ${arg_STATIC_DEFINE})
+  endif()
+endfunction()
+
+hgrn_library(XxHash HEADER xxhash.h LIBRARY xxhash PACKAGE libxxhash-dev)  # XXH3 checksums of checkpoints
+hgrn_library(Pcre2 HEADER pcre2.h LIBRARY pcre2-8 PACKAGE libpcre2-dev STATIC_DEFINE PCRE2_STATIC)
+hgrn_library(Utf8proc HEADER utf8proc.h LIBRARY utf8proc PACKAGE libutf8proc-dev STATIC_DEFINE UTF8PROC_STATIC)

@@ -1,0 +1,428 @@
+// Developer tool: holds the products with the GLU in them (kernels/cuda/glu_gemm_sm90.cu) to a
+// reference and times them beside cuBLAS and an elementwise pass. Needs a Hopper.
+//
+//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -DFMT_HEADER_ONLY -DFMT_USE_CONSTEXPR=1 -Isrc
+//     -Ikernels -gencode=arch=compute_90a,code=sm_90a tools/glu_gemm_check.cu
+//     kernels/cuda/glu_gemm_sm90.cu -lcublas -o glu_gemm_check
+//   ./glu_gemm_check [small] [accuracy] [time]     default: all three
+//
+// small: shapes at the edges of tiles, against sums in double. accuracy: the shapes of the models,
+// against cuBLAS with its result in fp32. For each: every element; the rows behind the last are
+// left alone; twice the same bits; where elements are wrong, which. time: medians of 30 launches.
+// With -DHGRN_BOUNDED_WAITS=1 a wait that does not end is reported after a second or so.
+// Exits 1 if anything is wrong.
+#include <cublas_v2.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "cuda/activation.cuh"
+#include "cuda/cuda_check.h"
+#include "cuda/glu_gemm.h"
+#include "cuda/tma.cuh"
+#include "cuda/vec.cuh"
+
+using namespace hgrn;
+
+namespace {
+
+struct Case {
+  const char* name;
+  int64_t N, F, D;
+  Act act;
+  bool bias;
+};
+constexpr Case kSmall[] = {
+    {"one tile", 128, 128, 192, Act::identity, false},
+    {"one tile", 128, 256, 256, Act::silu, false},
+    {"two CTAs", 256, 256, 256, Act::silu, true},
+    {"ragged rows", 300, 256, 256, Act::silu, false},
+    {"one row more", 129, 128, 192, Act::sigmoid, true},
+    {"ragged depth", 300, 256, 200, Act::silu, true},
+    {"ragged width", 300, 136, 264, Act::silu, true},
+    {"few rows", 9, 520, 192, Act::silu, false},
+    {"several tiles a CTA", 5000, 1416, 328, Act::silu, true},
+    {"several bands", 6100, 264, 192, Act::identity, true},
+};
+constexpr Case kModels[] = {
+    {"44M", 65536, 1408, 512, Act::identity, true}, {"150M", 53248, 2048, 768, Act::silu, false},
+    {"385M", 30720, 2816, 1024, Act::silu, false},  {"1B", 20480, 5632, 2048, Act::silu, false},
+    {"2.9B", 16384, 6912, 2560, Act::silu, false},  {"ragged", 20011, 2816, 1024, Act::silu, true},
+};
+
+// ---- memory
+struct Memory {
+  std::vector<void*> blocks;
+  ~Memory() {
+    for (void* p : blocks) cudaFree(p);
+  }
+  template <class T>
+  T* take(int64_t count) {
+    void* p = nullptr;
+    CUDA_CHECK(cudaMalloc(&p, size_t(count) * sizeof(T)));
+    blocks.push_back(p);
+    return static_cast<T*>(p);
+  }
+};
+
+__device__ uint32_t mix(uint64_t v) {
+  v = (v ^ (v >> 31)) * 0x7fb5d329728ea185ull;
+  v = (v ^ (v >> 27)) * 0x81dadef4bc2dd44dull;
+  return uint32_t(v >> 32);
+}
+// Of unit variance times scale: the sum of four uniform numbers.
+__global__ void fill_kernel(bf16* p, int64_t count, float scale, uint64_t seed) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    float sum = 0;
+    for (int k = 0; k < 4; ++k) sum += mix((seed * 4 + k) << 40 ^ i * 2654435761ull) * 0x1p-32f;
+    p[i] = __float2bfloat16_rn((sum - 2) * 1.7320508f * scale);
+  }
+}
+bf16* filled(Memory& memory, int64_t count, double scale, uint64_t seed) {
+  bf16* const p = memory.take<bf16>(count);
+  fill_kernel<<<1024, 256>>>(p, count, float(scale), seed);
+  CUDA_CHECK(cudaGetLastError());
+  return p;
+}
+
+// ---- references
+// out (rows, columns) = a (rows, depth) b, in double: b (columns, depth), or (depth, columns).
+__global__ void product_kernel(float* out, const bf16* a, const bf16* b, int64_t rows,
+                               int64_t columns, int64_t depth, bool b_rows_are_depth) {
+  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  if (i >= rows * columns) return;
+  const int64_t r = i / columns, c = i % columns;
+  double sum = 0;
+  for (int64_t k = 0; k < depth; ++k)
+    sum += double(__bfloat162float(a[r * depth + k])) *
+           double(__bfloat162float(b[b_rows_are_depth ? k * columns + c : c * depth + k]));
+  out[i] = float(sum);
+}
+
+void cublas(cublasStatus_t s) {
+  check(s == CUBLAS_STATUS_SUCCESS, "cuBLAS: status {}", int(s));
+}
+// The same by cuBLAS, out in bf16 or fp32.
+void product(cublasHandle_t handle, void* out, cudaDataType type, const bf16* a, const bf16* b,
+             int64_t rows, int64_t columns, int64_t depth, bool b_rows_are_depth) {
+  const float one = 1, zero = 0;
+  cublas(cublasGemmEx(handle, b_rows_are_depth ? CUBLAS_OP_N : CUBLAS_OP_T, CUBLAS_OP_N,
+                      int(columns), int(rows), int(depth), &one, b, CUDA_R_16BF,
+                      int(b_rows_are_depth ? columns : depth), a, CUDA_R_16BF, int(depth), &zero,
+                      out, type, int(columns), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+}
+
+// The elementwise passes as in glu.cu.
+__device__ float2 slope(float g, Act act) {
+  if (act == Act::identity) return {g, 1.0f};
+  const float s = sigmoid<bf16>(g);
+  return act == Act::silu ? float2{g * s, s * (1 + g * (1 - s))} : float2{s, s * (1 - s)};
+}
+template <bool kBackward>
+__global__ __launch_bounds__(256) void glu_kernel(bf16* out, const bf16* dh, const bf16* gu,
+                                                  int64_t N, int64_t F, Act act) {
+  const int64_t col = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 8;
+  if (col >= F) return;
+  for (int64_t row = blockIdx.y; row < N; row += gridDim.y) {
+    float g[8], u[8], d[8];
+    load<8>(g, gu + row * 2 * F + col);
+    load<8>(u, gu + row * 2 * F + F + col);
+    if constexpr (kBackward) {
+      load<8>(d, dh + row * F + col);
+      for (int i = 0; i < 8; ++i) {
+        const float2 a = slope(g[i], act);
+        g[i] = d[i] * u[i] * a.y;
+        u[i] = d[i] * a.x;
+      }
+      store<8>(out + row * 2 * F + col, g);
+      store<8>(out + row * 2 * F + F + col, u);
+    } else {
+      for (int i = 0; i < 8; ++i) u[i] *= activate<bf16>(g[i], act);
+      store<8>(out + row * F + col, u);
+    }
+  }
+}
+template <bool kBackward>
+void glu(bf16* out, const bf16* dh, const bf16* gu, const Case& c) {
+  const dim3 blocks(unsigned((c.F / 8 + 255) / 256), unsigned(std::min<int64_t>(c.N, 16384)));
+  glu_kernel<kBackward><<<blocks, 256>>>(out, dh, gu, c.N, c.F, c.act);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+__global__ void round_kernel(bf16* to, const float* from, int64_t n) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x)
+    to[i] = __float2bfloat16_rn(from[i]);
+}
+
+// ---- comparison
+struct Wrong {
+  int64_t row, column;
+  float got, want;
+};
+struct Findings {
+  unsigned long long wrong, inexact;
+  unsigned by_row[16], by_column[64];  // row % 128 in eights, column % 512 in eights
+  Wrong first[8];
+};
+
+// got within relative |want| + absolute of want; want is fp32 (+ bias of the column) or bf16.
+__global__ void compare_kernel(Findings* f, const bf16* got, const float* want32,
+                               const bf16* want16, const bf16* bias, int64_t rows, int64_t columns,
+                               float relative, float absolute) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < rows * columns;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t r = i / columns, c = i % columns;
+    float want = want32 ? want32[i] : __bfloat162float(want16[i]);
+    if (bias) want += __bfloat162float(bias[c]);
+    const float value = __bfloat162float(got[i]);
+    if (value != __bfloat162float(__float2bfloat16_rn(want))) atomicAdd(&f->inexact, 1ull);
+    if (fabsf(value - want) <= relative * fabsf(want) + absolute) continue;  // false for NaN
+    const unsigned long long n = atomicAdd(&f->wrong, 1ull);
+    atomicAdd(&f->by_row[r % 128 / 8], 1u);
+    atomicAdd(&f->by_column[c % 512 / 8], 1u);
+    if (n < 8) f->first[n] = {r, c, value, want};
+  }
+}
+__global__ void differ_kernel(unsigned long long* count, const uint16_t* a, const uint16_t* b,
+                              int64_t n) {  // b null: where a is not 0xffff
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x)
+    if (a[i] != (b ? b[i] : 0xffff)) atomicAdd(count, 1ull);
+}
+
+struct Checker {
+  Findings* device = nullptr;
+  unsigned long long* count = nullptr;
+  int failures = 0;
+  Checker() {
+    CUDA_CHECK(cudaMalloc(&device, sizeof(Findings)));
+    CUDA_CHECK(cudaMalloc(&count, sizeof *count));
+  }
+
+  void compare(const Case& c, const char* what, const bf16* got, const float* want32,
+               const bf16* want16, const bf16* bias, int64_t columns, float relative,
+               float absolute) {
+    CUDA_CHECK(cudaMemset(device, 0, sizeof(Findings)));
+    compare_kernel<<<2048, 256>>>(device, got, want32, want16, bias, c.N, columns, relative,
+                                  absolute);
+    Findings f;
+    CUDA_CHECK(cudaMemcpy(&f, device, sizeof f, cudaMemcpyDeviceToHost));
+    std::printf("  %-6s %10llu of %10lld wrong, %8llu not the nearest bf16  %s\n", what, f.wrong,
+                (long long)(c.N * columns), f.inexact, f.wrong ? "WRONG" : "ok");
+    if (!f.wrong) return;
+    ++failures;
+    for (int i = 0; i < int(std::min<unsigned long long>(8, f.wrong)); ++i)
+      std::printf("    row %lld column %lld: %g, not %g\n", (long long)f.first[i].row,
+                  (long long)f.first[i].column, double(f.first[i].got), double(f.first[i].want));
+    std::printf("    row %% 128 in eights:   ");
+    for (unsigned n : f.by_row) std::printf(" %u", n);
+    std::printf("\n    column %% 512 in eights:");
+    for (unsigned n : f.by_column) std::printf(" %u", n);
+    std::printf("\n");
+  }
+  void differ(const char* what, const void* a, const void* b, int64_t n) {
+    CUDA_CHECK(cudaMemset(count, 0, sizeof *count));
+    differ_kernel<<<1024, 256>>>(count, static_cast<const uint16_t*>(a),
+                                 static_cast<const uint16_t*>(b), n);
+    unsigned long long host;
+    CUDA_CHECK(cudaMemcpy(&host, count, sizeof host, cudaMemcpyDeviceToHost));
+    if (!host) return;
+    ++failures;
+    std::printf("  %s: %llu elements  WRONG\n", what, host);
+  }
+};
+
+// ---- cases
+constexpr int64_t kBehind = 64;  // rows behind the last, which must be left alone
+
+glu_gemm::Options g_options;
+
+struct Data {
+  Memory memory;
+  bf16 *x, *w, *bias, *dy, *down;
+  explicit Data(const Case& c) {
+    x = filled(memory, c.N * c.D, 1, 1);
+    w = filled(memory, 2 * c.F * c.D, 2 / std::sqrt(double(c.D)), 2);
+    bias = c.bias ? filled(memory, 2 * c.F, 1, 3) : nullptr;
+    dy = filled(memory, c.N * c.D, 1, 4);
+    down = filled(memory, c.D * c.F, 1 / std::sqrt(double(c.D)), 5);
+  }
+};
+
+constexpr int kVariants = 4;
+
+void check_case(Checker& checker, cublasHandle_t handle, const Case& c, bool by_cublas) {
+  std::printf("%s: N=%lld F=%lld D=%lld act=%d%s\n", c.name, (long long)c.N, (long long)c.F,
+              (long long)c.D, int(c.act), c.bias ? " bias" : "");
+  std::fflush(stdout);
+  const int64_t rows = c.N + kBehind, F = c.F;
+  Data in(c);
+  Memory memory;
+  float* const want = memory.take<float>(c.N * 2 * F);
+  const auto reference = [&](const bf16* a, const bf16* b, int64_t columns, bool depth_rows) {
+    if (by_cublas) return product(handle, want, CUDA_R_32F, a, b, c.N, columns, c.D, depth_rows);
+    product_kernel<<<unsigned((c.N * columns + 255) / 256), 256>>>(want, a, b, c.N, columns, c.D,
+                                                                   depth_rows);
+    CUDA_CHECK(cudaGetLastError());
+  };
+  bf16 *gu[2], *h[2], *dgu[2];
+  for (int i = 0; i < 2; ++i) {
+    gu[i] = memory.take<bf16>(rows * 2 * F), dgu[i] = memory.take<bf16>(rows * 2 * F);
+    h[i] = memory.take<bf16>(rows * F);
+    CUDA_CHECK(cudaMemset(gu[i], 0xff, size_t(rows * 2 * F * 2)));
+    CUDA_CHECK(cudaMemset(dgu[i], 0xff, size_t(rows * 2 * F * 2)));
+    CUDA_CHECK(cudaMemset(h[i], 0xff, size_t(rows * F * 2)));
+  }
+  bf16* const elementwise = memory.take<bf16>(c.N * 2 * F);
+
+  for (int i = 0; i < 2; ++i)
+    glu_gemm::forward(h[i], gu[i], in.x, in.w, in.bias, c.N, F, c.D, c.act, g_options, nullptr);
+  CUDA_CHECK(cudaDeviceSynchronize());
+  reference(in.x, in.w, 2 * F, false);
+  checker.compare(c, "g, u", gu[0], want, nullptr, in.bias, 2 * F, 0.0040f, 1e-4f);
+  glu<false>(elementwise, nullptr, gu[0], c);
+  checker.compare(c, "h", h[0], nullptr, elementwise, nullptr, F, 0.0079f, 1e-30f);
+  checker.differ("gu, two runs", gu[0], gu[1], c.N * 2 * F);
+  checker.differ("h, two runs", h[0], h[1], c.N * F);
+  checker.differ("gu behind the last row", gu[0] + c.N * 2 * F, nullptr, kBehind * 2 * F);
+  checker.differ("h behind the last row", h[0] + c.N * F, nullptr, kBehind * F);
+
+  // The gradient at the reference's g and u, so that it is tested alone.
+  bf16* const gu_in = gu[1];
+  fill_kernel<<<1024, 256>>>(gu_in, c.N * 2 * F, 2.0f, 6);
+  reference(in.dy, in.down, F, true);
+  bf16* const dh = h[1];
+  round_kernel<<<1024, 256>>>(dh, want, c.N * F);
+  glu<true>(elementwise, dh, gu_in, c);
+  for (int variant = 0; variant < kVariants; ++variant) {
+    g_options.variant = variant;
+    for (int i = 0; i < 2; ++i) {
+      CUDA_CHECK(cudaMemset(dgu[i], 0xff, size_t(rows * 2 * F * 2)));
+      glu_gemm::backward(dgu[i], in.dy, gu_in, in.down, c.N, F, c.D, c.act, g_options, nullptr);
+    }
+    CUDA_CHECK(cudaDeviceSynchronize());
+    // dh of the two may round to different neighbours.
+    checker.compare(c, "dg, du", dgu[0], nullptr, elementwise, nullptr, 2 * F, 0.0160f, 1e-4f);
+    checker.differ("dgu, two runs", dgu[0], dgu[1], c.N * 2 * F);
+    checker.differ("dgu behind the last row", dgu[0] + c.N * 2 * F, nullptr, kBehind * 2 * F);
+  }
+}
+
+// ---- time
+double median_us(const std::function<void()>& f, int repeats = 30) {
+  cudaEvent_t from, to;
+  CUDA_CHECK(cudaEventCreate(&from));
+  CUDA_CHECK(cudaEventCreate(&to));
+  std::vector<float> ms;
+  for (int i = 0; i < repeats + 3; ++i) {
+    CUDA_CHECK(cudaEventRecord(from));
+    f();
+    CUDA_CHECK(cudaEventRecord(to));
+    CUDA_CHECK(cudaEventSynchronize(to));
+    float t;
+    CUDA_CHECK(cudaEventElapsedTime(&t, from, to));
+    if (i >= 3) ms.push_back(t);
+  }
+  cudaEventDestroy(from), cudaEventDestroy(to);
+  std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
+  return 1e3 * ms[ms.size() / 2];
+}
+
+// Every buffer but the weights is larger than L2.
+void time_case(cublasHandle_t handle, const Case& c) {
+  Data in(c);
+  Memory memory;
+  bf16* const gu = filled(memory, c.N * 2 * c.F, 2, 7);
+  bf16* const dgu = memory.take<bf16>(c.N * 2 * c.F);
+  bf16* const h = memory.take<bf16>(c.N * c.F);
+  const double tile = double(c.N) * c.F;
+  struct Row {
+    const char* name;
+    double flops, bytes;  // bytes of the elementwise operands that the fused form cannot avoid
+    double gemm, glu, fused[kVariants];
+  } rows[2] = {{"forward", 4 * tile * c.D, 6 * tile, 0, 0, {}},
+               {"backward", 2 * tile * c.D, 8 * tile, 0, 0, {}}};
+  rows[0].gemm =
+      median_us([&] { product(handle, gu, CUDA_R_16BF, in.x, in.w, c.N, 2 * c.F, c.D, false); });
+  rows[0].glu = median_us([&] { glu<false>(h, nullptr, gu, c); });
+  rows[1].gemm =
+      median_us([&] { product(handle, h, CUDA_R_16BF, in.dy, in.down, c.N, c.F, c.D, true); });
+  rows[1].glu = median_us([&] { glu<true>(dgu, h, gu, c); });
+  for (int variant = 0; variant < kVariants; ++variant) {
+    g_options.variant = variant;
+    rows[0].fused[variant] = median_us([&] {
+      glu_gemm::forward(h, gu, in.x, in.w, in.bias, c.N, c.F, c.D, c.act, g_options, nullptr);
+    });
+    rows[1].fused[variant] = median_us([&] {
+      glu_gemm::backward(dgu, in.dy, gu, in.down, c.N, c.F, c.D, c.act, g_options, nullptr);
+    });
+  }
+  for (const Row& r : rows) {
+    const double apart = r.gemm + r.glu, best = *std::min_element(r.fused, r.fused + kVariants);
+    std::printf(
+        "%-6s %-8s | %6.1f + %6.1f = %7.1f us (product %3.0f TFLOP/s) |%7.1f%7.1f%7.1f%7.1f "
+        "us | %4.0f TFLOP/s %5.2f TB/s | %+7.1f us\n",
+        c.name, r.name, r.gemm, r.glu, apart, r.flops / r.gemm / 1e6, r.fused[0], r.fused[1],
+        r.fused[2], r.fused[3], r.flops / best / 1e6, (r.bytes + 2.0 * c.N * c.D) / best / 1e6,
+        best - apart);
+  }
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bool small = argc < 2, accuracy = argc < 2, time = argc < 2;
+  for (int i = 1; i < argc; ++i) {
+    small |= !std::strcmp(argv[i], "small");
+    accuracy |= !std::strcmp(argv[i], "accuracy");
+    time |= !std::strcmp(argv[i], "time");
+  }
+  WaitReport* report = nullptr;
+  try {
+    cudaDeviceProp card;
+    CUDA_CHECK(cudaGetDeviceProperties(&card, 0));
+    check(card.major == 9, "these kernels are for compute capability 9.0; this is {}.{}",
+          card.major, card.minor);
+    std::printf("%s, %d SMs%s\n", card.name, card.multiProcessorCount,
+                kBoundedWaits ? ", bounded waits" : "");
+    g_options.sms = card.multiProcessorCount;
+    if (kBoundedWaits) {
+      CUDA_CHECK(cudaHostAlloc(&report, sizeof *report, cudaHostAllocMapped));
+      *report = {};
+      g_options.report = report;
+    }
+    cublasHandle_t handle;
+    cublas(cublasCreate(&handle));
+    Checker checker;
+    if (small)
+      for (const Case& c : kSmall) check_case(checker, handle, c, false);
+    if (accuracy)
+      for (const Case& c : kModels) check_case(checker, handle, c, true);
+    if (time) {
+      std::printf(
+          "model  pass     | cuBLAS + elementwise | fused, variants 0 to 3 | the best | gain\n");
+      for (const Case& c : kModels) time_case(handle, c);
+    }
+    cublasDestroy(handle);
+    std::printf(checker.failures ? "%d checks FAILED\n" : "all is well\n", checker.failures);
+    return checker.failures ? 1 : 0;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    if (report && report->stuck)
+      std::fprintf(stderr,
+                   "stuck: block %d thread %d, barrier at %#x of parity %d, tile %d, step %d "
+                   "(-1: before leaving a tile, -2: the GLU)\n",
+                   report->block, report->thread, report->barrier, report->parity, report->tile,
+                   report->step);
+    return 1;
+  }
+}
