@@ -30,7 +30,7 @@ class Switch final : public Comm {
   Ticket reduce_scatter(Tensor x) override { return count(x) ? comm_.reduce_scatter(x) : 0; }
   Ticket all_gather(Tensor x) override { return count(x) ? comm_.all_gather(x) : 0; }
   Ticket broadcast(Tensor x, int root) override { return count(x) ? comm_.broadcast(x, root) : 0; }
-  void* alloc_gathered(size_t bytes) override { return comm_.alloc_gathered(bytes); }
+  void* alloc_gathered(size_t size) override { return comm_.alloc_gathered(size); }
   void share(Tensor whole) override { comm_.share(whole); }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
   void barrier() override { comm_.barrier(); }
