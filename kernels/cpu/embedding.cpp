@@ -74,11 +74,12 @@ void CpuOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, D
   });
 }
 
-void CpuOps::embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
-  check_shapes(dx, tokens, dw);
+void CpuOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
+  check_shapes(dx, tokens, dw.to);
+  if (dw.fresh) zero(dw.to);
   cpu::with_real(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
-    backward<T>(dw, dx.ptr<T>(), tokens.ptr<int32_t>(), dx.rows(), T(scale), drop);
+    backward<T>(dw.to, dx.ptr<T>(), tokens.ptr<int32_t>(), dx.rows(), T(scale), drop);
   });
 }
 

@@ -54,19 +54,19 @@ class CudaOps final : public Ops {
   void use_scratch(Tensor bytes) override { planned_scratch_ = bytes; }
 
   void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
-  void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
 
   void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) override;
-  void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) override;
+  void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) override;
 
   void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                     float eps) override;
-  void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor stats,
+  void norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w, Tensor stats,
                      Norm kind) override;
   void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
                              Tensor b, Norm kind, float eps, Dropout drop) override;
-  void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
-                              Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) override;
+  void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor sum,
+                              Tensor w, Tensor stats, Norm kind, Dropout drop) override;
 
   void glu_forward(Tensor h, Tensor gu, Act act) override;
   void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;
@@ -75,7 +75,7 @@ class CudaOps final : public Ops {
                      double grad_scale) override;
 
   void lower_bound_forward(Tensor beta, Tensor gamma) override;
-  void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) override;
+  void lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) override;
 
   void sum(Tensor out, Tensor x) override;
   void square_sum(Tensor out, Tensor x) override;
@@ -99,15 +99,15 @@ class CudaOps final : public Ops {
   // Whether a linear layer of N rows and I inputs goes to the kernels of gemv.cu.
   bool few_rows(int64_t N, int64_t I) const;
   void gemv(Tensor y, Tensor x, const NormInput* norm, const Act* act, Tensor w, Tensor b);
-  void norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db, Tensor dy, Tensor x,
-                         Tensor w, Tensor stats, Norm kind, const Dropout& drop, bool residual);
+  void norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
+                         Tensor stats, Norm kind, const Dropout& drop, bool residual);
   void norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
                         Tensor b, Norm kind, float eps, const Dropout& drop);
   // out (cols) += column sums of partial (rows, cols), both f32, rows in order.
-  void add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols);
+  void add_partial_rows(Grad out, const float* partial, int64_t rows, int64_t cols);
   // out (O) += column sums of dy (N,O) in act_dtype(); partial has partial_rows rows.
   int64_t column_sum_rows(int64_t N, int64_t O) const;
-  void add_column_sums(float* out, float* partial, int64_t partial_rows, const void* dy, int64_t N,
+  void add_column_sums(Grad out, float* partial, int64_t partial_rows, const void* dy, int64_t N,
                        int64_t O);
   void reduce_to(Tensor out, Tensor x, bool squares);
 

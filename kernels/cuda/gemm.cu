@@ -1,10 +1,11 @@
 // Linear layers: y (N,O) = x (N,I) w (O,I)^T + b, and its gradients.
 // A row-major (R,C) matrix is a column-major (C,R) one, so that with column-major eyes
 //   y' (O,N) = w'^T x'     dx' (I,N) = w' dy'     dw' (I,O) += x' dy'^T
-// Products are summed in fp32. dw leaves the product in fp32 with beta = 1: no rounding to bf16
-// between micro-batches. db is a column sum in two fixed stages. cuBLASLt's tensor-core kernels
-// want widths that are multiples of 8 in bf16; the model pads what is not (Ops::width_multiple()).
-// Twin: kernels/cpu/gemm.cpp   Test: tests/ops/test_linear.cpp
+// Products are summed in fp32. dw leaves the product in fp32 and is added there (beta = 1) but for
+// the first micro-batch of a step: no rounding to bf16 between micro-batches. db is a column sum in
+// two fixed stages. cuBLASLt's tensor-core kernels want widths that are multiples of 8 in bf16; the
+// model pads what is not (Ops::width_multiple()). Twin: kernels/cpu/gemm.cpp   Test:
+// tests/ops/test_linear.cpp
 #include "cuda/gemm.h"
 
 #include <algorithm>
@@ -199,17 +200,22 @@ void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
   gemm_->run(c);
 }
 
-void CudaOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) {
+void CudaOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) {
   const int64_t N = dy.rows(), O = dy.cols();
   check(!dx || (w && w.rows() == O && w.cols() == dx.cols() && dx.rows() == N),
         "linear_backward: dx {}, dy {}, w {}", dx.shape.str(), dy.shape.str(), w.shape.str());
-  check(!dw || (x && x.rows() == N && dw.rows() == O && dw.cols() == x.cols()),
-        "linear_backward: dw {}, dy {}, x {}", dw.shape.str(), dy.shape.str(), x.shape.str());
-  check(!db || db.numel() == O, "linear_backward: db {}, dy {}", db.shape.str(), dy.shape.str());
+  check(!dw || (x && x.rows() == N && dw.to.rows() == O && dw.to.cols() == x.cols()),
+        "linear_backward: dw {}, dy {}, x {}", dw.to.shape.str(), dy.shape.str(), x.shape.str());
+  check(!db || db.to.numel() == O, "linear_backward: db {}, dy {}", db.to.shape.str(),
+        dy.shape.str());
   check(dy.dtype == act_dtype_ && (!dx || (dx.dtype == act_dtype_ && w.dtype == act_dtype_)) &&
-            (!dw || (x.dtype == act_dtype_ && dw.dtype == DType::f32)),
+            (!dw || (x.dtype == act_dtype_ && dw.to.dtype == DType::f32)),
         "linear_backward: dx, dy, x and w must be {}, dw f32", name_of(act_dtype_));
-  if (N == 0 || O == 0) return;
+  if (N == 0 || O == 0) {
+    if (dw.fresh) zero(dw.to);
+    if (db.fresh) zero(db.to);
+    return;
+  }
   GemmCall c;
   c.in = act_dtype_;
   c.b = dy.data, c.ldb = O;
@@ -221,18 +227,18 @@ void CudaOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor
     gemm_->run(c);
   }
   if (dw) {
-    c.m = dw.cols(), c.n = O, c.k = N;
+    c.m = dw.to.cols(), c.n = O, c.k = N;
     c.transpose_b = true;
     c.out = DType::f32;
-    c.a = x.data, c.d = dw.data;
-    c.lda = c.ldd = dw.cols();
-    c.beta = 1;
+    c.a = x.data, c.d = dw.to.data;
+    c.lda = c.ldd = dw.to.cols();
+    c.beta = dw.fresh ? 0 : 1;
     gemm_->run(c);
   }
   if (db) {
     const int64_t rows = column_sum_rows(N, O);
     auto* partial = reinterpret_cast<float*>(scratch(size_t(rows * O) * sizeof(float)));
-    add_column_sums(db.ptr<float>(), partial, rows, dy.data, N, O);
+    add_column_sums(db, partial, rows, dy.data, N, O);
   }
 }
 
@@ -244,7 +250,7 @@ int64_t CudaOps::column_sum_rows(int64_t N, int64_t O) const {
   return std::clamp<int64_t>((N + 31) / 32, 1, wanted);
 }
 
-void CudaOps::add_column_sums(float* out, float* partial, int64_t partial_rows, const void* dy,
+void CudaOps::add_column_sums(Grad out, float* partial, int64_t partial_rows, const void* dy,
                               int64_t N, int64_t O) {
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -458,18 +458,23 @@ void CudaOps::norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Ten
   });
 }
 
-void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
-                                Tensor x, Tensor w, Tensor stats, Norm kind, const Dropout& drop,
+void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor x,
+                                Tensor w, Tensor stats, Norm kind, const Dropout& drop,
                                 bool residual) {
   const int64_t N = x.rows(), D = x.cols();
   check(dx.numel() == N * D && dy.numel() == N * D && stats.numel() == 2 * N && w.numel() == D &&
-            dw.numel() == D && (!db || db.numel() == D) && (!dbranch || dbranch.numel() == N * D),
+            dw.to.numel() == D && (!db || db.to.numel() == D) &&
+            (!dbranch || dbranch.numel() == N * D),
         "norm_backward: x {}, dx {}, dy {}, stats {}, w {}, dw {}, db {}, dbranch {}",
         x.shape.str(), dx.shape.str(), dy.shape.str(), stats.shape.str(), w.shape.str(),
-        dw.shape.str(), db.shape.str(), dbranch.shape.str());
+        dw.to.shape.str(), db.to.shape.str(), dbranch.shape.str());
   check(!residual || dbranch || drop.p == 0,
         "residual_norm_backward: dbranch is needed with dropout {}", drop.p);
-  if (N == 0 || D == 0) return;
+  if (N == 0 || D == 0) {
+    if (dw.fresh) zero(dw.to);
+    if (db.fresh) zero(db.to);
+    return;
+  }
   const bool layer = kind == Norm::layer;
   const int sms = prop_.multiProcessorCount;
   dispatch(act_dtype_, [&](auto type) {
@@ -493,8 +498,8 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
       if (db) a.partial_db = partial + int64_t(grid.blocks) * D;
       kernel<<<grid.blocks, grid.threads, grid.shared, stream_>>>(a, extra...);
       CUDA_CHECK(cudaGetLastError());
-      add_partial_rows(dw.ptr<float>(), a.partial_dw, grid.blocks, D);
-      if (db) add_partial_rows(db.ptr<float>(), a.partial_db, grid.blocks, D);
+      add_partial_rows(dw, a.partial_dw, grid.blocks, D);
+      if (db) add_partial_rows(db, a.partial_db, grid.blocks, D);
     };
     // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one.
     constexpr int kMaxPacks = std::is_same_v<T, float> ? 1 : 2;
@@ -527,7 +532,7 @@ void CudaOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b,
   norm_forward_any(Tensor(), y, stats, x, Tensor(), w, b, kind, eps, Dropout());
 }
 
-void CudaOps::norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
+void CudaOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
                             Tensor stats, Norm kind) {
   norm_backward_any(dx, Tensor(), dw, db, dy, x, w, stats, kind, Dropout(), false);
 }
@@ -538,7 +543,7 @@ void CudaOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x
   norm_forward_any(sum, y, stats, x, branch, w, b, kind, eps, drop);
 }
 
-void CudaOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+void CudaOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
                                      Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
   norm_backward_any(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop, true);
 }

@@ -72,6 +72,9 @@ LanguageModel::LanguageModel(Ops& ops, const ModelConfig& config, bool decay_all
   if (config_.norm == Norm::layer) norm_bias_ = vector("model.norm.bias", Init::zeros);
   head_ = config_.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
   table_.finalize();
+  stages_.resize(blocks_.size() + 2);
+  for (ParamId id = 0; id < ParamId(table_.params().size()); ++id)
+    stages_[size_t(stage_of(id) + 1)].push_back(id);
 }
 
 LanguageModel::~LanguageModel() {
@@ -272,9 +275,6 @@ void LanguageModel::run_backward(const TokenRows& rows, const Dropout& drop) {
   const int64_t N = rows.B * rows.T;
   const Block::Scratch& s = scratch_;
   const Tensor dropped = drop.p > 0 ? s.dbranch : Tensor();
-  const auto complete = [&](int stage) {
-    if (hooks_.after_backward) hooks_.after_backward(stage);
-  };
   mixer_->begin_backward();
   ops_.zero(s.dresid);
   ops_.residual_norm_backward(s.dresid, dropped, weights_.dw(norm_), weights_.dw(norm_bias_),
@@ -297,6 +297,13 @@ void LanguageModel::run_backward(const TokenRows& rows, const Dropout& drop) {
                           Block::at_site(drop, 0));
   mixer_->end_backward(weights_);
   complete(-1);
+}
+
+// What no operation gave a gradient has none: zero, not what the step before left there.
+void LanguageModel::complete(int stage) {
+  for (ParamId id : stages_[size_t(stage + 1)])
+    if (ledger_.first(table_, id)) ops_.zero(table_.view(weights_.grad, id));
+  if (hooks_.after_backward) hooks_.after_backward(stage);
 }
 
 int LanguageModel::stage_of(ParamId id) const {

@@ -46,7 +46,10 @@ class LanguageModel {
   void prepare(const LmShape& shape);
   ~LanguageModel();
 
-  void use(const Weights& weights) { weights_ = weights; }
+  void use(const Weights& weights) {
+    weights_ = weights;
+    weights_.ledger = &ledger_;
+  }
 
   // Stages of the model: -1 embedding and what layers share, 0..L-1 the layers, L final norm and
   // head. before_forward(s): stage s is about to read its weights. after_backward(s): the gradients
@@ -57,6 +60,9 @@ class LanguageModel {
   void set_hooks(Hooks hooks) { hooks_ = std::move(hooks); }
   int stage_of(ParamId id) const;
 
+  // The next micro-batch is the first of a step: what stands in weights.grad does not count (it may
+  // be NaN) and is overwritten, every weight's part; padding between weights stays as it is.
+  void begin_step() { ledger_.begin_step(table_); }
   // Forward and backward of one micro-batch (exactly shape.B x shape.T). Gradients of
   // grad_scale * sum of nll are added to weights.grad; nll_sum (1) f64 += sum of nll.
   void forward_backward(const TokenRows& rows, double grad_scale, const Dropout& drop,
@@ -96,6 +102,7 @@ class LanguageModel {
   // Embedding and blocks; the residual stream after it is the sum of the two tensors.
   std::pair<Tensor, Tensor> run_blocks(const TokenRows& rows, const Dropout& drop, bool train);
   void run_backward(const TokenRows& rows, const Dropout& drop);
+  void complete(int stage);
   MixerCall call(int layer, const TokenRows& rows, bool train) const;
   int slot(int layer) const { return per_layer_ ? layer : 0; }
   Block::Acts acts(int layer, int64_t N) const;
@@ -109,6 +116,8 @@ class LanguageModel {
   ParamTable table_;
   ParamId embedding_ = kNoParam, head_ = kNoParam, norm_ = kNoParam, norm_bias_ = kNoParam;
   Weights weights_;
+  GradLedger ledger_;
+  std::vector<std::vector<ParamId>> stages_;  // weights of stage s in [s + 1]
   Hooks hooks_;
 
   LmShape shape_;

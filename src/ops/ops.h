@@ -4,10 +4,11 @@
 //
 // Conventions. Outputs first, then inputs, then scalars. Letters: B batch, T tokens of a row,
 // N = B*T rows, D hidden, F GLU width, V vocabulary, L layers. `x =` means written, `x +=` means
-// added to. Activations have act_dtype(), statistics and states stat_dtype(), gradients of weights
-// and master weights master_dtype(). An empty Tensor is an absent argument. Work may be
-// asynchronous: download() and synchronize() wait for it. All calls come from one thread.
-// Every result is deterministic: the same call on the same machine gives the same bits.
+// added to; `x +=` of a Grad means written where it is fresh. Activations have act_dtype(),
+// statistics and states stat_dtype(), gradients of weights and master weights master_dtype(). An
+// empty Tensor is an absent argument. Work may be asynchronous: download() and synchronize() wait
+// for it. All calls come from one thread. Every result is deterministic: the same call on the same
+// machine gives the same bits.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -15,6 +16,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/grad.h"
 #include "core/rng.h"
 #include "core/sampling.h"
 #include "core/tensor.h"
@@ -91,27 +93,26 @@ class Ops {
   // x (N,D) = dropout(scale * w[token]);  tokens (N) i32, w (V,D)
   virtual void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) = 0;
   // dw += scatter of scale * dropout'(dx) by token, in the order of the rows
-  virtual void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale,
-                                  Dropout drop) = 0;
+  virtual void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) = 0;
 
   // ---- linear: y (N,O) = x (N,I) w^T + b;  w (O,I), b (O) or absent
   virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) = 0;
   // dx = dy w (absent: skipped); dw += dy^T x; db += column sums of dy
-  virtual void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) = 0;
+  virtual void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) = 0;
 
   // ---- norm over the columns. stats (N,2) = mean (0 for rms), 1/sqrt(variance + eps)
   // w (D), b (D) or absent, both master_dtype()
   virtual void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                             float eps) = 0;
   // dx =, dw +=, db +=
-  virtual void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
+  virtual void norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
                              Tensor stats, Norm kind) = 0;
   // The residual stream: sum = x + dropout(branch), y = norm(sum). sum may be x.
   virtual void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
                                      Tensor w, Tensor b, Norm kind, float eps, Dropout drop) = 0;
   // dsum += norm'(dy) (dsum arrives with the gradient of the residual stream), dw +=, db +=,
   // dbranch = dropout'(dsum); dbranch may be absent when drop.p == 0, where it would equal dsum.
-  virtual void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+  virtual void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
                                       Tensor sum, Tensor w, Tensor stats, Norm kind,
                                       Dropout drop) = 0;
 
@@ -129,7 +130,7 @@ class Ops {
   // ---- lower bounds: beta (L,D) = cumsum over layers of softmax over layers of gamma (L,D), less
   // its first row (paper Eq. 3); dgamma +=
   virtual void lower_bound_forward(Tensor beta, Tensor gamma) = 0;
-  virtual void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) = 0;
+  virtual void lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) = 0;
 
   // ---- update
   virtual void sum(Tensor out, Tensor x) = 0;         // out (1) f64 += sum of x (f32 or f64)

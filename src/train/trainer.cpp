@@ -378,7 +378,7 @@ bool Trainer::train_step() {
   const TrainConfig& t = config_.train;
   const int64_t step = step_ + 1, tokens = t.global_batch * config_.data.seq_len;
 
-  ops_->zero(weights_.weights().grad);
+  model_->begin_step();
   ops_->zero(nll_sum_);
   const int64_t share = t.global_batch / ranks_->world();
   for (int64_t done = 0; done < share; done += t.micro_batch) {

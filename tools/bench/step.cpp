@@ -42,6 +42,7 @@ StepTime time_step(Ops& backend, const Config& config, int steps) {
   }
   weights.set(ops, initial_weights(model.params(), config.train.seed));
   optimizer.zero_state();
+  ops.zero(weights.weights().grad);  // padding
   model.use(weights.weights());
   const int64_t B = config.train.micro_batch, T = config.data.seq_len;
   model.prepare({.B = B, .T = T, .train = true, .recompute = config.train.recompute});
@@ -56,7 +57,7 @@ StepTime time_step(Ops& backend, const Config& config, int steps) {
   r.tokens = B * T;
   const auto step = [&] {
     drop.step = uint64_t(++t);
-    ops.zero(weights.weights().grad);
+    model.begin_step();
     ops.zero(nll_sum);
     model.forward_backward({B, T, tokens.data(), tokens.data() + 1, nullptr}, 1.0 / double(B * T),
                            drop, nll_sum);
