@@ -53,7 +53,7 @@ class CpuOps final : public Ops {
   void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
 
   // gemm.cpp
-  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) override;
+  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) override;
   void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) override;
 
   // norm.cpp

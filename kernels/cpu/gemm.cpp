@@ -1,4 +1,4 @@
-// Linear layers through BLAS. y (N,O) = x (N,I) w^T + b; dx = dy w; dw += dy^T x; db += sum dy.
+// Linear layers through BLAS. y (N,O) = x (N,I) w^T + b + c; dx = dy w; dw += dy^T x; db += sum dy.
 // w (O,I) b (O)
 // Twin: kernels/cuda/gemm.cpp   Test: tests/ops/test_linear.cpp
 #include <cblas.h>
@@ -50,15 +50,16 @@ void bias_backward(Grad db, const T* dy, int64_t rows, int64_t O, cpu::Scratch& 
 
 }  // namespace
 
-void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
+void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
   check(w.shape.rank == 2 && x.cols() == w.cols() && y.cols() == w.rows() && x.rows() == y.rows() &&
-            (!b || b.numel() == w.rows()),
-        "linear_forward: y {}, x {}, w {}, b {} do not fit", y.shape.str(), x.shape.str(),
-        w.shape.str(), b.shape.str());
+            (!b || b.numel() == w.rows()) && (!c || (c.numel() == y.numel() && c.data != y.data)),
+        "linear_forward: y {}, x {}, w {}, b {}, c {} do not fit", y.shape.str(), x.shape.str(),
+        w.shape.str(), b.shape.str(), c.shape.str());
+  if (c) copy(y, c);
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gemm<T>(CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(), 0,
-            y.ptr<T>());
+    gemm<T>(CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(),
+            c ? 1 : 0, y.ptr<T>());
     if (b) add_bias(y.ptr<T>(), b.ptr<T>(), y.rows(), y.cols());
   });
 }

@@ -1,4 +1,4 @@
-// Linear layers: y (N,O) = x (N,I) w (O,I)^T + b, and its gradients.
+// Linear layers: y (N,O) = x (N,I) w (O,I)^T + b + c, and its gradients.
 // A row-major (R,C) matrix is a column-major (C,R) one, so that with column-major eyes
 //   y' (O,N) = w'^T x'     dx' (I,N) = w' dy'     dw' (I,O) += x' dy'^T
 // Products are summed in fp32. dw leaves the product in fp32 and is added there (beta = 1) but for
@@ -24,8 +24,8 @@ cudaDataType cuda_type(DType t) {
 // The largest power of two up to 256 that divides every address: what the heuristic may rely on.
 uint32_t common_alignment(const GemmCall& c) {
   const uintptr_t bits = reinterpret_cast<uintptr_t>(c.a) | reinterpret_cast<uintptr_t>(c.b) |
-                         reinterpret_cast<uintptr_t>(c.d) | reinterpret_cast<uintptr_t>(c.bias) |
-                         256;
+                         reinterpret_cast<uintptr_t>(c.c) | reinterpret_cast<uintptr_t>(c.d) |
+                         reinterpret_cast<uintptr_t>(c.bias) | 256;
   return uint32_t(bits & (~bits + 1));
 }
 
@@ -143,9 +143,9 @@ void Gemm::run(const GemmCall& c) {
   Plan& plan = plan_for(c);
   if (c.bias) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, c.bias);
   const float alpha = 1;
-  CUBLAS_CHECK(cublasLtMatmul(handle_, plan.op, &alpha, c.a, plan.a, c.b, plan.b, &c.beta, c.d,
-                              plan.d, c.d, plan.d, &plan.algo, workspace_, kWorkspaceBytes,
-                              stream_));
+  CUBLAS_CHECK(cublasLtMatmul(handle_, plan.op, &alpha, c.a, plan.a, c.b, plan.b, &c.beta,
+                              c.c ? c.c : c.d, plan.d, c.d, plan.d, &plan.algo, workspace_,
+                              kWorkspaceBytes, stream_));
 }
 
 namespace {
@@ -182,22 +182,24 @@ __global__ __launch_bounds__(256) void column_sum_kernel(float* partial, const T
 
 }  // namespace
 
-void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
+void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
   const int64_t N = x.rows(), I = x.cols(), O = w.rows();
-  check(w.cols() == I && y.rows() == N && y.cols() == O && (!b || b.numel() == O),
-        "linear_forward: y {}, x {}, w {}, b {}", y.shape.str(), x.shape.str(), w.shape.str(),
-        b.shape.str());
+  check(w.cols() == I && y.rows() == N && y.cols() == O && (!b || b.numel() == O) &&
+            (!c || (c.numel() == y.numel() && c.data != y.data)),
+        "linear_forward: y {}, x {}, w {}, b {}, c {}", y.shape.str(), x.shape.str(), w.shape.str(),
+        b.shape.str(), c.shape.str());
   check(x.dtype == act_dtype_ && w.dtype == act_dtype_ && y.dtype == act_dtype_ &&
-            (!b || b.dtype == act_dtype_),
+            (!b || b.dtype == act_dtype_) && (!c || c.dtype == act_dtype_),
         "linear_forward: tensors must be {}", name_of(act_dtype_));
-  if (few_rows(N, I)) return gemv(y, x, nullptr, nullptr, w, b);
-  GemmCall c;
-  c.m = O, c.n = N, c.k = I;
-  c.transpose_a = true;
-  c.in = c.out = act_dtype_;
-  c.a = w.data, c.b = x.data, c.d = y.data, c.bias = b.data;
-  c.lda = I, c.ldb = I, c.ldd = O;
-  gemm_->run(c);
+  if (!c && few_rows(N, I)) return gemv(y, x, nullptr, nullptr, w, b);
+  GemmCall g;
+  g.m = O, g.n = N, g.k = I;
+  g.transpose_a = true;
+  g.in = g.out = act_dtype_;
+  g.a = w.data, g.b = x.data, g.c = c.data, g.d = y.data, g.bias = b.data;
+  g.lda = I, g.ldb = I, g.ldd = O;
+  g.beta = c ? 1 : 0;
+  gemm_->run(g);
 }
 
 void CudaOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) {

@@ -12,8 +12,9 @@
 
 namespace hgrn {
 
-// D (m,n) = op(A) op(B) + beta D + bias over the columns, all column-major; op(A) is (m,k), op(B)
-// is (k,n); lda, ldb, ldd elements lie between columns as stored. A and B hold `in`, D holds `out`,
+// D (m,n) = op(A) op(B) + beta C + bias over the columns, all column-major; op(A) is (m,k), op(B)
+// is (k,n); lda, ldb, ldd elements lie between columns as stored. C is D where it is null, and laid
+// out like D. A and B hold `in`, C and D hold `out`,
 // bias (m) holds `out` or is null; products are summed in fp32.
 struct GemmCall {
   int64_t m = 0, n = 0, k = 0;
@@ -22,6 +23,7 @@ struct GemmCall {
   DType in = DType::f32, out = DType::f32;
   const void* a = nullptr;
   const void* b = nullptr;
+  const void* c = nullptr;
   void* d = nullptr;
   const void* bias = nullptr;
   float beta = 0;

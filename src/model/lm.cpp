@@ -115,7 +115,10 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   }
   for (int64_t l = 0; l < (shape.train ? L : 1); ++l)
     resid1_.push_back(arena.take("residual stream", {N, D}, act));
-  branch_ = arena.take("branch", {N, D}, act);
+  // Between forward passes and until backward starts, its gradient's place is free for a branch.
+  const bool own_branch =
+      !shape.train || (recompute && (config_.dropout > 0 || !mixer_->adds_residual()));
+  if (own_branch) branch_ = arena.take("branch", {N, D}, act);
   resid_ = arena.take("residual stream", {N, D}, act);
   normed_ = arena.take("normed inputs", {N, D}, act);
   stats_ = arena.take("norm statistics", {N, 2}, stat);
@@ -136,6 +139,7 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
       op_scratch_ = arena.take("temporaries of operations", {int64_t(bytes)}, DType::u8);
     // Logits, the GLU's gradients and the mixer's never live at the same time: one place for all.
     scratch_ = Block::take_scratch(arena, ops_, config_, N);
+    if (!own_branch) branch_ = scratch_.dresid;
     const size_t mark = arena.mark();
     take_logits();
     arena.release(mark);
@@ -220,12 +224,17 @@ std::pair<Tensor, Tensor> LanguageModel::run_blocks(const TokenRows& rows, const
   };
   ops_.embedding_forward(acts(0, N).resid1, tokens_.slice(0, N), weights_.w(embedding_), scale,
                          Block::at_site(drop, 0));
-  Tensor resid, branch;  // their sum is the residual stream
+  Tensor resid, branch;  // their sum is the residual stream; without a branch, resid alone
   for (int l = 0; l < int(blocks_.size()); ++l) {
     const Block::Acts a = acts(l, N);
     before(l);
     Block& block = blocks_[size_t(l)];
     const MixerCall c = call(l, rows, train);
+    if (train && drop.p == 0) {
+      resid = l + 1 < int(blocks_.size()) ? acts(l + 1, N).resid1 : resid_.slice(0, N);
+      block.forward(resid, {}, {}, a, weights_, c, drop);
+      continue;
+    }
     if (train)
       block.forward(branch_.slice(0, N), resid, branch, a, weights_, c, drop);
     else
@@ -243,16 +252,21 @@ void LanguageModel::run_forward(const TokenRows& rows, const Dropout& drop, bool
   if (hooks_.before_forward) hooks_.before_forward(-1);
   mixer_->begin_forward(weights_);
   const auto [resid, branch] = run_blocks(rows, drop, train);
-  ops_.residual_norm_forward(resid_.slice(0, N), normed_.slice(0, N), stats_.slice(0, N), resid,
-                             branch, weights_.w(norm_), weights_.w(norm_bias_), config_.norm,
-                             float(config_.norm_eps),
-                             Block::at_site(drop, blocks_.back().glu_site()));
+  const Tensor normed = normed_.slice(0, N), stats = stats_.slice(0, N);
+  const Tensor w = weights_.w(norm_), b = weights_.w(norm_bias_);
+  if (branch)
+    ops_.residual_norm_forward(resid_.slice(0, N), normed, stats, resid, branch, w, b, config_.norm,
+                               float(config_.norm_eps),
+                               Block::at_site(drop, blocks_.back().glu_site()));
+  else
+    ops_.norm_forward(normed, stats, resid, w, b, config_.norm, float(config_.norm_eps));
 }
 
 void LanguageModel::forward_backward(const TokenRows& rows, double grad_scale, const Dropout& drop,
                                      Tensor nll_sum) {
   check(shape_.train && rows.B == shape_.B && rows.T == shape_.T,
         "forward_backward needs the batch that prepare() was told: {} x {}", shape_.B, shape_.T);
+  check(drop.p == 0 || config_.dropout > 0, "dropout {} in a model laid out for none", drop.p);
   run_forward(rows, drop, /*train=*/true);
 
   // Cross-entropy and its gradient, a slice of rows at a time: dnorm = gradient of the final norm's

@@ -99,7 +99,8 @@ class LanguageModel {
   void release();
   void upload(const TokenRows& rows);
   void run_forward(const TokenRows& rows, const Dropout& drop, bool train);
-  // Embedding and blocks; the residual stream after it is the sum of the two tensors.
+  // Embedding and blocks; the residual stream after it is the sum of the two tensors, or the first
+  // where the second is absent.
   std::pair<Tensor, Tensor> run_blocks(const TokenRows& rows, const Dropout& drop, bool train);
   void run_backward(const TokenRows& rows, const Dropout& drop);
   void complete(int stage);
@@ -128,7 +129,7 @@ class LanguageModel {
   std::vector<Block::Acts> acts_;
   std::vector<Tensor> resid1_ /*L x (N,D)*/;  // the layers' inputs, which recomputation starts from
   Block::Scratch scratch_;
-  Tensor branch_ /*(N,D)*/;
+  Tensor branch_ /*(N,D)*/;  // in training scratch_.dresid where that is free
   Tensor resid_ /*(N,D)*/, normed_ /*(N,D)*/, stats_ /*(N,2)*/;  // around the final norm
   Tensor nll_ /*(N)*/, logits_ /*(logit_rows,Vp)*/, last_ /*(B,D)*/;
   Tensor state_ /*(L,B,...)*/;

@@ -95,8 +95,9 @@ class Ops {
   // dw += scatter of scale * dropout'(dx) by token, in the order of the rows
   virtual void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) = 0;
 
-  // ---- linear: y (N,O) = x (N,I) w^T + b;  w (O,I), b (O) or absent
-  virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) = 0;
+  // ---- linear: y (N,O) = x (N,I) w^T + b + c;  w (O,I), b (O) or absent, c (N,O) or absent, not
+  // y. The sum with c is formed before y is rounded.
+  virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c = {}) = 0;
   // dx = dy w (absent: skipped); dw += dy^T x; db += column sums of dy
   virtual void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) = 0;
 

@@ -65,7 +65,7 @@ class PlanOps final : public Ops {
   void synchronize() override { not_run(); }
   void embedding_forward(Tensor, Tensor, Tensor, float, Dropout) override { not_run(); }
   void embedding_backward(Grad, Tensor, Tensor, float, Dropout) override { not_run(); }
-  void linear_forward(Tensor, Tensor, Tensor, Tensor) override { not_run(); }
+  void linear_forward(Tensor, Tensor, Tensor, Tensor, Tensor) override { not_run(); }
   void linear_backward(Tensor, Grad, Grad, Tensor, Tensor, Tensor) override { not_run(); }
   void norm_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Norm, float) override { not_run(); }
   void norm_backward(Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Norm) override {

@@ -59,9 +59,8 @@ void check_all(Bench& b, int64_t D) {
     b->embedding_backward(g[0], x, b.ids(ids), 2, {});
   });
   const Tensor gamma = master({5, D}, 9), dbeta = master({5, D}, 10);
-  check_fresh(b, "lower bounds", {{5, D}}, [&](const std::vector<Grad>& g) {
-    b->lower_bound_backward(g[0], dbeta, gamma);
-  });
+  check_fresh(b, "lower bounds", {{5, D}},
+              [&](const std::vector<Grad>& g) { b->lower_bound_backward(g[0], dbeta, gamma); });
 }
 
 }  // namespace

@@ -78,8 +78,9 @@ void TimedOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale,
 void TimedOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
   timed("embedding backward", [&] { ops_.embedding_backward(dw, dx, tokens, scale, drop); });
 }
-void TimedOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
-  timed(linear_name("forward", y, w, x), [&] { ops_.linear_forward(y, x, w, b); });
+void TimedOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
+  timed(linear_name(c ? "forward + residual" : "forward", y, w, x),
+        [&] { ops_.linear_forward(y, x, w, b, c); });
 }
 void TimedOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) {
   timed(linear_name("backward", dy, w, x), [&] { ops_.linear_backward(dx, dw, db, dy, x, w); });

@@ -45,7 +45,7 @@ class TimedOps final : public Ops {
   void upload(Tensor dst, const void* host) override;
   void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
   void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
-  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) override;
+  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) override;
   void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) override;
   void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                     float eps) override;
