@@ -123,6 +123,7 @@ void CpuOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x,
         "residual_norm_forward: sum {}, x {}, branch {} differ", sum.shape.str(), x.shape.str(),
         branch.shape.str());
   const int64_t D = x.cols();
+  drop = drop.now();
   const uint64_t key = drop.key();
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -156,7 +157,7 @@ void CpuOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad d
                                     Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
   check_shapes("residual_norm_backward", dsum, sum, stats, w, db.to);
   check(dbranch || drop.p == 0, "residual_norm_backward: dropout needs a dbranch");
-  const Backward args{dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop};
+  const Backward args{dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop.now()};
   cpu::with_real(sum.dtype, [&](auto zero) { backward<decltype(zero), true>(args, scratch_); });
 }
 

@@ -2,7 +2,7 @@
 // every operation. act_dtype() is bf16 (training) or f32 (tests, full precision); statistics,
 // states, gradients and master weights are f32.
 //
-// Memory of its own, beside what alloc() hands out: 64 MiB for cuBLASLt and 2 MiB of pinned host
+// Memory of its own, beside what alloc() hands out: 64 MiB for cuBLASLt and 8 MiB of pinned host
 // memory. Temporaries within one call lie in what use_scratch() was given; a caller that gave none,
 // or an unusual shape that needs more, costs a cudaMalloc at its first call.
 #pragma once
@@ -47,6 +47,9 @@ class CudaOps final : public Ops {
   void upload(Tensor dst, const void* host) override;
   void download(void* host, Tensor src) override;
   void synchronize() override;
+  bool asynchronous() const override { return true; }
+  int64_t download_later(Tensor src) override;
+  void fetch(void* host, int64_t ticket) override;
   int64_t mark() override;
   double elapsed_ms(int64_t from, int64_t to) override;
   void forget_marks() override { marks_ = 0; }
@@ -118,19 +121,30 @@ class CudaOps final : public Ops {
   Tensor planned_scratch_;
   char* own_scratch_ = nullptr;
   size_t own_scratch_bytes_ = 0;
+  bool recorded_ = false;               // a recording may hold addresses of the scratch
+  std::vector<char*> retired_scratch_;  // which is then kept when it has to grow
   std::unique_ptr<Gemm> gemm_;
   std::map<std::string, std::unique_ptr<SeqKernel>, std::less<>> seq_;
 
   std::vector<cudaEvent_t> events_;  // of mark(), kept for the next round
   int64_t marks_ = 0;
 
-  // Small uploads (the tokens of a micro-batch) pass through pinned memory and need no wait.
+  // Small uploads (the tokens of a micro-batch) pass through pinned memory and need no wait. Enough
+  // places for a micro-batch ahead of the one that runs.
   static constexpr size_t kStagingBytes = size_t(1) << 20;
+  static constexpr size_t kStagingSlots = 8;
   struct Staging {
     void* host = nullptr;
     cudaEvent_t free = nullptr;
-  } staging_[2];
-  int next_staging_ = 0;
+  } staging_[kStagingSlots];
+  size_t next_staging_ = 0;
+
+  struct LaterSlot {
+    void* host = nullptr;  // kLaterBytes, pinned
+    cudaEvent_t done = nullptr;
+    size_t size = 0;
+  } later_[kLaterSlots];
+  int64_t laters_ = 0;
 };
 
 }  // namespace hgrn

@@ -25,7 +25,8 @@ template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const int* tokens,
                                                                      const T* w, int64_t N,
                                                                      int64_t D, float scale,
-                                                                     DropMask drop) {
+                                                                     DropMask mask) {
+  const DropMask drop = mask.now();
   constexpr int kAhead = 4;
   const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (row >= N) return;
@@ -69,7 +70,8 @@ __device__ __forceinline__ void add_to(float* p, const float (&v)[kVec], float s
 template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void embedding_pieces_kernel(
     float* dw, float* heads, float* tails, const T* dx, const int* token, const int* row, int64_t N,
-    int64_t D, float scale, DropMask drop) {
+    int64_t D, float scale, DropMask mask) {
+  const DropMask drop = mask.now();
   constexpr int kAhead = 4;
   const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
   if (col >= D) return;

@@ -87,6 +87,7 @@ struct RowGroup {
 
 template <class T, int kPacks, bool kResidual>
 __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> a) {
+  const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
@@ -113,7 +114,7 @@ __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> 
       if (kResidual) {
         float add[kWide];
         branch[k].unpack(add);
-        a.drop.apply(add, row, col);
+        drop.apply(add, row, col);
 #pragma unroll
         for (int i = 0; i < kWide; ++i) v[k][i] += add[i];
         x[k].pack(v[k]);
@@ -200,6 +201,7 @@ struct BackwardRow {
 
 template <class T, int kPacks, bool kLayer, bool kResidual>
 __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const BackwardArgs<T> a) {
+  const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
   extern __shared__ float4 row_shared[];  // D floats where the CTA has several rows
   RowGroup group(a.group_warps, shared);
@@ -262,7 +264,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
       }
       store<kWide>(a.dx + at, g);
       if (kResidual && a.dbranch) {
-        a.drop.apply(g, row, col);
+        drop.apply(g, row, col);
         store<kWide>(a.dbranch + at, g);
       }
     }
@@ -279,6 +281,7 @@ constexpr int kPlainThreads = 256;
 
 template <class T>
 __global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const ForwardArgs<T> a) {
+  const DropMask drop = a.drop.now();
   __shared__ float shared[kPlainThreads / 32];
   const int64_t row = blockIdx.x, at = row * a.D;
   const T* x = a.sum ? a.sum + at : a.x + at;
@@ -288,7 +291,7 @@ __global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const
     load<1>(v, a.x + at + col);
     if (a.sum) {
       load<1>(add, a.branch + at + col);
-      a.drop.apply(add, row, col);
+      drop.apply(add, row, col);
       v[0] = rounded<T>(v[0] + add[0]);
       store<1>(a.sum + at + col, v);
     }
@@ -316,6 +319,7 @@ __global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const
 template <class T, bool kResidual>
 __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(const BackwardArgs<T> a,
                                                                             bool layer) {
+  const DropMask drop = a.drop.now();
   __shared__ float shared[kPlainThreads / 32];
   float* dw = a.partial_dw + int64_t(blockIdx.x) * a.D;
   float* db = a.partial_db ? a.partial_db + int64_t(blockIdx.x) * a.D : nullptr;
@@ -349,7 +353,7 @@ __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(cons
       }
       store<1>(a.dx + at + col, g);
       if (kResidual && a.dbranch) {
-        a.drop.apply(g, row, col);
+        drop.apply(g, row, col);
         store<1>(a.dbranch + at + col, g);
       }
     }

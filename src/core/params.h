@@ -95,6 +95,9 @@ class GradLedger {
   void begin_step(const ParamTable& table) { written_.assign(table.params().size(), false); }
   // True where the weight (of a pack: every member) has nothing of this step yet; it has then.
   bool first(const ParamTable& table, ParamId id);
+  // Before any contribution of a step; and after all of them.
+  bool fresh() const { return !written_.empty() && !written_[0]; }
+  void all_written() { written_.assign(written_.size(), true); }
 
  private:
   std::vector<bool> written_;  // empty: before the first step, all gradients add to what is there

@@ -3,12 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 namespace hgrn {
 namespace {
 
-// Logits exist in row slices of at most this size: (N,V) never exists whole.
-constexpr int64_t kLogitBytes = int64_t(512) << 20;
+// Logits exist in row slices of at most this size: (N,V) never exists whole. HGRN_LOGIT_MIB in the
+// environment is another size, for measurements.
+int64_t logit_bytes(int64_t free) {
+  const char* const set = std::getenv("HGRN_LOGIT_MIB");
+  if (set) return std::max<int64_t>(1, std::atoll(set)) << 20;
+  return std::max(free, int64_t(512) << 20);
+}
 
 MixerConfig mixer_config(const ModelConfig& m, bool decay_all) {
   const bool fairseq = m.initializer == InitKind::fairseq;
@@ -82,16 +88,22 @@ LanguageModel::~LanguageModel() {
 }
 
 void LanguageModel::release() {
+  recorded_.clear();
   if (!memory_) return;
   ops_.use_scratch({});
   ops_.free(memory_);
   memory_ = nullptr;
 }
 
-int64_t LanguageModel::logit_rows(int64_t N) const {
-  const int64_t row =
-      padded(config_.vocab_size, ops_.vocab_multiple()) * int64_t(size_of(ops_.act_dtype()));
-  return std::min(N, std::max<int64_t>(128, kLogitBytes / row / 128 * 128));
+int64_t LanguageModel::logit_rows(int64_t N, bool train) const {
+  const auto act = int64_t(size_of(ops_.act_dtype()));
+  const int64_t row = padded(config_.vocab_size, ops_.vocab_multiple()) * act;
+  // In training they lie where the GLU's gradients will: 3 (N,F).
+  const int64_t free = train ? 3 * N * Block::stored_width(ops_, config_) * act : 0;
+  const int64_t most = std::max<int64_t>(128, logit_bytes(free) / row / 128 * 128);
+  // Slices of one size: a short last one would make products of poor shape.
+  const int64_t slices = (N + most - 1) / most;
+  return std::min(N, padded((N + slices - 1) / slices, 128));
 }
 
 void LanguageModel::layout(Arena& arena, const LmShape& shape) {
@@ -105,6 +117,7 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   tokens_ = arena.take("tokens", {N}, DType::i32);
   targets_ = arena.take("tokens", {N}, DType::i32);
   reset_ = arena.take("tokens", {N}, DType::u8);
+  clock_ = arena.take("tokens", {2 * int64_t(sizeof(int64_t))}, DType::u8);
   mixer_->take_shared(arena);
   acts_.clear();
   resid1_.clear();
@@ -131,7 +144,7 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   }
 
   const int64_t Vp = padded(config_.vocab_size, ops_.vocab_multiple());
-  const int64_t slice = std::max(logit_rows(N), shape.train ? int64_t(1) : shape.B);
+  const int64_t slice = std::max(logit_rows(N, shape.train), shape.train ? int64_t(1) : shape.B);
   auto take_logits = [&] { logits_ = arena.take("logits", {slice, Vp}, act); };
   op_scratch_ = {};
   if (shape.train) {
@@ -248,7 +261,6 @@ std::pair<Tensor, Tensor> LanguageModel::run_blocks(const TokenRows& rows, const
 
 void LanguageModel::run_forward(const TokenRows& rows, const Dropout& drop, bool train) {
   const int64_t N = rows.B * rows.T;
-  upload(rows);
   if (hooks_.before_forward) hooks_.before_forward(-1);
   mixer_->begin_forward(weights_);
   const auto [resid, branch] = run_blocks(rows, drop, train);
@@ -263,10 +275,37 @@ void LanguageModel::run_forward(const TokenRows& rows, const Dropout& drop, bool
 }
 
 void LanguageModel::forward_backward(const TokenRows& rows, double grad_scale, const Dropout& drop,
-                                     Tensor nll_sum) {
+                                     Tensor nll_sum, bool may_record) {
   check(shape_.train && rows.B == shape_.B && rows.T == shape_.T,
         "forward_backward needs the batch that prepare() was told: {} x {}", shape_.B, shape_.T);
   check(drop.p == 0 || config_.dropout > 0, "dropout {} in a model laid out for none", drop.p);
+  upload(rows);
+  Dropout ticking = drop;
+  if (drop.p > 0) {
+    const int64_t now[2] = {int64_t(drop.step), drop.row0};
+    ops_.upload(clock_, now);
+    ticking.step = 0, ticking.row0 = 0;
+    ticking.clock = static_cast<const int64_t*>(clock_.data);
+  }
+  if (!may_record) return run_micro_batch(rows, grad_scale, ticking, nll_sum);
+  Kept& kept = recorded_[{ledger_.fresh(), rows.reset != nullptr, drop.p, drop.seed, grad_scale,
+                          nll_sum.data}];
+  if (!kept.seen) {  // everything is in place after a first time
+    kept.seen = true;
+    return run_micro_batch(rows, grad_scale, ticking, nll_sum);
+  }
+  // The tokens are on the device: of rows the recording needs the counts, and whether resets are.
+  if (!kept.recording)
+    kept.recording = ops_.record([this, rows, grad_scale, ticking, nll_sum] {
+      run_micro_batch(rows, grad_scale, ticking, nll_sum);
+    });
+  kept.recording->replay();
+  ledger_.all_written();
+}
+
+// What forward_backward does once the batch is on the device.
+void LanguageModel::run_micro_batch(const TokenRows& rows, double grad_scale, const Dropout& drop,
+                                    Tensor nll_sum) {
   run_forward(rows, drop, /*train=*/true);
 
   // Cross-entropy and its gradient, a slice of rows at a time: dnorm = gradient of the final norm's
@@ -329,6 +368,7 @@ int LanguageModel::stage_of(ParamId id) const {
 }
 
 Tensor LanguageModel::forward(const TokenRows& rows) {
+  upload(rows);
   run_forward(rows, Dropout{}, /*train=*/false);
   const int64_t N = rows.B * rows.T, step = logits_.shape[0];
   for (int64_t first = 0; first < N; first += step) {
@@ -344,6 +384,7 @@ Tensor LanguageModel::forward(const TokenRows& rows) {
 }
 
 void LanguageModel::advance(const TokenRows& rows) {
+  upload(rows);
   run_forward(rows, Dropout{}, /*train=*/false);
 }
 
@@ -354,6 +395,7 @@ Tensor LanguageModel::logits(int64_t first, int64_t count) {
 }
 
 Tensor LanguageModel::forward_last_logits(const TokenRows& rows) {
+  upload(rows);
   run_forward(rows, Dropout{}, /*train=*/false);
   const Tensor last = last_.slice(0, rows.B), out = logits_.slice(0, rows.B);
   for (int64_t b = 0; b < rows.B; ++b)

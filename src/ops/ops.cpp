@@ -1,6 +1,8 @@
 // The fused forms in terms of the plain operations: what a backend does that has nothing better.
 #include "ops/ops.h"
 
+#include <cstring>
+
 namespace hgrn {
 
 void Ops::norm_linear_forward(Tensor y, const NormInput& in, Tensor w, Tensor b) {
@@ -15,6 +17,21 @@ void Ops::norm_linear_forward(Tensor y, const NormInput& in, Tensor w, Tensor b)
 void Ops::glu_linear_forward(Tensor y, Tensor h, Tensor gu, Act act, Tensor w, Tensor b) {
   glu_forward(h, gu, act);
   linear_forward(y, h, w, b);
+}
+
+int64_t Ops::download_later(Tensor src) {
+  check(src.bytes() <= kLaterBytes, "{} bytes are no small download", src.bytes());
+  Later& slot = later_[laters_ % kLaterSlots];
+  slot.size = src.bytes();
+  download(slot.bytes, src);
+  return laters_++;
+}
+
+void Ops::fetch(void* host, int64_t ticket) {
+  check(ticket >= 0 && ticket < laters_ && ticket >= laters_ - kLaterSlots,
+        "download {} of {} is not there any more", ticket, laters_);
+  const Later& slot = later_[ticket % kLaterSlots];
+  std::memcpy(host, slot.bytes, slot.size);
 }
 
 namespace {

@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/grad.h"
 #include "core/rng.h"
@@ -77,6 +78,14 @@ class Ops {
   virtual void upload(Tensor dst, const void* host) = 0;  // dst.bytes()
   virtual void download(void* host, Tensor src) = 0;      // src.bytes(); waits
   virtual void synchronize() = 0;
+  // Whether calls return before their work is done, so that it pays to have the next in hand.
+  virtual bool asynchronous() const { return false; }
+  // A download of at most kLaterBytes that does not wait. fetch() waits for it; it may be asked
+  // again, until kLaterSlots more were started.
+  static constexpr size_t kLaterBytes = 64;
+  static constexpr int64_t kLaterSlots = 16;
+  virtual int64_t download_later(Tensor src);
+  virtual void fetch(void* host, int64_t ticket);
   // ---- time
   // A point on the device's timeline, between the calls before and after it. elapsed_ms() of two of
   // them needs synchronize() first. Marks cost a little memory each until forget_marks().
@@ -157,11 +166,20 @@ class Ops {
   virtual void sample(Tensor tokens, Tensor history, Tensor seen, Tensor step, Tensor logits,
                       int64_t vocab, const Sampling& s) = 0;
   // Runs nothing but keeps `work` for replay(). `work` calls operations on fixed tensors alone (no
-  // upload, download, alloc), has run before with the same shapes, and writes no weight.
+  // upload, download, alloc), has run before with the same shapes, and writes no weight. The memory
+  // it uses, temporaries included, must stay.
   virtual std::unique_ptr<Recording> record(std::function<void()> work);
 
   // ---- sequence kernels
   virtual SeqKernel& seq(std::string_view name) = 0;  // "hgru2"; Exit::usage for an unknown one
+
+ private:
+  struct Later {
+    alignas(16) unsigned char bytes[kLaterBytes];
+    size_t size;
+  };
+  Later later_[kLaterSlots];
+  int64_t laters_ = 0;
 };
 
 enum class Device { automatic, cpu, cuda };

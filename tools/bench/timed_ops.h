@@ -33,6 +33,13 @@ class TimedOps final : public Ops {
   void free(void* p) override { ops_.free(p); }
   void download(void* host, Tensor src) override { ops_.download(host, src); }
   void synchronize() override { ops_.synchronize(); }
+  bool asynchronous() const override { return ops_.asynchronous(); }
+  int64_t download_later(Tensor src) override { return ops_.download_later(src); }
+  void fetch(void* host, int64_t ticket) override { ops_.fetch(host, ticket); }
+  // While operations are timed one by one nothing is recorded.
+  std::unique_ptr<Recording> record(std::function<void()> work) override {
+    return on_ ? Ops::record(std::move(work)) : ops_.record(std::move(work));
+  }
   size_t scratch_bytes(int64_t N, int64_t D) const override { return ops_.scratch_bytes(N, D); }
   void use_scratch(Tensor bytes) override { ops_.use_scratch(bytes); }
   int64_t mark() override { return ops_.mark(); }
