@@ -45,6 +45,18 @@ struct NormInput {
   float eps = 0;
 };
 
+// A matrix product of linear_forward or linear_backward.
+struct Product {
+  enum class Kind { forward, input_gradient, weight_gradient } kind = Kind::forward;
+  int64_t N = 0, I = 0, O = 0;
+  bool add = false;  // forward: c; weight gradient: not fresh
+};
+struct ProductTrial {
+  std::string algorithm;
+  double us = 0;        // median
+  bool chosen = false;  // the one that the backend uses
+};
+
 // Operations recorded by Ops::record, to be run again on what their tensors hold by then.
 class Recording {
  public:
@@ -172,6 +184,11 @@ class Ops {
 
   // ---- sequence kernels
   virtual SeqKernel& seq(std::string_view name) = 0;  // "hgru2"; Exit::usage for an unknown one
+
+  // ---- measurement
+  // The first `candidates` algorithms that the backend's library ranks for a product of linear
+  // layers, each timed on data that no cache holds. Empty where there is no choice.
+  virtual std::vector<ProductTrial> time_product(const Product& product, int candidates, int runs);
 
  private:
   struct Later {

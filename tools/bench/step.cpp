@@ -9,7 +9,20 @@ namespace hgrn::bench {
 
 namespace {
 constexpr int kBreakdownSteps = 5;
+
+// What two marks around nothing measure.
+double mark_cost_ms(Ops& ops) {
+  constexpr int kMarks = 101;
+  ops.synchronize();
+  ops.forget_marks();
+  for (int i = 0; i < kMarks; ++i) ops.mark();
+  ops.synchronize();
+  std::vector<double> ms;
+  for (int i = 1; i < kMarks; ++i) ms.push_back(ops.elapsed_ms(i - 1, i));
+  std::sort(ms.begin(), ms.end());
+  return ms[ms.size() / 2];
 }
+}  // namespace
 
 double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f) {
   std::vector<double> ms;
@@ -25,7 +38,7 @@ double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f)
   return ms[ms.size() / 2];
 }
 
-StepTime time_step(Ops& backend, const Config& config, int steps) {
+StepTime time_step(Ops& backend, const Config& config, int steps, int64_t micro_batches) {
   const MemoryInfo before = backend.memory();
   TimedOps ops(backend);
   LanguageModel model(ops, config.model, config.optim.decay == DecayKind::all);
@@ -54,17 +67,40 @@ StepTime time_step(Ops& backend, const Config& config, int steps) {
   Dropout drop;
   drop.p = float(config.model.dropout);
   StepTime r;
-  r.tokens = B * T;
-  const auto step = [&] {
+  r.tokens = B * T * micro_batches;
+  const auto forward_backward = [&](bool may_record) {
     drop.step = uint64_t(++t);
     model.begin_step();
     ops.zero(nll_sum);
-    model.forward_backward({B, T, tokens.data(), tokens.data() + 1, nullptr}, 1.0 / double(B * T),
-                           drop, nll_sum);
+    for (int64_t i = 0; i < micro_batches; ++i) {
+      drop.row0 = i * B * T;
+      model.forward_backward({B, T, tokens.data(), tokens.data() + 1, nullptr},
+                             1.0 / double(r.tokens), drop, nll_sum, may_record);
+    }
+  };
+  const auto step = [&] {
+    forward_backward(false);
     check(optimizer.step(weights.weights(), nll_sum, 1e-5, t).ok, "the step is not finite");
   };
   ops.enable(false);
-  r.ms = median_ms(ops, 3, steps, step);
+  r.waiting_ms = median_ms(ops, 3, steps, step);
+  // The trainer's way; a mark a step.
+  constexpr int kWarmup = 3;
+  ops.forget_marks();
+  std::vector<int64_t> marks;
+  forward_backward(true);
+  for (int i = 0; i <= steps + kWarmup; ++i) {
+    const int64_t update = optimizer.start_step(weights.weights(), nll_sum, 1e-5, t, true);
+    marks.push_back(ops.mark());
+    forward_backward(true);
+    check(optimizer.verdict(update).ok, "the step is not finite");
+  }
+  ops.synchronize();
+  std::vector<double> spans;
+  for (size_t i = kWarmup + 1; i < marks.size(); ++i)
+    spans.push_back(ops.elapsed_ms(marks[i - 1], marks[i]));
+  std::sort(spans.begin(), spans.end());
+  r.ms = spans[spans.size() / 2];
   // The breakdown is of other steps: marks between the operations cost a little themselves.
   ops.enable(true);
   std::vector<std::vector<OpShare>> runs;
@@ -80,6 +116,10 @@ StepTime time_step(Ops& backend, const Config& config, int steps) {
   const size_t middle =
       size_t(std::min_element(whole.begin(), whole.end()) - whole.begin());  // the least disturbed
   r.breakdown = std::move(runs[middle]);
+  ops.enable(false);
+  const double cost = mark_cost_ms(ops);
+  r.mark_us = 1e3 * cost;
+  for (OpShare& o : r.breakdown) o.ms = std::max(0.0, o.ms - cost * double(o.calls));
   r.breakdown_ms = whole[middle];
   r.tokens_per_s = double(r.tokens) / r.ms * 1e3;
   if (ops.peak_flops() > 0)
