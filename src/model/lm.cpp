@@ -98,8 +98,9 @@ void LanguageModel::release() {
 int64_t LanguageModel::logit_rows(int64_t N, bool train) const {
   const auto act = int64_t(size_of(ops_.act_dtype()));
   const int64_t row = padded(config_.vocab_size, ops_.vocab_multiple()) * act;
-  // In training they lie where the GLU's gradients will: 3 (N,F).
-  const int64_t free = train ? 3 * N * Block::stored_width(ops_, config_) * act : 0;
+  // In training they lie where the GLU's gradients will, 3 (N,F); a little more may save a slice.
+  constexpr int64_t kMore = int64_t(32) << 20;
+  const int64_t free = train ? 3 * N * Block::stored_width(ops_, config_) * act + kMore : 0;
   const int64_t most = std::max<int64_t>(128, logit_bytes(free) / row / 128 * 128);
   // Slices of one size: a short last one would make products of poor shape.
   const int64_t slices = (N + most - 1) / most;

@@ -27,8 +27,8 @@ struct OpShare {
 };
 
 struct StepTime {
-  // As the trainer runs it: forward and backward recorded, the next step started before the host
-  // waits for this one. Then without the recording, the host waiting in every step.
+  // As the trainer runs it; on a GPU with forward and backward recorded, and the next step started
+  // before the host waits for this one. Then without the recording, the host waiting in every step.
   double ms = 0, waiting_ms = 0, tokens_per_s = 0, mfu = -1;
   double memory_gib = 0;   // in use on the device, of all processes
   double context_gib = 0;  // of which before the model was laid out

@@ -10,9 +10,8 @@ double ProductTime::tflops(const ProductTrial& t) const {
 }
 
 const ProductTrial& ProductTime::best() const {
-  return *std::min_element(trials.begin(), trials.end(), [](const auto& a, const auto& b) {
-    return a.us < b.us;
-  });
+  return *std::min_element(trials.begin(), trials.end(),
+                           [](const auto& a, const auto& b) { return a.us < b.us; });
 }
 
 const ProductTrial& ProductTime::chosen() const {
@@ -34,11 +33,10 @@ std::vector<ProductTime> time_products(Ops& ops, const Config& config, int candi
   };
   const bool stream = m.dropout == 0;  // the product adds the residual stream
   std::vector<ProductTime> out;
-  for (const Layer& l : {Layer{"q,f,i", N, D, 3 * D, L, false, false},
-                         Layer{"out", N, D, D, L, stream, false},
-                         Layer{"gate,up", N, D, 2 * F, L, false, false},
-                         Layer{"down", N, F, D, L, stream, false},
-                         Layer{"logits", rows, D, V, (N + rows - 1) / rows, false, true}})
+  for (const Layer& l :
+       {Layer{"q,f,i", N, D, 3 * D, L, false, false}, Layer{"out", N, D, D, L, stream, false},
+        Layer{"gate,up", N, D, 2 * F, L, false, false}, Layer{"down", N, F, D, L, stream, false},
+        Layer{"logits", rows, D, V, (N + rows - 1) / rows, false, true}})
     for (const auto& [kind, name, add] :
          {std::tuple{Product::Kind::forward, "forward", l.adds},
           std::tuple{Product::Kind::input_gradient, "input gradient", false},

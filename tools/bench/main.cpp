@@ -105,7 +105,8 @@ void run_step(Ops& ops, const Config& config, const Args& a) {
               t.tokens_per_s);
   if (t.mfu >= 0) std::printf("  mfu %.1f%%", 100 * t.mfu);
   std::printf("  (median of %d steps)\n", a.steps);
-  std::printf("without recording, the host waiting in every step: %.2f ms\n", t.waiting_ms);
+  if (ops.asynchronous())
+    std::printf("without recording, the host waiting in every step: %.2f ms\n", t.waiting_ms);
   std::printf("%-44s %6s %10s %8s\n", "one step by operation", "calls", "ms", "share");
   double sum = 0, products = 0;
   for (const OpShare& o : t.breakdown) {
@@ -117,8 +118,9 @@ void run_step(Ops& ops, const Config& config, const Args& a) {
   std::printf("%-44s %6s %10.3f %7.1f%%\n", "all operations", "", sum, 100 * sum / t.ms);
   std::printf("%-44s %6s %10.3f %7.1f%%\n", "of which matrix products (BLAS)", "", products,
               100 * products / t.ms);
-  std::printf("%-44s %6s %10.3f %7.1f%%\n", "the device idle", "", t.ms - sum,
-              100 * (1 - sum / t.ms));
+  if (ops.asynchronous())
+    std::printf("%-44s %6s %10.3f %7.1f%%\n", "the device idle", "", t.ms - sum,
+                100 * (1 - sum / t.ms));
   if (!a.json.empty()) write_step_json(a.json, t, sum, products);
   if (t.mfu < 0) return;
   const double planned = double(planned_bytes(config, {})) / double(1 << 30);
