@@ -117,6 +117,14 @@ int algorithm_config(const cublasLtMatmulAlgo_t& algo, cublasLtMatmulAlgoConfigA
   return 0;
 }
 
+bool works_out_of_place(const cublasLtMatmulAlgo_t& algo) {
+  int32_t value = 1;
+  size_t written = 0;
+  cublasLtMatmulAlgoCapGetAttribute(&algo, CUBLASLT_ALGO_CAP_OUT_OF_PLACE_RESULT_SUPPORT, &value,
+                                    sizeof(value), &written);
+  return value != 0;
+}
+
 }  // namespace
 
 std::string GemmCandidate::text() const {
@@ -160,6 +168,7 @@ std::unique_ptr<Gemm::Plan> Gemm::describe(const GemmCall& c) const {
 
 // Algorithms that sum partial results of a split K in a fixed order and in fp32, best-ranked first:
 // the in-place scheme depends on which CTA comes first, the output-type one would round to bf16.
+// The heuristic does not know whether C is D, so that those which need it to be are left out here.
 std::vector<GemmCandidate> Gemm::ask(const Plan& plan, const GemmCall& c, int count) const {
   const uint32_t alignment = common_alignment(c);
   cublasLtMatmulPreference_t preference = nullptr;
@@ -187,6 +196,7 @@ std::vector<GemmCandidate> Gemm::ask(const Plan& plan, const GemmCall& c, int co
   std::vector<GemmCandidate> out;
   for (int i = 0; i < found && status == CUBLAS_STATUS_SUCCESS; ++i) {
     if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
+    if (c.c && !works_out_of_place(results[i].algo)) continue;
     GemmCandidate one;
     one.algo = results[i].algo;
     one.id = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_ID);
@@ -230,6 +240,7 @@ Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
                 c.out,
                 c.bias != nullptr,
                 c.beta != 0,
+                c.c != nullptr,
                 common_alignment(c)};
   const auto known = plans_.find(key);
   if (known != plans_.end()) return *known->second;
@@ -237,7 +248,7 @@ Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
   std::unique_ptr<Plan> plan = describe(c);
   bool listed = false;
   for (const Choice& choice : kChoices) listed = listed || fits(choice, major_, c);
-  const std::vector<GemmCandidate> all = ask(*plan, c, listed ? kAsked : 1);
+  const std::vector<GemmCandidate> all = ask(*plan, c, listed || c.c ? kAsked : 1);
   plan->algo = all[size_t(chosen(c, all))].algo;
   return *plans_.emplace(key, std::move(plan)).first->second;
 }

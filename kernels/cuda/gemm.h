@@ -61,7 +61,7 @@ class Gemm {
  private:
   struct Plan;
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, DType,
-                         DType, bool, bool, uint32_t>;
+                         DType, bool, bool, bool, uint32_t>;
   Plan& plan_for(const GemmCall& call);
   std::unique_ptr<Plan> describe(const GemmCall& call) const;  // all but the algorithm
   std::vector<GemmCandidate> ask(const Plan& plan, const GemmCall& call, int count) const;

@@ -1,4 +1,6 @@
 // Twin of kernels/*/gemm.*
+#include <algorithm>
+
 #include "ops/op_test.h"
 
 using namespace hgrn;
@@ -113,6 +115,26 @@ TEST_CASE("linear: c is added before the result is rounded", "[ops][gpu]") {
   CHECK_THROWS_AS(
       ref->linear_forward(y, ref.zeros({2, 4}, DType::f64), ref.zeros({3, 4}, DType::f64), {}, y),
       Error);
+}
+
+TEST_CASE("linear: the candidates of a product, of which one is taken", "[ops][gpu]") {
+  for (const Backend& backend : backends()) {
+    INFO(backend.name);
+    Bench b(backend.open());
+    for (auto kind :
+         {Product::Kind::forward, Product::Kind::input_gradient, Product::Kind::weight_gradient}) {
+      const auto trials = b->time_product({kind, 256, 128, 384, true}, 4, 3);
+      if (!b->asynchronous()) {  // BLAS on the CPU decides for itself
+        CHECK(trials.empty());
+        continue;
+      }
+      CHECK(trials.size() >= 1);
+      CHECK(trials.size() <= 4);
+      CHECK(std::count_if(trials.begin(), trials.end(), [](const auto& t) { return t.chosen; }) ==
+            1);
+      for (const ProductTrial& t : trials) CHECK(t.us > 0);
+    }
+  }
 }
 
 TEST_CASE("linear: few rows with c", "[ops][gpu]") {  // where rows are few, other kernels run
