@@ -330,10 +330,16 @@ void LanguageModel::run_backward(const TokenRows& rows, const Dropout& drop) {
   const Block::Scratch& s = scratch_;
   const Tensor dropped = drop.p > 0 ? s.dbranch : Tensor();
   mixer_->begin_backward();
-  ops_.zero(s.dresid);
-  ops_.residual_norm_backward(s.dresid, dropped, weights_.dw(norm_), weights_.dw(norm_bias_),
-                              s.dnorm, resid_, weights_.w(norm_), stats_, config_.norm,
-                              Block::at_site(drop, blocks_.back().glu_site()));
+  // Nothing else reads the stream behind the last block: its gradient starts here.
+  const Grad dw = weights_.dw(norm_), db = weights_.dw(norm_bias_);
+  if (drop.p == 0) {
+    ops_.norm_backward(s.dresid, dw, db, s.dnorm, resid_, weights_.w(norm_), stats_, config_.norm);
+  } else {
+    ops_.zero(s.dresid);
+    ops_.residual_norm_backward(s.dresid, dropped, dw, db, s.dnorm, resid_, weights_.w(norm_),
+                                stats_, config_.norm,
+                                Block::at_site(drop, blocks_.back().glu_site()));
+  }
   complete(int(blocks_.size()));
   for (int l = int(blocks_.size()) - 1; l >= 0; --l) {
     const Block::Acts a = acts(l, N);
