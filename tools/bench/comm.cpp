@@ -28,7 +28,7 @@ class Switch final : public Comm {
   Ticket reduce_scatter(Tensor x) override { return count(x) ? comm_.reduce_scatter(x) : 0; }
   Ticket all_gather(Tensor x) override { return count(x) ? comm_.all_gather(x) : 0; }
   Ticket broadcast(Tensor x, int root) override { return count(x) ? comm_.broadcast(x, root) : 0; }
-  void* alloc_gathered(size_t bytes) override { return comm_.alloc_gathered(bytes); }
+  void* alloc_gathered(size_t size) override { return comm_.alloc_gathered(size); }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
   void barrier() override { comm_.barrier(); }
   void throw_if_failed() override { comm_.throw_if_failed(); }
@@ -124,7 +124,7 @@ class Steps {
     const TrainConfig& t = config_.train;
     const int64_t share = t.global_batch / ranks_.world();
     const double scale = 1.0 / double(t.global_batch * config_.data.seq_len);
-    ops_.zero(weights_.weights().grad);
+    model_.begin_step();
     ops_.zero(nll_sum_);
     Dropout drop;
     drop.p = float(config_.model.dropout);
