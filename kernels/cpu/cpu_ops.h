@@ -44,27 +44,27 @@ class CpuOps final : public Ops {
   void upload(Tensor dst, const void* host) override;
   void download(void* host, Tensor src) override;
   void lower_bound_forward(Tensor beta, Tensor gamma) override;
-  void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) override;
+  void lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) override;
   void sum(Tensor out, Tensor x) override;
   void square_sum(Tensor out, Tensor x) override;
 
   // embedding.cpp
   void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
-  void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
 
   // gemm.cpp
-  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) override;
-  void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) override;
+  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) override;
+  void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) override;
 
   // norm.cpp
   void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                     float eps) override;
-  void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor stats,
+  void norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w, Tensor stats,
                      Norm kind) override;
   void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
                              Tensor b, Norm kind, float eps, Dropout drop) override;
-  void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
-                              Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) override;
+  void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor sum,
+                              Tensor w, Tensor stats, Norm kind, Dropout drop) override;
 
   // glu.cpp
   void glu_forward(Tensor h, Tensor gu, Act act) override;

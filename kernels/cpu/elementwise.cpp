@@ -150,14 +150,14 @@ void CpuOps::lower_bound_forward(Tensor beta, Tensor gamma) {
   });
 }
 
-void CpuOps::lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) {
+void CpuOps::lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) {
   const int64_t L = gamma.rows(), D = gamma.cols();
-  check(dgamma.shape == gamma.shape && dbeta.shape == gamma.shape,
-        "lower_bound_backward: dgamma {}, dbeta {} and gamma {} differ", dgamma.shape.str(),
+  check(dgamma.to.shape == gamma.shape && dbeta.shape == gamma.shape,
+        "lower_bound_backward: dgamma {}, dbeta {} and gamma {} differ", dgamma.to.shape.str(),
         dbeta.shape.str(), gamma.shape.str());
   cpu::with_real(gamma.dtype, [&](auto zero) {
     using T = decltype(zero);
-    T* out = dgamma.ptr<T>();
+    T* out = dgamma.to.ptr<T>();
     const T* grad = dbeta.ptr<T>();
     std::vector<double> s(static_cast<size_t>(L)), ds(static_cast<size_t>(L));
     for (int64_t d = 0; d < D; ++d) {
@@ -168,7 +168,10 @@ void CpuOps::lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) {
         ds[size_t(l)] = l > 0 ? tail : 0;
         mean += s[size_t(l)] * ds[size_t(l)];
       }
-      for (int64_t l = 0; l < L; ++l) out[l * D + d] += T(s[size_t(l)] * (ds[size_t(l)] - mean));
+      for (int64_t l = 0; l < L; ++l) {
+        const T before = dgamma.fresh ? T(0) : out[l * D + d];
+        out[l * D + d] = before + T(s[size_t(l)] * (ds[size_t(l)] - mean));
+      }
     }
   });
 }

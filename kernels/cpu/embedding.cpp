@@ -68,17 +68,20 @@ void backward(Tensor dw, const T* dx, const int32_t* token, int64_t rows, T scal
 
 void CpuOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) {
   check_shapes(x, tokens, w);
+  drop = drop.now();
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     forward<T>(x, tokens.ptr<int32_t>(), w.ptr<T>(), T(scale), drop);
   });
 }
 
-void CpuOps::embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
-  check_shapes(dx, tokens, dw);
+void CpuOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
+  check_shapes(dx, tokens, dw.to);
+  if (dw.fresh) zero(dw.to);
+  drop = drop.now();
   cpu::with_real(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
-    backward<T>(dw, dx.ptr<T>(), tokens.ptr<int32_t>(), dx.rows(), T(scale), drop);
+    backward<T>(dw.to, dx.ptr<T>(), tokens.ptr<int32_t>(), dx.rows(), T(scale), drop);
   });
 }
 

@@ -1,4 +1,4 @@
-// Linear layers through BLAS. y (N,O) = x (N,I) w^T + b; dx = dy w; dw += dy^T x; db += sum dy.
+// Linear layers through BLAS. y (N,O) = x (N,I) w^T + b + c; dx = dy w; dw += dy^T x; db += sum dy.
 // w (O,I) b (O)
 // Twin: kernels/cuda/gemm.cu   Test: tests/ops/test_linear.cpp
 #include <cblas.h>
@@ -82,7 +82,7 @@ void add_bias(T* y, const T* b, int64_t rows, int64_t O) {
 }
 
 template <class T>
-void bias_backward(T* db, const T* dy, int64_t rows, int64_t O, cpu::Scratch& scratch) {
+void bias_backward(Grad db, const T* dy, int64_t rows, int64_t O, cpu::Scratch& scratch) {
   const int64_t blocks = cpu::row_blocks(rows);
   T* partial = scratch.get<T>(size_t(blocks * O));
   cpu::parallel_for(blocks, rows * O, [&](int64_t block) {
@@ -91,40 +91,42 @@ void bias_backward(T* db, const T* dy, int64_t rows, int64_t O, cpu::Scratch& sc
     for (int64_t r = block * rows / blocks; r < (block + 1) * rows / blocks; ++r)
       for (int64_t c = 0; c < O; ++c) sum[c] += dy[r * O + c];
   });
-  cpu::combine_blocks(db, partial, blocks, O, O);
+  cpu::combine_blocks(db.to.ptr<T>(), partial, blocks, O, O, db.fresh);
 }
 
 }  // namespace
 
-void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
+void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
   check(w.shape.rank == 2 && x.cols() == w.cols() && y.cols() == w.rows() && x.rows() == y.rows() &&
-            (!b || b.numel() == w.rows()),
-        "linear_forward: y {}, x {}, w {}, b {} do not fit", y.shape.str(), x.shape.str(),
-        w.shape.str(), b.shape.str());
+            (!b || b.numel() == w.rows()) && (!c || (c.numel() == y.numel() && c.data != y.data)),
+        "linear_forward: y {}, x {}, w {}, b {}, c {} do not fit", y.shape.str(), x.shape.str(),
+        w.shape.str(), b.shape.str(), c.shape.str());
+  if (c) copy(y, c);
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gemm<T>({CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(), 0,
-             y.ptr<T>()});
+    gemm<T>({CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(),
+             T(c ? 1 : 0), y.ptr<T>()});
     if (b) add_bias(y.ptr<T>(), b.ptr<T>(), y.rows(), y.cols());
   });
 }
 
-void CpuOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) {
+void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) {
   const int64_t rows = dy.rows(), O = dy.cols();
   check(w.shape.rank == 2 && O == w.rows() &&
             (!dx || (dx.cols() == w.cols() && dx.rows() == rows)) &&
-            (!dw || (dw.numel() == w.numel() && x.cols() == w.cols() && x.rows() == rows)) &&
-            (!db || db.numel() == O),
+            (!dw || (dw.to.numel() == w.numel() && x.cols() == w.cols() && x.rows() == rows)) &&
+            (!db || db.to.numel() == O),
         "linear_backward: dx {}, dw {}, db {}, dy {}, x {}, w {} do not fit", dx.shape.str(),
-        dw.shape.str(), db.shape.str(), dy.shape.str(), x.shape.str(), w.shape.str());
+        dw.to.shape.str(), db.to.shape.str(), dy.shape.str(), x.shape.str(), w.shape.str());
   cpu::with_real(dy.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* grad = dy.ptr<T>();
     if (dx)
       gemm<T>({CblasNoTrans, CblasNoTrans, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()});
     if (dw)
-      gemm<T>({CblasTrans, CblasNoTrans, O, w.cols(), rows, grad, x.ptr<T>(), 1, dw.ptr<T>()});
-    if (db) bias_backward(db.ptr<T>(), grad, rows, O, scratch_);
+      gemm<T>({CblasTrans, CblasNoTrans, O, w.cols(), rows, grad, x.ptr<T>(), T(dw.fresh ? 0 : 1),
+               dw.to.ptr<T>()});
+    if (db) bias_backward(db, grad, rows, O, scratch_);
   });
 }
 

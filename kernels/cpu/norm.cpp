@@ -64,7 +64,9 @@ void check_shapes(const char* op, Tensor y, Tensor x, Tensor stats, Tensor w, Te
 }
 
 struct Backward {  // what both backward operations share
-  Tensor dx, dbranch, dw, db, dy, x, w, stats;
+  Tensor dx, dbranch;
+  Grad dw, db;
+  Tensor dy, x, w, stats;
   Norm kind;
   Dropout drop;
 };
@@ -94,8 +96,8 @@ void backward(const Backward& a, cpu::Scratch& scratch) {
       }
     }
   });
-  if (a.dw) cpu::combine_blocks(a.dw.ptr<T>(), partial, blocks, 2 * D, D);
-  if (a.db) cpu::combine_blocks(a.db.ptr<T>(), partial + D, blocks, 2 * D, D);
+  if (a.dw) cpu::combine_blocks(a.dw.to.ptr<T>(), partial, blocks, 2 * D, D, a.dw.fresh);
+  if (a.db) cpu::combine_blocks(a.db.to.ptr<T>(), partial + D, blocks, 2 * D, D, a.db.fresh);
 }
 
 }  // namespace
@@ -121,6 +123,7 @@ void CpuOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x,
         "residual_norm_forward: sum {}, x {}, branch {} differ", sum.shape.str(), x.shape.str(),
         branch.shape.str());
   const int64_t D = x.cols();
+  drop = drop.now();
   const uint64_t key = drop.key();
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -143,18 +146,18 @@ void CpuOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x,
   });
 }
 
-void CpuOps::norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
-                           Tensor stats, Norm kind) {
-  check_shapes("norm_backward", dx, x, stats, w, db);
+void CpuOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w, Tensor stats,
+                           Norm kind) {
+  check_shapes("norm_backward", dx, x, stats, w, db.to);
   const Backward args{dx, {}, dw, db, dy, x, w, stats, kind, {}};
   cpu::with_real(x.dtype, [&](auto zero) { backward<decltype(zero), false>(args, scratch_); });
 }
 
-void CpuOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+void CpuOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
                                     Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
-  check_shapes("residual_norm_backward", dsum, sum, stats, w, db);
+  check_shapes("residual_norm_backward", dsum, sum, stats, w, db.to);
   check(dbranch || drop.p == 0, "residual_norm_backward: dropout needs a dbranch");
-  const Backward args{dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop};
+  const Backward args{dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop.now()};
   cpu::with_real(sum.dtype, [&](auto zero) { backward<decltype(zero), true>(args, scratch_); });
 }
 

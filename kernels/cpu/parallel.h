@@ -81,14 +81,15 @@ inline int64_t row_blocks(int64_t rows) {
   return std::min(kRowBlocks, rows);
 }
 
-// out[c] += sum over blocks of partial[block][c], in block order.
+// out[c] += (or, fresh, =) sum over blocks of partial[block][c], in block order.
 template <class T>
-void combine_blocks(T* out, const T* partial, int64_t blocks, int64_t stride, int64_t cols) {
+void combine_blocks(T* out, const T* partial, int64_t blocks, int64_t stride, int64_t cols,
+                    bool fresh) {
   parallel_blocks(cols, 256, blocks * cols, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       double s = 0;
       for (int64_t b = 0; b < blocks; ++b) s += double(partial[b * stride + c]);
-      out[c] += T(s);
+      out[c] = fresh ? T(s) : out[c] + T(s);
     }
   });
 }

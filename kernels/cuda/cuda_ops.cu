@@ -59,6 +59,10 @@ CudaOps::CudaOps(DType act_dtype, int local_rank) : act_dtype_(act_dtype), devic
     CUDA_CHECK(cudaMallocHost(&s.host, kStagingBytes));
     CUDA_CHECK(cudaEventCreateWithFlags(&s.free, cudaEventDisableTiming));
   }
+  for (LaterSlot& s : later_) {
+    CUDA_CHECK(cudaMallocHost(&s.host, kLaterBytes));
+    CUDA_CHECK(cudaEventCreateWithFlags(&s.done, cudaEventDisableTiming));
+  }
 }
 
 CudaOps::~CudaOps() {
@@ -70,6 +74,11 @@ CudaOps::~CudaOps() {
     cudaEventDestroy(s.free);
     cudaFreeHost(s.host);
   }
+  for (LaterSlot& s : later_) {
+    cudaEventDestroy(s.done);
+    cudaFreeHost(s.host);
+  }
+  for (char* p : retired_scratch_) cudaFree(p);
   cudaFree(own_scratch_);
   cudaStreamDestroy(stream_);
 }
@@ -147,7 +156,10 @@ char* CudaOps::scratch(size_t bytes) {
   if (bytes > own_scratch_bytes_) {
     bytes = std::max(bytes, kOwnScratchBytes);
     CUDA_CHECK(cudaStreamSynchronize(stream_));
-    CUDA_CHECK(cudaFree(own_scratch_));
+    if (recorded_ && own_scratch_)
+      retired_scratch_.push_back(own_scratch_);
+    else
+      CUDA_CHECK(cudaFree(own_scratch_));
     own_scratch_ = nullptr, own_scratch_bytes_ = 0;
     own_scratch_ = static_cast<char*>(alloc(bytes, "temporaries of an operation"));
     own_scratch_bytes_ = bytes;
@@ -172,7 +184,7 @@ void CudaOps::upload(Tensor dst, const void* host) {
   if (bytes == 0) return;
   if (bytes <= kStagingBytes) {
     Staging& s = staging_[next_staging_];
-    next_staging_ ^= 1;
+    next_staging_ = (next_staging_ + 1) % kStagingSlots;
     CUDA_CHECK(cudaEventSynchronize(s.free));
     std::memcpy(s.host, host, bytes);
     CUDA_CHECK(cudaMemcpyAsync(dst.data, s.host, bytes, cudaMemcpyHostToDevice, stream_));
@@ -187,6 +199,23 @@ void CudaOps::download(void* host, Tensor src) {
   if (src.numel() == 0) return;
   CUDA_CHECK(cudaMemcpyAsync(host, src.data, src.bytes(), cudaMemcpyDeviceToHost, stream_));
   CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
+
+int64_t CudaOps::download_later(Tensor src) {
+  check(src.bytes() <= kLaterBytes, "{} bytes are no small download", src.bytes());
+  LaterSlot& s = later_[laters_ % kLaterSlots];
+  s.size = src.bytes();
+  CUDA_CHECK(cudaMemcpyAsync(s.host, src.data, s.size, cudaMemcpyDeviceToHost, stream_));
+  CUDA_CHECK(cudaEventRecord(s.done, stream_));
+  return laters_++;
+}
+
+void CudaOps::fetch(void* host, int64_t ticket) {
+  check(ticket >= 0 && ticket < laters_ && ticket >= laters_ - kLaterSlots,
+        "download {} of {} is not there any more", ticket, laters_);
+  const LaterSlot& s = later_[ticket % kLaterSlots];
+  CUDA_CHECK(cudaEventSynchronize(s.done));
+  std::memcpy(host, s.host, s.size);
 }
 
 void CudaOps::synchronize() {
@@ -233,6 +262,7 @@ class CudaRecording final : public Recording {
 
 std::unique_ptr<Recording> CudaOps::record(std::function<void()> work) {
   cudaGraph_t graph = nullptr;
+  recorded_ = true;
   CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
   try {
     work();

@@ -2,7 +2,7 @@
 // every operation. act_dtype() is bf16 (training) or f32 (tests, full precision); statistics,
 // states, gradients and master weights are f32.
 //
-// Memory of its own, beside what alloc() hands out: 64 MiB for cuBLASLt and 2 MiB of pinned host
+// Memory of its own, beside what alloc() hands out: 64 MiB for cuBLASLt and 8 MiB of pinned host
 // memory. Temporaries within one call lie in what use_scratch() was given; a caller that gave none,
 // or an unusual shape that needs more, costs a cudaMalloc at its first call.
 #pragma once
@@ -47,6 +47,9 @@ class CudaOps final : public Ops {
   void upload(Tensor dst, const void* host) override;
   void download(void* host, Tensor src) override;
   void synchronize() override;
+  bool asynchronous() const override { return true; }
+  int64_t download_later(Tensor src) override;
+  void fetch(void* host, int64_t ticket) override;
   int64_t mark() override;
   double elapsed_ms(int64_t from, int64_t to) override;
   void forget_marks() override { marks_ = 0; }
@@ -54,31 +57,31 @@ class CudaOps final : public Ops {
   void use_scratch(Tensor bytes) override { planned_scratch_ = bytes; }
 
   void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
-  void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
 
-  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) override;
-  void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) override;
+  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) override;
+  void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) override;
 
   void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                     float eps) override;
-  void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor stats,
+  void norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w, Tensor stats,
                      Norm kind) override;
   void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
                              Tensor b, Norm kind, float eps, Dropout drop) override;
-  void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
-                              Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) override;
+  void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor sum,
+                              Tensor w, Tensor stats, Norm kind, Dropout drop) override;
 
   void glu_forward(Tensor h, Tensor gu, Act act) override;
   void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;
   void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
-  void glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
-                           Tensor gu, Tensor w, Act act) override;
+  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h, Tensor gu,
+                           Tensor w, Act act) override;
 
   void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
                      double grad_scale) override;
 
   void lower_bound_forward(Tensor beta, Tensor gamma) override;
-  void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) override;
+  void lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) override;
 
   void sum(Tensor out, Tensor x) override;
   void square_sum(Tensor out, Tensor x) override;
@@ -94,6 +97,7 @@ class CudaOps final : public Ops {
   std::unique_ptr<Recording> record(std::function<void()> work) override;
 
   SeqKernel& seq(std::string_view name) override;
+  std::vector<ProductTrial> time_product(const Product& product, int candidates, int runs) override;
 
  private:
   // At least `bytes`, 256-byte aligned, until the next call. Calls follow each other on one
@@ -104,15 +108,15 @@ class CudaOps final : public Ops {
   void gemv(Tensor y, Tensor x, const NormInput* norm, const Act* act, Tensor w, Tensor b);
   // Whether a GLU of this size goes to the kernels of glu_gemm_sm90.cu.
   bool fused_glu(int64_t N, int64_t F, int64_t D, std::initializer_list<const void*> data) const;
-  void norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db, Tensor dy, Tensor x,
-                         Tensor w, Tensor stats, Norm kind, const Dropout& drop, bool residual);
+  void norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
+                         Tensor stats, Norm kind, const Dropout& drop, bool residual);
   void norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
                         Tensor b, Norm kind, float eps, const Dropout& drop);
   // out (cols) += column sums of partial (rows, cols), both f32, rows in order.
-  void add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols);
+  void add_partial_rows(Grad out, const float* partial, int64_t rows, int64_t cols);
   // out (O) += column sums of dy (N,O) in act_dtype(); partial has partial_rows rows.
   int64_t column_sum_rows(int64_t N, int64_t O) const;
-  void add_column_sums(float* out, float* partial, int64_t partial_rows, const void* dy, int64_t N,
+  void add_column_sums(Grad out, float* partial, int64_t partial_rows, const void* dy, int64_t N,
                        int64_t O);
   void reduce_to(Tensor out, Tensor x, bool squares);
 
@@ -123,19 +127,30 @@ class CudaOps final : public Ops {
   Tensor planned_scratch_;
   char* own_scratch_ = nullptr;
   size_t own_scratch_bytes_ = 0;
+  bool recorded_ = false;               // a recording may hold addresses of the scratch
+  std::vector<char*> retired_scratch_;  // which is then kept when it has to grow
   std::unique_ptr<Gemm> gemm_;
   std::map<std::string, std::unique_ptr<SeqKernel>, std::less<>> seq_;
 
   std::vector<cudaEvent_t> events_;  // of mark(), kept for the next round
   int64_t marks_ = 0;
 
-  // Small uploads (the tokens of a micro-batch) pass through pinned memory and need no wait.
+  // Small uploads (the tokens of a micro-batch) pass through pinned memory and need no wait. Enough
+  // places for a micro-batch ahead of the one that runs.
   static constexpr size_t kStagingBytes = size_t(1) << 20;
+  static constexpr size_t kStagingSlots = 8;
   struct Staging {
     void* host = nullptr;
     cudaEvent_t free = nullptr;
-  } staging_[2];
-  int next_staging_ = 0;
+  } staging_[kStagingSlots];
+  size_t next_staging_ = 0;
+
+  struct LaterSlot {
+    void* host = nullptr;  // kLaterBytes, pinned
+    cudaEvent_t done = nullptr;
+    size_t size = 0;
+  } later_[kLaterSlots];
+  int64_t laters_ = 0;
 };
 
 }  // namespace hgrn

@@ -53,10 +53,8 @@ __global__ __launch_bounds__(kThreads) void lower_bound_forward_kernel(float* be
   }
 }
 
-__global__ __launch_bounds__(kThreads) void lower_bound_backward_kernel(float* dgamma,
-                                                                        const float* dbeta,
-                                                                        const float* gamma,
-                                                                        int64_t L, int64_t D) {
+__global__ __launch_bounds__(kThreads) void lower_bound_backward_kernel(
+    float* dgamma, const float* dbeta, const float* gamma, int64_t L, int64_t D, bool fresh) {
   const int64_t d = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (d >= D) return;
   float top = gamma[d];
@@ -72,7 +70,7 @@ __global__ __launch_bounds__(kThreads) void lower_bound_backward_kernel(float* d
   for (int64_t l = L - 1; l >= 0; --l) {
     ds = l > 0 ? ds + dbeta[l * D + d] : 0;
     const double s = exp(double(gamma[l * D + d]) - top) / total;
-    dgamma[l * D + d] += float(s * (ds - dot));
+    dgamma[l * D + d] = (fresh ? 0.0f : dgamma[l * D + d]) + float(s * (ds - dot));
   }
 }
 
@@ -81,7 +79,7 @@ __global__ __launch_bounds__(kThreads) void lower_bound_backward_kernel(float* d
 constexpr int kPartialCols = 8, kPartialRows = 128;
 
 __global__ __launch_bounds__(kPartialCols* kPartialRows) void add_partial_rows_kernel(
-    float* out, const float* partial, int64_t rows, int64_t cols) {
+    float* out, const float* partial, int64_t rows, int64_t cols, bool fresh) {
   __shared__ float sums[kPartialRows][kPartialCols];
   const int lane = threadIdx.x % kPartialCols, group = threadIdx.x / kPartialCols;
   const int64_t col = int64_t(blockIdx.x) * kPartialCols + lane;
@@ -96,7 +94,7 @@ __global__ __launch_bounds__(kPartialCols* kPartialRows) void add_partial_rows_k
     if (group < half) sums[group][lane] += sums[group + half][lane];
     __syncthreads();
   }
-  if (group == 0 && col < cols) out[col] += sums[0][lane];
+  if (group == 0 && col < cols) out[col] = (fresh ? 0.0f : out[col]) + sums[0][lane];
 }
 
 template <class F>
@@ -133,21 +131,22 @@ void CudaOps::lower_bound_forward(Tensor beta, Tensor gamma) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-void CudaOps::lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) {
-  check(dgamma.shape == gamma.shape && dbeta.shape == gamma.shape,
-        "lower_bound_backward: dgamma {}, dbeta {}, gamma {}", dgamma.shape.str(),
+void CudaOps::lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) {
+  check(dgamma.to.shape == gamma.shape && dbeta.shape == gamma.shape,
+        "lower_bound_backward: dgamma {}, dbeta {}, gamma {}", dgamma.to.shape.str(),
         dbeta.shape.str(), gamma.shape.str());
   const int64_t L = gamma.rows(), D = gamma.cols();
   if (L == 0 || D == 0) return;
   lower_bound_backward_kernel<<<unsigned((D + kThreads - 1) / kThreads), kThreads, 0, stream_>>>(
-      dgamma.ptr<float>(), dbeta.ptr<float>(), gamma.ptr<float>(), L, D);
+      dgamma.to.ptr<float>(), dbeta.ptr<float>(), gamma.ptr<float>(), L, D, dgamma.fresh);
   CUDA_CHECK(cudaGetLastError());
 }
 
-void CudaOps::add_partial_rows(float* out, const float* partial, int64_t rows, int64_t cols) {
+void CudaOps::add_partial_rows(Grad out, const float* partial, int64_t rows, int64_t cols) {
   if (cols == 0) return;
   add_partial_rows_kernel<<<unsigned((cols + kPartialCols - 1) / kPartialCols),
-                            kPartialCols * kPartialRows, 0, stream_>>>(out, partial, rows, cols);
+                            kPartialCols * kPartialRows, 0, stream_>>>(out.to.ptr<float>(), partial,
+                                                                       rows, cols, out.fresh);
   CUDA_CHECK(cudaGetLastError());
 }
 

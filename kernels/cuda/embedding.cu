@@ -25,7 +25,8 @@ template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const int* tokens,
                                                                      const T* w, int64_t N,
                                                                      int64_t D, float scale,
-                                                                     DropMask drop) {
+                                                                     DropMask mask) {
+  const DropMask drop = mask.now();
   constexpr int kAhead = 4;
   const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (row >= N) return;
@@ -69,7 +70,8 @@ __device__ __forceinline__ void add_to(float* p, const float (&v)[kVec], float s
 template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void embedding_pieces_kernel(
     float* dw, float* heads, float* tails, const T* dx, const int* token, const int* row, int64_t N,
-    int64_t D, float scale, DropMask drop) {
+    int64_t D, float scale, DropMask mask) {
+  const DropMask drop = mask.now();
   constexpr int kAhead = 4;
   const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
   if (col >= D) return;
@@ -163,13 +165,14 @@ void CudaOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, 
   });
 }
 
-void CudaOps::embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
+void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
   const int64_t N = dx.rows(), D = dx.cols();
-  check(tokens.numel() == N && dw.cols() == D && N < (int64_t(1) << 31),
-        "embedding_backward: dw {}, dx {}, tokens {}", dw.shape.str(), dx.shape.str(),
+  check(tokens.numel() == N && dw.to.cols() == D && N < (int64_t(1) << 31),
+        "embedding_backward: dw {}, dx {}, tokens {}", dw.to.shape.str(), dx.shape.str(),
         tokens.shape.str());
+  if (dw.fresh) zero(dw.to);  // most tokens do not occur
   if (N == 0 || D == 0) return;
-  const int token_bits = std::max(1, int(std::bit_width(uint64_t(dw.rows() - 1))));
+  const int token_bits = std::max(1, int(std::bit_width(uint64_t(dw.to.rows() - 1))));
   const int64_t pieces = (N + kPiece - 1) / kPiece;
   const auto* unsorted = reinterpret_cast<const uint32_t*>(tokens.ptr<int32_t>());
   const auto sort = [&](void* temp, size_t& bytes, uint32_t* token, const int* from, int* row) {
@@ -193,16 +196,16 @@ void CudaOps::embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scal
   sort(at, sort_bytes, reinterpret_cast<uint32_t*>(token), iota, row);
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
-    dispatch_width(D, {dw.data, dx.data}, [&](auto width) {
+    dispatch_width(D, {dw.to.data, dx.data}, [&](auto width) {
       constexpr int kVec = width();
       const int64_t vectors = D / kVec;
       const int threads = int(std::min<int64_t>(128, (vectors + 31) / 32 * 32));
       const dim3 blocks(unsigned(pieces), unsigned((vectors + threads - 1) / threads));
       embedding_pieces_kernel<T, kVec><<<blocks, threads, 0, stream_>>>(
-          dw.ptr<float>(), heads, tails, dx.ptr<T>(), token, row, N, D, scale, DropMask(drop));
+          dw.to.ptr<float>(), heads, tails, dx.ptr<T>(), token, row, N, D, scale, DropMask(drop));
       CUDA_CHECK(cudaGetLastError());
       embedding_cut_runs_kernel<kVec>
-          <<<blocks, threads, 0, stream_>>>(dw.ptr<float>(), heads, tails, token, N, D, scale);
+          <<<blocks, threads, 0, stream_>>>(dw.to.ptr<float>(), heads, tails, token, N, D, scale);
       CUDA_CHECK(cudaGetLastError());
     });
   });

@@ -1,10 +1,11 @@
-// Linear layers: y (N,O) = x (N,I) w (O,I)^T + b, and its gradients.
+// Linear layers: y (N,O) = x (N,I) w (O,I)^T + b + c, and its gradients.
 // A row-major (R,C) matrix is a column-major (C,R) one, so that with column-major eyes
 //   y' (O,N) = w'^T x'     dx' (I,N) = w' dy'     dw' (I,O) += x' dy'^T
-// Products are summed in fp32. dw leaves the product in fp32 with beta = 1: no rounding to bf16
-// between micro-batches. db is a column sum in two fixed stages. cuBLASLt's tensor-core kernels
-// want widths that are multiples of 8 in bf16; the model pads what is not (Ops::width_multiple()).
-// Twin: kernels/cpu/gemm.cpp   Test: tests/ops/test_linear.cpp
+// Products are summed in fp32. dw leaves the product in fp32 and is added there (beta = 1) but for
+// the first micro-batch of a step: no rounding to bf16 between micro-batches. db is a column sum in
+// two fixed stages. cuBLASLt's tensor-core kernels want widths that are multiples of 8 in bf16; the
+// model pads what is not (Ops::width_multiple()). Twin: kernels/cpu/gemm.cpp   Test:
+// tests/ops/test_linear.cpp
 #include "cuda/gemm.h"
 
 #include <algorithm>
@@ -23,8 +24,8 @@ cudaDataType cuda_type(DType t) {
 // The largest power of two up to 256 that divides every address: what the heuristic may rely on.
 uint32_t common_alignment(const GemmCall& c) {
   const uintptr_t bits = reinterpret_cast<uintptr_t>(c.a) | reinterpret_cast<uintptr_t>(c.b) |
-                         reinterpret_cast<uintptr_t>(c.d) | reinterpret_cast<uintptr_t>(c.bias) |
-                         256;
+                         reinterpret_cast<uintptr_t>(c.c) | reinterpret_cast<uintptr_t>(c.d) |
+                         reinterpret_cast<uintptr_t>(c.bias) | 256;
   return uint32_t(bits & (~bits + 1));
 }
 
@@ -50,44 +51,91 @@ struct Gemm::Plan {
   }
 };
 
+GemmCall forward_call(DType act, int64_t N, int64_t I, int64_t O) {
+  GemmCall g;
+  g.m = O, g.n = N, g.k = I;
+  g.transpose_a = true;
+  g.in = g.out = act;
+  g.lda = I, g.ldb = I, g.ldd = O;
+  return g;
+}
+
+GemmCall input_gradient_call(DType act, int64_t N, int64_t I, int64_t O) {
+  GemmCall g;
+  g.m = I, g.n = N, g.k = O;
+  g.in = g.out = act;
+  g.lda = I, g.ldb = O, g.ldd = I;
+  return g;
+}
+
+GemmCall weight_gradient_call(DType act, int64_t N, int64_t I, int64_t O) {
+  GemmCall g;
+  g.m = I, g.n = O, g.k = N;
+  g.transpose_b = true;
+  g.in = act, g.out = DType::f32;
+  g.lda = I, g.ldb = O, g.ldd = I;
+  return g;
+}
+
 namespace {
 
-// The best-ranked algorithm that sums partial results of a split K in a fixed order and in fp32:
-// the in-place scheme depends on which CTA comes first, the output-type one would round to bf16.
-cublasLtMatmulAlgo_t choose_algorithm(cublasLtHandle_t handle, const GemmCall& c,
-                                      cublasLtMatmulDesc_t op, cublasLtMatrixLayout_t a,
-                                      cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t d,
-                                      size_t workspace_bytes, uint32_t alignment) {
-  cublasLtMatmulPreference_t preference = nullptr;
-  CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-  const auto set = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
-    return cublasLtMatmulPreferenceSetAttribute(preference, name, &value, sizeof(value));
-  };
-  const uint64_t workspace = workspace_bytes;
-  const uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-  cublasLtMatmulHeuristicResult_t result{};
-  int found = 0;
-  cublasStatus_t status = set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace);
-  if (status == CUBLAS_STATUS_SUCCESS)
-    status = set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, scheme);
-  for (const auto name :
-       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-    if (status == CUBLAS_STATUS_SUCCESS) status = set(name, alignment);
-  if (status == CUBLAS_STATUS_SUCCESS)
-    status = cublasLtMatmulAlgoGetHeuristic(handle, op, a, b, d, d, preference, 1, &result, &found);
-  cublasLtMatmulPreferenceDestroy(preference);
-  check(status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS,
-        "cuBLASLt has no algorithm for a ({} x {}) x ({} x {}) product of {} into {}, aligned to "
-        "{} bytes: {}",
-        c.m, c.k, c.k, c.n, name_of(c.in), name_of(c.out), alignment,
-        cublasLtGetStatusString(status == CUBLAS_STATUS_SUCCESS ? result.state : status));
-  return result.algo;
+// Shapes where measurements (`hgrn-bench gemm`) found another candidate faster than the heuristic's
+// first. Zero stands for any size. A row takes the first of kAsked candidates with this tile and
+// cluster (cublasLtMatmulTile_t, cublasLtClusterShape_t); where a library ranks none such, the
+// heuristic's first stays.
+struct Choice {
+  int major = 0;  // compute capability
+  int64_t m = 0, n = 0, k = 0;
+  bool transpose_a = false, transpose_b = false;
+  DType out = DType::bf16;
+  int tile = 0, cluster = 0;
+};
+constexpr int kAsked = 16;
+constexpr Choice kChoices[] = {
+    // {9, 3072, 0, 768, true, false, DType::bf16, CUBLASLT_MATMUL_TILE_128x256,
+    //  CUBLASLT_CLUSTER_SHAPE_2x1x1},
+    {},  // no card has major 0
+};
+
+bool fits(const Choice& c, int major, const GemmCall& g) {
+  const auto same = [](int64_t want, int64_t size) { return want == 0 || want == size; };
+  return c.major == major && same(c.m, g.m) && same(c.n, g.n) && same(c.k, g.k) &&
+         c.transpose_a == g.transpose_a && c.transpose_b == g.transpose_b && c.out == g.out;
+}
+
+int algorithm_config(const cublasLtMatmulAlgo_t& algo, cublasLtMatmulAlgoConfigAttributes_t name) {
+  // The cluster is 16 bits wide, the others are 32: zeroed first, this is right for both.
+  int value = 0;
+  size_t written = 0;
+  if (cublasLtMatmulAlgoConfigGetAttribute(&algo, name, &value, sizeof(value), &written) ==
+      CUBLAS_STATUS_SUCCESS)
+    return value;
+  uint16_t narrow = 0;
+  if (cublasLtMatmulAlgoConfigGetAttribute(&algo, name, &narrow, sizeof(narrow), &written) ==
+      CUBLAS_STATUS_SUCCESS)
+    return narrow;
+  return 0;
+}
+
+bool works_out_of_place(const cublasLtMatmulAlgo_t& algo) {
+  int32_t value = 1;
+  size_t written = 0;
+  cublasLtMatmulAlgoCapGetAttribute(&algo, CUBLASLT_ALGO_CAP_OUT_OF_PLACE_RESULT_SUPPORT, &value,
+                                    sizeof(value), &written);
+  return value != 0;
 }
 
 }  // namespace
 
+std::string GemmCandidate::text() const {
+  return fmt::format("algo {} tile {} stages {} cluster {} split {}", id, tile, stages, cluster,
+                     split_k);
+}
+
 Gemm::Gemm(cudaStream_t stream) : stream_(stream) {
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device));
   CUBLAS_CHECK(cublasLtCreate(&handle_));
   CUDA_CHECK(cudaMalloc(&workspace_, kWorkspaceBytes));
 }
@@ -98,24 +146,7 @@ Gemm::~Gemm() {
   cublasLtDestroy(handle_);
 }
 
-Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
-  const uint32_t alignment = common_alignment(c);
-  const Key key{c.m,
-                c.n,
-                c.k,
-                c.lda,
-                c.ldb,
-                c.ldd,
-                c.transpose_a,
-                c.transpose_b,
-                c.in,
-                c.out,
-                c.bias != nullptr,
-                c.beta != 0,
-                alignment};
-  const auto known = plans_.find(key);
-  if (known != plans_.end()) return *known->second;
-
+std::unique_ptr<Gemm::Plan> Gemm::describe(const GemmCall& c) const {
   auto plan = std::make_unique<Plan>();
   CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   plan->set(CUBLASLT_MATMUL_DESC_TRANSA, c.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -132,19 +163,112 @@ Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
   c.transpose_a ? layout(&plan->a, c.in, c.k, c.m, c.lda) : layout(&plan->a, c.in, c.m, c.k, c.lda);
   c.transpose_b ? layout(&plan->b, c.in, c.n, c.k, c.ldb) : layout(&plan->b, c.in, c.k, c.n, c.ldb);
   layout(&plan->d, c.out, c.m, c.n, c.ldd);
-  plan->algo =
-      choose_algorithm(handle_, c, plan->op, plan->a, plan->b, plan->d, kWorkspaceBytes, alignment);
+  return plan;
+}
+
+// Algorithms that sum partial results of a split K in a fixed order and in fp32, best-ranked first:
+// the in-place scheme depends on which CTA comes first, the output-type one would round to bf16.
+// The heuristic does not know whether C is D, so that those which need it to be are left out here.
+std::vector<GemmCandidate> Gemm::ask(const Plan& plan, const GemmCall& c, int count) const {
+  const uint32_t alignment = common_alignment(c);
+  cublasLtMatmulPreference_t preference = nullptr;
+  CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
+  const auto set = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
+    return cublasLtMatmulPreferenceSetAttribute(preference, name, &value, sizeof(value));
+  };
+  const uint64_t workspace = kWorkspaceBytes;
+  const uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+  constexpr int kMost = 64;
+  cublasLtMatmulHeuristicResult_t results[kMost];
+  count = std::min(count, kMost);
+  int found = 0;
+  cublasStatus_t status = set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace);
+  if (status == CUBLAS_STATUS_SUCCESS)
+    status = set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, scheme);
+  for (const auto name :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+    if (status == CUBLAS_STATUS_SUCCESS) status = set(name, alignment);
+  if (status == CUBLAS_STATUS_SUCCESS)
+    status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.op, plan.a, plan.b, plan.d, plan.d,
+                                            preference, count, results, &found);
+  cublasLtMatmulPreferenceDestroy(preference);
+  std::vector<GemmCandidate> out;
+  for (int i = 0; i < found && status == CUBLAS_STATUS_SUCCESS; ++i) {
+    if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
+    if (c.c && !works_out_of_place(results[i].algo)) continue;
+    GemmCandidate one;
+    one.algo = results[i].algo;
+    one.id = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_ID);
+    one.tile = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_TILE_ID);
+    one.stages = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_STAGES_ID);
+    one.cluster = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID);
+    one.split_k = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
+    out.push_back(one);
+  }
+  check(!out.empty(),
+        "cuBLASLt has no algorithm for a ({} x {}) x ({} x {}) product of {} into {}, aligned to "
+        "{} bytes: {}",
+        c.m, c.k, c.k, c.n, name_of(c.in), name_of(c.out), alignment,
+        cublasLtGetStatusString(status));
+  return out;
+}
+
+std::vector<GemmCandidate> Gemm::candidates(const GemmCall& c, int count) {
+  return ask(*describe(c), c, count);
+}
+
+int Gemm::chosen(const GemmCall& c, const std::vector<GemmCandidate>& all) const {
+  for (const Choice& choice : kChoices) {
+    if (!fits(choice, major_, c)) continue;
+    for (size_t i = 0; i < all.size(); ++i)
+      if (all[i].tile == choice.tile && all[i].cluster == choice.cluster) return int(i);
+  }
+  return 0;
+}
+
+Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
+  const Key key{c.m,
+                c.n,
+                c.k,
+                c.lda,
+                c.ldb,
+                c.ldd,
+                c.transpose_a,
+                c.transpose_b,
+                c.in,
+                c.out,
+                c.bias != nullptr,
+                c.beta != 0,
+                c.c != nullptr,
+                common_alignment(c)};
+  const auto known = plans_.find(key);
+  if (known != plans_.end()) return *known->second;
+
+  std::unique_ptr<Plan> plan = describe(c);
+  bool listed = false;
+  for (const Choice& choice : kChoices) listed = listed || fits(choice, major_, c);
+  const std::vector<GemmCandidate> all = ask(*plan, c, listed || c.c ? kAsked : 1);
+  plan->algo = all[size_t(chosen(c, all))].algo;
   return *plans_.emplace(key, std::move(plan)).first->second;
+}
+
+void Gemm::run(const GemmCall& c, Plan& plan, const cublasLtMatmulAlgo_t& algo) {
+  if (c.bias) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, c.bias);
+  const float alpha = 1;
+  CUBLAS_CHECK(cublasLtMatmul(handle_, plan.op, &alpha, c.a, plan.a, c.b, plan.b, &c.beta,
+                              c.c ? c.c : c.d, plan.d, c.d, plan.d, &algo, workspace_,
+                              kWorkspaceBytes, stream_));
 }
 
 void Gemm::run(const GemmCall& c) {
   if (c.m == 0 || c.n == 0) return;
   Plan& plan = plan_for(c);
-  if (c.bias) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, c.bias);
-  const float alpha = 1;
-  CUBLAS_CHECK(cublasLtMatmul(handle_, plan.op, &alpha, c.a, plan.a, c.b, plan.b, &c.beta, c.d,
-                              plan.d, c.d, plan.d, &plan.algo, workspace_, kWorkspaceBytes,
-                              stream_));
+  run(c, plan, plan.algo);
+}
+
+void Gemm::run(const GemmCall& c, const GemmCandidate& candidate) {
+  run(c, plan_for(c), candidate.algo);
 }
 
 namespace {
@@ -181,58 +305,53 @@ __global__ __launch_bounds__(256) void column_sum_kernel(float* partial, const T
 
 }  // namespace
 
-void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
+void CudaOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
   const int64_t N = x.rows(), I = x.cols(), O = w.rows();
-  check(w.cols() == I && y.rows() == N && y.cols() == O && (!b || b.numel() == O),
-        "linear_forward: y {}, x {}, w {}, b {}", y.shape.str(), x.shape.str(), w.shape.str(),
-        b.shape.str());
+  check(w.cols() == I && y.rows() == N && y.cols() == O && (!b || b.numel() == O) &&
+            (!c || (c.numel() == y.numel() && c.data != y.data)),
+        "linear_forward: y {}, x {}, w {}, b {}, c {}", y.shape.str(), x.shape.str(), w.shape.str(),
+        b.shape.str(), c.shape.str());
   check(x.dtype == act_dtype_ && w.dtype == act_dtype_ && y.dtype == act_dtype_ &&
-            (!b || b.dtype == act_dtype_),
+            (!b || b.dtype == act_dtype_) && (!c || c.dtype == act_dtype_),
         "linear_forward: tensors must be {}", name_of(act_dtype_));
-  if (few_rows(N, I)) return gemv(y, x, nullptr, nullptr, w, b);
-  GemmCall c;
-  c.m = O, c.n = N, c.k = I;
-  c.transpose_a = true;
-  c.in = c.out = act_dtype_;
-  c.a = w.data, c.b = x.data, c.d = y.data, c.bias = b.data;
-  c.lda = I, c.ldb = I, c.ldd = O;
-  gemm_->run(c);
+  if (!c && few_rows(N, I)) return gemv(y, x, nullptr, nullptr, w, b);
+  GemmCall g = forward_call(act_dtype_, N, I, O);
+  g.a = w.data, g.b = x.data, g.c = c.data, g.d = y.data, g.bias = b.data;
+  g.beta = c ? 1 : 0;
+  gemm_->run(g);
 }
 
-void CudaOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) {
+void CudaOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) {
   const int64_t N = dy.rows(), O = dy.cols();
   check(!dx || (w && w.rows() == O && w.cols() == dx.cols() && dx.rows() == N),
         "linear_backward: dx {}, dy {}, w {}", dx.shape.str(), dy.shape.str(), w.shape.str());
-  check(!dw || (x && x.rows() == N && dw.rows() == O && dw.cols() == x.cols()),
-        "linear_backward: dw {}, dy {}, x {}", dw.shape.str(), dy.shape.str(), x.shape.str());
-  check(!db || db.numel() == O, "linear_backward: db {}, dy {}", db.shape.str(), dy.shape.str());
+  check(!dw || (x && x.rows() == N && dw.to.rows() == O && dw.to.cols() == x.cols()),
+        "linear_backward: dw {}, dy {}, x {}", dw.to.shape.str(), dy.shape.str(), x.shape.str());
+  check(!db || db.to.numel() == O, "linear_backward: db {}, dy {}", db.to.shape.str(),
+        dy.shape.str());
   check(dy.dtype == act_dtype_ && (!dx || (dx.dtype == act_dtype_ && w.dtype == act_dtype_)) &&
-            (!dw || (x.dtype == act_dtype_ && dw.dtype == DType::f32)),
+            (!dw || (x.dtype == act_dtype_ && dw.to.dtype == DType::f32)),
         "linear_backward: dx, dy, x and w must be {}, dw f32", name_of(act_dtype_));
-  if (N == 0 || O == 0) return;
-  GemmCall c;
-  c.in = act_dtype_;
-  c.b = dy.data, c.ldb = O;
+  if (N == 0 || O == 0) {
+    if (dw.fresh) zero(dw.to);
+    if (db.fresh) zero(db.to);
+    return;
+  }
   if (dx) {
-    c.m = dx.cols(), c.n = N, c.k = O;
-    c.out = act_dtype_;
-    c.a = w.data, c.d = dx.data;
-    c.lda = c.ldd = dx.cols();
+    GemmCall c = input_gradient_call(act_dtype_, N, dx.cols(), O);
+    c.a = w.data, c.b = dy.data, c.d = dx.data;
     gemm_->run(c);
   }
   if (dw) {
-    c.m = dw.cols(), c.n = O, c.k = N;
-    c.transpose_b = true;
-    c.out = DType::f32;
-    c.a = x.data, c.d = dw.data;
-    c.lda = c.ldd = dw.cols();
-    c.beta = 1;
+    GemmCall c = weight_gradient_call(act_dtype_, N, x.cols(), O);
+    c.a = x.data, c.b = dy.data, c.d = dw.to.data;
+    c.beta = dw.fresh ? 0 : 1;
     gemm_->run(c);
   }
   if (db) {
     const int64_t rows = column_sum_rows(N, O);
     auto* partial = reinterpret_cast<float*>(scratch(size_t(rows * O) * sizeof(float)));
-    add_column_sums(db.ptr<float>(), partial, rows, dy.data, N, O);
+    add_column_sums(db, partial, rows, dy.data, N, O);
   }
 }
 
@@ -244,7 +363,7 @@ int64_t CudaOps::column_sum_rows(int64_t N, int64_t O) const {
   return std::clamp<int64_t>((N + 31) / 32, 1, wanted);
 }
 
-void CudaOps::add_column_sums(float* out, float* partial, int64_t partial_rows, const void* dy,
+void CudaOps::add_column_sums(Grad out, float* partial, int64_t partial_rows, const void* dy,
                               int64_t N, int64_t O) {
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;

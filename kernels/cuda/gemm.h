@@ -1,19 +1,23 @@
 // Matrix products through cuBLASLt, in its column-major terms. The algorithm for a shape is what
-// cuBLASLt's heuristic ranks first, asked once and kept: nothing is timed, so that equal programs
-// on equal machines use equal algorithms and give equal bits.
+// cuBLASLt's heuristic ranks first, or what a fixed table of measured shapes names, asked once and
+// kept: nothing is timed, so that equal programs on equal machines use equal algorithms and give
+// equal bits.
 #pragma once
 #include <cublasLt.h>
 
 #include <map>
 #include <memory>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "core/dtype.h"
 
 namespace hgrn {
 
-// D (m,n) = op(A) op(B) + beta D + bias over the columns, all column-major; op(A) is (m,k), op(B)
-// is (k,n); lda, ldb, ldd elements lie between columns as stored. A and B hold `in`, D holds `out`,
+// D (m,n) = op(A) op(B) + beta C + bias over the columns, all column-major; op(A) is (m,k), op(B)
+// is (k,n); lda, ldb, ldd elements lie between columns as stored. C is D where it is null, and laid
+// out like D. A and B hold `in`, C and D hold `out`,
 // bias (m) holds `out` or is null; products are summed in fp32.
 struct GemmCall {
   int64_t m = 0, n = 0, k = 0;
@@ -22,9 +26,22 @@ struct GemmCall {
   DType in = DType::f32, out = DType::f32;
   const void* a = nullptr;
   const void* b = nullptr;
+  const void* c = nullptr;
   void* d = nullptr;
   const void* bias = nullptr;
   float beta = 0;
+};
+
+// The products of a linear layer, w (O,I), N rows: all but pointers and beta.
+// y = x w^T (a = w, b = x); dx = dy w (a = w, b = dy); dw = dy^T x (a = x, b = dy), in fp32
+GemmCall forward_call(DType act, int64_t N, int64_t I, int64_t O);
+GemmCall input_gradient_call(DType act, int64_t N, int64_t I, int64_t O);
+GemmCall weight_gradient_call(DType act, int64_t N, int64_t I, int64_t O);
+
+struct GemmCandidate {
+  cublasLtMatmulAlgo_t algo{};
+  int id = 0, tile = 0, stages = 0, cluster = 0, split_k = 0;
+  std::string text() const;
 };
 
 class Gemm {
@@ -36,13 +53,22 @@ class Gemm {
 
   void run(const GemmCall& call);
 
+  // Candidates for a call, the heuristic's best first, and a call with one of them.
+  std::vector<GemmCandidate> candidates(const GemmCall& call, int count);
+  int chosen(const GemmCall& call, const std::vector<GemmCandidate>& all) const;
+  void run(const GemmCall& call, const GemmCandidate& candidate);
+
  private:
   struct Plan;
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, DType,
-                         DType, bool, bool, uint32_t>;
+                         DType, bool, bool, bool, uint32_t>;
   Plan& plan_for(const GemmCall& call);
+  std::unique_ptr<Plan> describe(const GemmCall& call) const;  // all but the algorithm
+  std::vector<GemmCandidate> ask(const Plan& plan, const GemmCall& call, int count) const;
+  void run(const GemmCall& call, Plan& plan, const cublasLtMatmulAlgo_t& algo);
 
   static constexpr size_t kWorkspaceBytes = size_t(64) << 20;
+  int major_ = 0;  // compute capability
   cudaStream_t stream_;
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;

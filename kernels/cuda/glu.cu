@@ -183,7 +183,7 @@ void CudaOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor
                     stream_);
 }
 
-void CudaOps::glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+void CudaOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
                                   Tensor gu, Tensor w, Act act) {
   const int64_t N = dy.rows(), D = dy.cols(), F = w.cols();
   if (!fused_glu(N, F, D, {dgu.data, dy.data, gu.data, w.data}))

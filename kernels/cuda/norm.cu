@@ -88,6 +88,7 @@ struct RowGroup {
 
 template <class T, int kPacks, bool kResidual>
 __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> a) {
+  const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
@@ -114,7 +115,7 @@ __global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> 
       if (kResidual) {
         float add[kWide];
         branch[k].unpack(add);
-        a.drop.apply(add, row, col);
+        drop.apply(add, row, col);
 #pragma unroll
         for (int i = 0; i < kWide; ++i) v[k][i] += add[i];
         x[k].pack(v[k]);
@@ -206,6 +207,7 @@ struct BackwardRow {
 template <class T, int kPacks, bool kLayer, Form kForm>
 __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const BackwardArgs<T> a) {
   constexpr bool kResidual = kForm != Form::plain;
+  const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
   extern __shared__ float4 row_shared[];  // D floats where the CTA has several rows
   RowGroup group(a.group_warps, shared);
@@ -269,7 +271,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
       }
       store<kWide>(a.dx + at, g);
       if constexpr (kForm == Form::branch) {
-        a.drop.apply(g, row, col);
+        drop.apply(g, row, col);
         store<kWide>(a.dbranch + at, g);
       }
     }
@@ -286,6 +288,7 @@ constexpr int kPlainThreads = 256;
 
 template <class T>
 __global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const ForwardArgs<T> a) {
+  const DropMask drop = a.drop.now();
   __shared__ float shared[kPlainThreads / 32];
   const int64_t row = blockIdx.x, at = row * a.D;
   const T* x = a.sum ? a.sum + at : a.x + at;
@@ -295,7 +298,7 @@ __global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const
     load<1>(v, a.x + at + col);
     if (a.sum) {
       load<1>(add, a.branch + at + col);
-      a.drop.apply(add, row, col);
+      drop.apply(add, row, col);
       v[0] = rounded<T>(v[0] + add[0]);
       store<1>(a.sum + at + col, v);
     }
@@ -323,6 +326,7 @@ __global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const
 template <class T, bool kResidual>
 __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(const BackwardArgs<T> a,
                                                                             bool layer) {
+  const DropMask drop = a.drop.now();
   __shared__ float shared[kPlainThreads / 32];
   float* dw = a.partial_dw + int64_t(blockIdx.x) * a.D;
   float* db = a.partial_db ? a.partial_db + int64_t(blockIdx.x) * a.D : nullptr;
@@ -356,7 +360,7 @@ __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(cons
       }
       store<1>(a.dx + at + col, g);
       if (kResidual && a.dbranch) {
-        a.drop.apply(g, row, col);
+        drop.apply(g, row, col);
         store<1>(a.dbranch + at + col, g);
       }
     }
@@ -465,18 +469,23 @@ void CudaOps::norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Ten
   });
 }
 
-void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
-                                Tensor x, Tensor w, Tensor stats, Norm kind, const Dropout& drop,
+void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor x,
+                                Tensor w, Tensor stats, Norm kind, const Dropout& drop,
                                 bool residual) {
   const int64_t N = x.rows(), D = x.cols();
   check(dx.numel() == N * D && dy.numel() == N * D && stats.numel() == 2 * N && w.numel() == D &&
-            dw.numel() == D && (!db || db.numel() == D) && (!dbranch || dbranch.numel() == N * D),
+            dw.to.numel() == D && (!db || db.to.numel() == D) &&
+            (!dbranch || dbranch.numel() == N * D),
         "norm_backward: x {}, dx {}, dy {}, stats {}, w {}, dw {}, db {}, dbranch {}",
         x.shape.str(), dx.shape.str(), dy.shape.str(), stats.shape.str(), w.shape.str(),
-        dw.shape.str(), db.shape.str(), dbranch.shape.str());
+        dw.to.shape.str(), db.to.shape.str(), dbranch.shape.str());
   check(!residual || dbranch || drop.p == 0,
         "residual_norm_backward: dbranch is needed with dropout {}", drop.p);
-  if (N == 0 || D == 0) return;
+  if (N == 0 || D == 0) {
+    if (dw.fresh) zero(dw.to);
+    if (db.fresh) zero(db.to);
+    return;
+  }
   const bool layer = kind == Norm::layer;
   const int sms = prop_.multiProcessorCount;
   dispatch(act_dtype_, [&](auto type) {
@@ -500,8 +509,8 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Tensor dw, Tensor db,
       if (db) a.partial_db = partial + int64_t(grid.blocks) * D;
       kernel<<<grid.blocks, grid.threads, grid.shared, stream_>>>(a, extra...);
       CUDA_CHECK(cudaGetLastError());
-      add_partial_rows(dw.ptr<float>(), a.partial_dw, grid.blocks, D);
-      if (db) add_partial_rows(db.ptr<float>(), a.partial_db, grid.blocks, D);
+      add_partial_rows(dw, a.partial_dw, grid.blocks, D);
+      if (db) add_partial_rows(db, a.partial_db, grid.blocks, D);
     };
     // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one,
     // LayerNorm twice the sums, dropout its random numbers. The fewer warps a row has, the fewer
@@ -540,7 +549,7 @@ void CudaOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b,
   norm_forward_any(Tensor(), y, stats, x, Tensor(), w, b, kind, eps, Dropout());
 }
 
-void CudaOps::norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
+void CudaOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
                             Tensor stats, Norm kind) {
   norm_backward_any(dx, Tensor(), dw, db, dy, x, w, stats, kind, Dropout(), false);
 }
@@ -551,7 +560,7 @@ void CudaOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x
   norm_forward_any(sum, y, stats, x, branch, w, b, kind, eps, drop);
 }
 
-void CudaOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+void CudaOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
                                      Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
   norm_backward_any(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop, true);
 }

@@ -153,8 +153,29 @@ struct DropMask {
   float p, scale;
   uint64_t key;
   int64_t row0;
+  const int64_t* clock;
+  uint64_t seed;
+  uint32_t site;
 
-  DropMask(const Dropout& d) : p(d.p), scale(d.scale()), key(d.key()), row0(d.row0) {}
+  DropMask(const Dropout& d)
+      : p(d.p),
+        scale(d.scale()),
+        key(d.key()),
+        row0(d.row0),
+        clock(d.p > 0 ? d.clock : nullptr),
+        seed(d.seed),
+        site(d.site) {}
+
+  // A kernel starts with it: the mask of the step that the clock, if there is one, shows.
+  __device__ __forceinline__ DropMask now() const {
+    DropMask m = *this;
+    if (clock) {
+      Dropout d;
+      d.seed = seed, d.step = uint64_t(clock[0]), d.site = site;
+      m.key = d.key(), m.row0 = clock[1];
+    }
+    return m;
+  }
 
   // Multiplies columns col .. col+kVec-1 of the row by 0 or scale. col % kVec == 0.
   template <int kVec>

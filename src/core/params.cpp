@@ -109,6 +109,28 @@ Tensor ParamTable::view(Tensor flat, ParamId id, int64_t from) const {
   return t;
 }
 
+std::vector<ParamId> ParamTable::members(ParamId id) const {
+  if (id >= kFirstPack) return packs_[id - kFirstPack].members;
+  return {id};
+}
+
+bool GradLedger::first(const ParamTable& table, ParamId id) {
+  if (written_.empty()) return false;
+  const std::vector<ParamId> members = table.members(id);
+  const bool first = !written_[size_t(members[0])];
+  for (ParamId m : members) {
+    check(written_[size_t(m)] != first, "some weights of a pack have a gradient, {} differs",
+          table.params()[size_t(m)].name);
+    written_[size_t(m)] = true;
+  }
+  return first;
+}
+
+Grad Weights::dw(ParamId id) const {
+  if (id == kNoParam || !grad) return {};
+  return {table->view(grad, id), ledger && ledger->first(*table, id)};
+}
+
 Tensor Weights::w(ParamId id) const {
   if (id == kNoParam) return {};
   // A pack's members agree in how they are read; kFirstPack ids are matrices or biases.

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/grad.h"
 #include "core/tensor.h"
 
 namespace hgrn {
@@ -75,6 +76,8 @@ class ParamTable {
   // The weight inside a flat buffer (total() elements of any dtype); absent for kNoParam.
   // `first`: the element of it that a buffer of its end alone starts with.
   Tensor view(Tensor flat, ParamId id, int64_t first = 0) const;
+  // The single weights behind an id: a pack's members, else the weight itself.
+  std::vector<ParamId> members(ParamId id) const;
 
  private:
   struct Pack {
@@ -85,6 +88,21 @@ class ParamTable {
   int64_t total_ = 0, decayed_ = 0;
 };
 
+// Which gradients a step has written so far. The first contribution to each overwrites what the
+// step before left, the others add to it: so nothing has to be zeroed, and none is read in vain.
+class GradLedger {
+ public:
+  void begin_step(const ParamTable& table) { written_.assign(table.params().size(), false); }
+  // True where the weight (of a pack: every member) has nothing of this step yet; it has then.
+  bool first(const ParamTable& table, ParamId id);
+  // Before any contribution of a step; and after all of them.
+  bool fresh() const { return !written_.empty() && !written_[0]; }
+  void all_written() { written_.assign(written_.size(), true); }
+
+ private:
+  std::vector<bool> written_;  // empty: before the first step, all gradients add to what is there
+};
+
 // A model's weights as operations see them. `compute` and `master` are the same buffer where the
 // activations are fp32.
 struct Weights {
@@ -93,11 +111,13 @@ struct Weights {
   // narrower, the elements from master_first on: those that are read from it
   Tensor master;
   int64_t master_first = 0;
-  Tensor compute;  // (total) in the precision of the activations
-  Tensor grad;     // (total) as master; operations add to it
+  Tensor compute;                // (total) in the precision of the activations
+  Tensor grad;                   // (total) as master
+  GradLedger* ledger = nullptr;  // absent: every gradient is added to
 
   Tensor w(ParamId id) const;
-  Tensor dw(ParamId id) const { return grad ? table->view(grad, id) : Tensor(); }
+  // For one operation, which writes it or adds to it: asking again means another contribution.
+  Grad dw(ParamId id) const;
 };
 
 }  // namespace hgrn

@@ -52,7 +52,17 @@ struct Dropout {
   uint64_t step = 0;  // optimizer step that this forward belongs to
   uint32_t site = 0;  // which dropout layer of the model
   int64_t row0 = 0;
+  // In the backend's memory: {step, row0}, read by the operation when it runs, in place of the two
+  // above. Absent: those. So that recorded operations (Ops::record) draw anew in every replay.
+  const int64_t* clock = nullptr;
 
+  // With what the clock says by now. Where the clock's memory can be read.
+  HGRN_HD Dropout now() const {
+    Dropout d = *this;
+    if (p > 0 && clock) d.step = uint64_t(clock[0]), d.row0 = clock[1];
+    d.clock = nullptr;
+    return d;
+  }
   HGRN_HD uint64_t key() const { return mix64(seed ^ mix64(step ^ (uint64_t(site) << 48))); }
   // Four consecutive columns share one Philox call: bits of columns 4*quad .. 4*quad+3.
   HGRN_HD static Philox bits(uint64_t key, int64_t global_row, int64_t quad) {

@@ -1,7 +1,7 @@
 // HGRU2, the token mixer of HGRN2 (paper Eq. 1-2, Figure 1):
 //   [q|f|i] = u Wqfi + b          one GEMM, (N,3D)
 //   y = recurrence(act_o(q), beta + (1-beta) sigmoid(f), act_i(i))    the sequence kernel "hgru2"
-//   out = norm_g(y) Wo + bo       norm over the whole D, all heads together
+//   out = norm_g(y) Wo + bo       norm over the whole D, all heads together; + the residual stream
 // Twin of the recurrence: kernels/*/hgru2*   Test: tests/model/test_lm.cpp,
 // tests/model/test_golden.cpp
 #include <algorithm>
@@ -49,6 +49,7 @@ class Hgru2 final : public Mixer {
   void begin_backward() override { bound_.begin_backward(); }
   void end_backward(const Weights& w) override { bound_.end_backward(w); }
 
+  bool adds_residual() const override { return true; }
   void forward(Tensor out, Tensor u, const Weights& w, const MixerCall& call) override;
   void backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const MixerCall& call) override;
 
@@ -168,7 +169,7 @@ void Hgru2::forward(Tensor out, Tensor u, const Weights& w, const MixerCall& cal
                        .eps = config_.norm_eps};
   if (!call.save) return ops_.norm_linear_forward(out, norm, w.w(p.out), w.w(p.out_bias));
   ops_.norm_forward(normed, stats, y, norm.w, norm.b, norm.kind, norm.eps);
-  ops_.linear_forward(out, normed, w.w(p.out), w.w(p.out_bias));
+  ops_.linear_forward(out, normed, w.w(p.out), w.w(p.out_bias), call.residual);
 }
 
 void Hgru2::backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const MixerCall& call) {

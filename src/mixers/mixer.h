@@ -42,6 +42,8 @@ struct MixerCall {
   bool save = false;  // a backward follows
   Tensor reset;       // (N) u8 or absent
   Tensor state;       // this layer's recurrent state, read and updated; or absent
+  // (N,D) to be added to out in the same pass, or absent: given to mixers that add_residual().
+  Tensor residual;
   // Not null (never with save): u is not there yet, it is norm->normed, and the mixer's first
   // linear layer norms on its way.
   const NormInput* norm = nullptr;
@@ -64,7 +66,9 @@ class Mixer {
   virtual void begin_backward() {}
   virtual void end_backward(const Weights&) {}
 
-  // out (N,D) = mixer(u); u (N,D). Recomputation calls it again with the same slot.
+  // Whether forward() with save adds MixerCall::residual; one that does not is never given it.
+  virtual bool adds_residual() const { return false; }
+  // out (N,D) = mixer(u) [+ residual]; u (N,D). Recomputation calls it again with the same slot.
   virtual void forward(Tensor out, Tensor u, const Weights&, const MixerCall&) = 0;
   // du = ; weights' gradients +=
   virtual void backward(Tensor du, Tensor dout, Tensor u, const Weights&, const MixerCall&) = 0;

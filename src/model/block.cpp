@@ -93,7 +93,7 @@ void Block::take_glu_scratch(Arena& arena, Scratch& s, const Ops& ops, const Mod
   s.dgate_up = arena.take("GLU gradients", {N, 2 * F}, ops.act_dtype());
 }
 
-void Block::forward(Tensor branch_out, Tensor resid, Tensor branch, const Acts& a, const Weights& w,
+void Block::forward(Tensor out, Tensor resid, Tensor branch, const Acts& a, const Weights& w,
                     const MixerCall& call, const Dropout& drop, bool stop_before_down) {
   const float eps = float(config_.norm_eps);
   if (branch)
@@ -103,13 +103,22 @@ void Block::forward(Tensor branch_out, Tensor resid, Tensor branch, const Acts& 
   else
     ops_.norm_forward(a.norm1, a.stats1, a.resid1, w.w(norm1_), w.w(norm1_bias_), config_.norm,
                       eps);
-  mixer_.forward(branch_out, a.norm1, w, call);
-
-  ops_.residual_norm_forward(a.resid2, a.norm2, a.stats2, a.resid1, branch_out, w.w(norm2_),
-                             w.w(norm2_bias_), config_.norm, eps, at_site(drop, mixer_site()));
+  const bool add = drop.p == 0;
+  if (add && mixer_.adds_residual()) {
+    MixerCall adding = call;
+    adding.residual = a.resid1;
+    mixer_.forward(a.resid2, a.norm1, w, adding);
+    ops_.norm_forward(a.norm2, a.stats2, a.resid2, w.w(norm2_), w.w(norm2_bias_), config_.norm,
+                      eps);
+  } else {
+    mixer_.forward(out, a.norm1, w, call);
+    ops_.residual_norm_forward(a.resid2, a.norm2, a.stats2, a.resid1, out, w.w(norm2_),
+                               w.w(norm2_bias_), config_.norm, eps, at_site(drop, mixer_site()));
+  }
   ops_.linear_glu_forward(a.hidden, a.gate_up, a.norm2, w.w(gate_up_), w.w(gate_up_bias_),
                           config_.hidden_act);
-  if (!stop_before_down) ops_.linear_forward(branch_out, a.hidden, w.w(down_), w.w(down_bias_));
+  if (!stop_before_down)
+    ops_.linear_forward(out, a.hidden, w.w(down_), w.w(down_bias_), add ? a.resid2 : Tensor());
 }
 
 void Block::infer(Tensor branch_out, Tensor resid, Tensor branch, const Acts& a, const Weights& w,

@@ -1,7 +1,9 @@
 // One layer: x += mixer(norm1(x)); x += GLU(norm2(x)). Forward and its mirror.
 //
-// The residual stream passes from block to block as (residual, branch): the sum of the two is
-// formed inside the next fused residual_norm, so no pass over memory only adds.
+// Without dropout the product that ends a branch adds the residual stream (C of a GEMM), and the
+// stream passes from block to block as one tensor. With dropout, and in inference, it passes as
+// (residual, branch): the sum of the two is formed inside the next fused residual_norm. Either way
+// no pass over memory only adds.
 #pragma once
 #include <string>
 #include <vector>
@@ -39,10 +41,13 @@ class Block {
   static void take_glu_scratch(Arena& arena, Scratch& s, const Ops& ops, const ModelConfig& c,
                                int64_t N);
 
-  // acts.resid1 = resid + dropout(branch) (or is resid already, when branch is absent);
-  // then branch = the GLU's output, to be added to acts.resid2 by whoever comes next.
-  // branch and resid may not be acts' own tensors except resid == acts.resid1.
-  void forward(Tensor branch_out, Tensor resid, Tensor branch, const Acts& acts, const Weights& w,
+  // acts.resid1 = resid + dropout(branch) (or is resid already, when branch is absent).
+  // out = the GLU's output, with drop to be added to acts.resid2 by whoever comes next; without
+  // drop it has been: out is the residual stream. out holds the mixer's branch in between where the
+  // mixer does not add the residual stream itself, or drop is on; else it may be absent together
+  // with stop_before_down. branch and resid may not be acts' own tensors except resid ==
+  // acts.resid1.
+  void forward(Tensor out, Tensor resid, Tensor branch, const Acts& acts, const Weights& w,
                const MixerCall& call, const Dropout& drop, bool stop_before_down = false);
   // The same where no backward follows and nothing is dropped, in Ops' fused forms.
   void infer(Tensor branch_out, Tensor resid, Tensor branch, const Acts& acts, const Weights& w,

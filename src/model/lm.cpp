@@ -3,12 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 namespace hgrn {
 namespace {
 
-// Logits exist in row slices of at most this size: (N,V) never exists whole.
-constexpr int64_t kLogitBytes = int64_t(512) << 20;
+// Logits exist in row slices of at most this size: (N,V) never exists whole. HGRN_LOGIT_MIB in the
+// environment is another size, for measurements.
+int64_t logit_bytes(int64_t free) {
+  const char* const set = std::getenv("HGRN_LOGIT_MIB");
+  if (set) return std::max<int64_t>(1, std::atoll(set)) << 20;
+  return std::max(free, int64_t(512) << 20);
+}
 
 MixerConfig mixer_config(const ModelConfig& m, bool decay_all) {
   const bool fairseq = m.initializer == InitKind::fairseq;
@@ -72,6 +78,9 @@ LanguageModel::LanguageModel(Ops& ops, const ModelConfig& config, bool decay_all
   if (config_.norm == Norm::layer) norm_bias_ = vector("model.norm.bias", Init::zeros);
   head_ = config_.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
   table_.finalize();
+  stages_.resize(blocks_.size() + 2);
+  for (ParamId id = 0; id < ParamId(table_.params().size()); ++id)
+    stages_[size_t(stage_of(id) + 1)].push_back(id);
 }
 
 LanguageModel::~LanguageModel() {
@@ -79,16 +88,23 @@ LanguageModel::~LanguageModel() {
 }
 
 void LanguageModel::release() {
+  recorded_.clear();
   if (!memory_) return;
   ops_.use_scratch({});
   ops_.free(memory_);
   memory_ = nullptr;
 }
 
-int64_t LanguageModel::logit_rows(int64_t N) const {
-  const int64_t row =
-      padded(config_.vocab_size, ops_.vocab_multiple()) * int64_t(size_of(ops_.act_dtype()));
-  return std::min(N, std::max<int64_t>(128, kLogitBytes / row / 128 * 128));
+int64_t LanguageModel::logit_rows(int64_t N, bool train) const {
+  const auto act = int64_t(size_of(ops_.act_dtype()));
+  const int64_t row = padded(config_.vocab_size, ops_.vocab_multiple()) * act;
+  // In training they lie where the GLU's gradients will, 3 (N,F); a little more may save a slice.
+  constexpr int64_t kMore = int64_t(32) << 20;
+  const int64_t free = train ? 3 * N * Block::stored_width(ops_, config_) * act + kMore : 0;
+  const int64_t most = std::max<int64_t>(128, logit_bytes(free) / row / 128 * 128);
+  // Slices of one size: a short last one would make products of poor shape.
+  const int64_t slices = (N + most - 1) / most;
+  return std::min(N, padded((N + slices - 1) / slices, 128));
 }
 
 void LanguageModel::layout(Arena& arena, const LmShape& shape) {
@@ -102,6 +118,7 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   tokens_ = arena.take("tokens", {N}, DType::i32);
   targets_ = arena.take("tokens", {N}, DType::i32);
   reset_ = arena.take("tokens", {N}, DType::u8);
+  clock_ = arena.take("tokens", {2 * int64_t(sizeof(int64_t))}, DType::u8);
   mixer_->take_shared(arena);
   acts_.clear();
   resid1_.clear();
@@ -112,7 +129,10 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   }
   for (int64_t l = 0; l < (shape.train ? L : 1); ++l)
     resid1_.push_back(arena.take("residual stream", {N, D}, act));
-  branch_ = arena.take("branch", {N, D}, act);
+  // Between forward passes and until backward starts, its gradient's place is free for a branch.
+  const bool own_branch =
+      !shape.train || (recompute && (config_.dropout > 0 || !mixer_->adds_residual()));
+  if (own_branch) branch_ = arena.take("branch", {N, D}, act);
   resid_ = arena.take("residual stream", {N, D}, act);
   normed_ = arena.take("normed inputs", {N, D}, act);
   stats_ = arena.take("norm statistics", {N, 2}, stat);
@@ -125,7 +145,7 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   }
 
   const int64_t Vp = padded(config_.vocab_size, ops_.vocab_multiple());
-  const int64_t slice = std::max(logit_rows(N), shape.train ? int64_t(1) : shape.B);
+  const int64_t slice = std::max(logit_rows(N, shape.train), shape.train ? int64_t(1) : shape.B);
   auto take_logits = [&] { logits_ = arena.take("logits", {slice, Vp}, act); };
   op_scratch_ = {};
   if (shape.train) {
@@ -133,6 +153,7 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
       op_scratch_ = arena.take("temporaries of operations", {int64_t(bytes)}, DType::u8);
     // Logits, the GLU's gradients and the mixer's never live at the same time: one place for all.
     scratch_ = Block::take_scratch(arena, ops_, config_, N);
+    if (!own_branch) branch_ = scratch_.dresid;
     const size_t mark = arena.mark();
     take_logits();
     arena.release(mark);
@@ -217,12 +238,17 @@ std::pair<Tensor, Tensor> LanguageModel::run_blocks(const TokenRows& rows, const
   };
   ops_.embedding_forward(acts(0, N).resid1, tokens_.slice(0, N), weights_.w(embedding_), scale,
                          Block::at_site(drop, 0));
-  Tensor resid, branch;  // their sum is the residual stream
+  Tensor resid, branch;  // their sum is the residual stream; without a branch, resid alone
   for (int l = 0; l < int(blocks_.size()); ++l) {
     const Block::Acts a = acts(l, N);
     before(l);
     Block& block = blocks_[size_t(l)];
     const MixerCall c = call(l, rows, train);
+    if (train && drop.p == 0) {
+      resid = l + 1 < int(blocks_.size()) ? acts(l + 1, N).resid1 : resid_.slice(0, N);
+      block.forward(resid, {}, {}, a, weights_, c, drop);
+      continue;
+    }
     if (train)
       block.forward(branch_.slice(0, N), resid, branch, a, weights_, c, drop);
     else
@@ -236,20 +262,51 @@ std::pair<Tensor, Tensor> LanguageModel::run_blocks(const TokenRows& rows, const
 
 void LanguageModel::run_forward(const TokenRows& rows, const Dropout& drop, bool train) {
   const int64_t N = rows.B * rows.T;
-  upload(rows);
   if (hooks_.before_forward) hooks_.before_forward(-1);
   mixer_->begin_forward(weights_);
   const auto [resid, branch] = run_blocks(rows, drop, train);
-  ops_.residual_norm_forward(resid_.slice(0, N), normed_.slice(0, N), stats_.slice(0, N), resid,
-                             branch, weights_.w(norm_), weights_.w(norm_bias_), config_.norm,
-                             float(config_.norm_eps),
-                             Block::at_site(drop, blocks_.back().glu_site()));
+  const Tensor normed = normed_.slice(0, N), stats = stats_.slice(0, N);
+  const Tensor w = weights_.w(norm_), b = weights_.w(norm_bias_);
+  if (branch)
+    ops_.residual_norm_forward(resid_.slice(0, N), normed, stats, resid, branch, w, b, config_.norm,
+                               float(config_.norm_eps),
+                               Block::at_site(drop, blocks_.back().glu_site()));
+  else
+    ops_.norm_forward(normed, stats, resid, w, b, config_.norm, float(config_.norm_eps));
 }
 
 void LanguageModel::forward_backward(const TokenRows& rows, double grad_scale, const Dropout& drop,
-                                     Tensor nll_sum) {
+                                     Tensor nll_sum, bool may_record) {
   check(shape_.train && rows.B == shape_.B && rows.T == shape_.T,
         "forward_backward needs the batch that prepare() was told: {} x {}", shape_.B, shape_.T);
+  check(drop.p == 0 || config_.dropout > 0, "dropout {} in a model laid out for none", drop.p);
+  upload(rows);
+  Dropout ticking = drop;
+  if (drop.p > 0) {
+    const int64_t now[2] = {int64_t(drop.step), drop.row0};
+    ops_.upload(clock_, now);
+    ticking.step = 0, ticking.row0 = 0;
+    ticking.clock = static_cast<const int64_t*>(clock_.data);
+  }
+  if (!may_record) return run_micro_batch(rows, grad_scale, ticking, nll_sum);
+  Kept& kept = recorded_[{ledger_.fresh(), rows.reset != nullptr, drop.p, drop.seed, grad_scale,
+                          nll_sum.data}];
+  if (!kept.seen) {  // everything is in place after a first time
+    kept.seen = true;
+    return run_micro_batch(rows, grad_scale, ticking, nll_sum);
+  }
+  // The tokens are on the device: of rows the recording needs the counts, and whether resets are.
+  if (!kept.recording)
+    kept.recording = ops_.record([this, rows, grad_scale, ticking, nll_sum] {
+      run_micro_batch(rows, grad_scale, ticking, nll_sum);
+    });
+  kept.recording->replay();
+  ledger_.all_written();
+}
+
+// What forward_backward does once the batch is on the device.
+void LanguageModel::run_micro_batch(const TokenRows& rows, double grad_scale, const Dropout& drop,
+                                    Tensor nll_sum) {
   run_forward(rows, drop, /*train=*/true);
 
   // Cross-entropy and its gradient, a slice of rows at a time: dnorm = gradient of the final norm's
@@ -272,14 +329,17 @@ void LanguageModel::run_backward(const TokenRows& rows, const Dropout& drop) {
   const int64_t N = rows.B * rows.T;
   const Block::Scratch& s = scratch_;
   const Tensor dropped = drop.p > 0 ? s.dbranch : Tensor();
-  const auto complete = [&](int stage) {
-    if (hooks_.after_backward) hooks_.after_backward(stage);
-  };
   mixer_->begin_backward();
-  ops_.zero(s.dresid);
-  ops_.residual_norm_backward(s.dresid, dropped, weights_.dw(norm_), weights_.dw(norm_bias_),
-                              s.dnorm, resid_, weights_.w(norm_), stats_, config_.norm,
-                              Block::at_site(drop, blocks_.back().glu_site()));
+  // Nothing else reads the stream behind the last block: its gradient starts here.
+  const Grad dw = weights_.dw(norm_), db = weights_.dw(norm_bias_);
+  if (drop.p == 0) {
+    ops_.norm_backward(s.dresid, dw, db, s.dnorm, resid_, weights_.w(norm_), stats_, config_.norm);
+  } else {
+    ops_.zero(s.dresid);
+    ops_.residual_norm_backward(s.dresid, dropped, dw, db, s.dnorm, resid_, weights_.w(norm_),
+                                stats_, config_.norm,
+                                Block::at_site(drop, blocks_.back().glu_site()));
+  }
   complete(int(blocks_.size()));
   for (int l = int(blocks_.size()) - 1; l >= 0; --l) {
     const Block::Acts a = acts(l, N);
@@ -299,6 +359,13 @@ void LanguageModel::run_backward(const TokenRows& rows, const Dropout& drop) {
   complete(-1);
 }
 
+// What no operation gave a gradient has none: zero, not what the step before left there.
+void LanguageModel::complete(int stage) {
+  for (ParamId id : stages_[size_t(stage + 1)])
+    if (ledger_.first(table_, id)) ops_.zero(table_.view(weights_.grad, id));
+  if (hooks_.after_backward) hooks_.after_backward(stage);
+}
+
 int LanguageModel::stage_of(ParamId id) const {
   if (id == norm_ || id == norm_bias_ || (id == head_ && head_ != embedding_))
     return int(blocks_.size());
@@ -308,6 +375,7 @@ int LanguageModel::stage_of(ParamId id) const {
 }
 
 Tensor LanguageModel::forward(const TokenRows& rows) {
+  upload(rows);
   run_forward(rows, Dropout{}, /*train=*/false);
   const int64_t N = rows.B * rows.T, step = logits_.shape[0];
   for (int64_t first = 0; first < N; first += step) {
@@ -323,6 +391,7 @@ Tensor LanguageModel::forward(const TokenRows& rows) {
 }
 
 void LanguageModel::advance(const TokenRows& rows) {
+  upload(rows);
   run_forward(rows, Dropout{}, /*train=*/false);
 }
 
@@ -333,6 +402,7 @@ Tensor LanguageModel::logits(int64_t first, int64_t count) {
 }
 
 Tensor LanguageModel::forward_last_logits(const TokenRows& rows) {
+  upload(rows);
   run_forward(rows, Dropout{}, /*train=*/false);
   const Tensor last = last_.slice(0, rows.B), out = logits_.slice(0, rows.B);
   for (int64_t b = 0; b < rows.B; ++b)

@@ -2,7 +2,9 @@
 // Written once against Ops; docs/tour.md follows one batch through it.
 #pragma once
 #include <functional>
+#include <map>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -46,7 +48,11 @@ class LanguageModel {
   void prepare(const LmShape& shape);
   ~LanguageModel();
 
-  void use(const Weights& weights) { weights_ = weights; }
+  void use(const Weights& weights) {
+    recorded_.clear();
+    weights_ = weights;
+    weights_.ledger = &ledger_;
+  }
 
   // Stages of the model: -1 embedding and what layers share, 0..L-1 the layers, L final norm and
   // head. before_forward(s): stage s is about to read its weights. after_backward(s): the gradients
@@ -57,10 +63,15 @@ class LanguageModel {
   void set_hooks(Hooks hooks) { hooks_ = std::move(hooks); }
   int stage_of(ParamId id) const;
 
+  // The next micro-batch is the first of a step: what stands in weights.grad does not count (it may
+  // be NaN) and is overwritten, every weight's part; padding between weights stays as it is.
+  void begin_step() { ledger_.begin_step(table_); }
   // Forward and backward of one micro-batch (exactly shape.B x shape.T). Gradients of
   // grad_scale * sum of nll are added to weights.grad; nll_sum (1) f64 += sum of nll.
+  // may_record: the second call of a kind is recorded (Ops::record), and those after it replay
+  // that; no hook may then want anything during the calls, and weights and nll_sum stay in place.
   void forward_backward(const TokenRows& rows, double grad_scale, const Dropout& drop,
-                        Tensor nll_sum);
+                        Tensor nll_sum, bool may_record = false);
   // Forward alone, B*T at most the shape's, without dropout. Returns nll (B*T) stat_dtype(), valid
   // until the next call. With state: it is read and updated.
   Tensor forward(const TokenRows& rows);
@@ -88,18 +99,23 @@ class LanguageModel {
   void lend_scratch() { ops_.use_scratch(op_scratch_); }
 
   double flops_per_token() const;  // forward + backward, recurrence included
+  int64_t logit_rows(int64_t N,
+                     bool train) const;  // of N rows, so many have their logits at a time
 
  private:
   void release();
   void upload(const TokenRows& rows);
   void run_forward(const TokenRows& rows, const Dropout& drop, bool train);
-  // Embedding and blocks; the residual stream after it is the sum of the two tensors.
+  void run_micro_batch(const TokenRows& rows, double grad_scale, const Dropout& drop,
+                       Tensor nll_sum);
+  // Embedding and blocks; the residual stream after it is the sum of the two tensors, or the first
+  // where the second is absent.
   std::pair<Tensor, Tensor> run_blocks(const TokenRows& rows, const Dropout& drop, bool train);
   void run_backward(const TokenRows& rows, const Dropout& drop);
+  void complete(int stage);
   MixerCall call(int layer, const TokenRows& rows, bool train) const;
   int slot(int layer) const { return per_layer_ ? layer : 0; }
   Block::Acts acts(int layer, int64_t N) const;
-  int64_t logit_rows(int64_t N) const;
 
   Ops& ops_;
   const ModelConfig config_;
@@ -109,6 +125,8 @@ class LanguageModel {
   ParamTable table_;
   ParamId embedding_ = kNoParam, head_ = kNoParam, norm_ = kNoParam, norm_bias_ = kNoParam;
   Weights weights_;
+  GradLedger ledger_;
+  std::vector<std::vector<ParamId>> stages_;  // weights of stage s in [s + 1]
   Hooks hooks_;
 
   LmShape shape_;
@@ -116,10 +134,21 @@ class LanguageModel {
   void* memory_ = nullptr;
   Tensor op_scratch_ /*bytes, u8*/;  // lent to ops_
   Tensor tokens_ /*(N) i32*/, targets_ /*(N) i32*/, reset_ /*(N) u8*/;
+  Tensor clock_ /*(16) u8: Dropout::clock*/;
   std::vector<Block::Acts> acts_;
   std::vector<Tensor> resid1_ /*L x (N,D)*/;  // the layers' inputs, which recomputation starts from
   Block::Scratch scratch_;
-  Tensor branch_ /*(N,D)*/;
+
+  // What differs between micro-batches that run the same operations on other data: fresh
+  // gradients, resets, dropout, scale, where the loss goes.
+  using Kind = std::tuple<bool, bool, float, uint64_t, double, void*>;
+  struct Kept {
+    bool seen = false;
+    std::unique_ptr<Recording> recording;
+  };
+  std::map<Kind, Kept> recorded_;
+
+  Tensor branch_ /*(N,D)*/;  // in training scratch_.dresid where that is free
   Tensor resid_ /*(N,D)*/, normed_ /*(N,D)*/, stats_ /*(N,2)*/;  // around the final norm
   Tensor nll_ /*(N)*/, logits_ /*(logit_rows,Vp)*/, last_ /*(B,D)*/;
   Tensor state_ /*(L,B,...)*/;

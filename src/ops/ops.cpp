@@ -1,6 +1,8 @@
 // The fused forms in terms of the plain operations: what a backend does that has nothing better.
 #include "ops/ops.h"
 
+#include <cstring>
+
 namespace hgrn {
 
 void Ops::norm_linear_forward(Tensor y, const NormInput& in, Tensor w, Tensor b) {
@@ -22,10 +24,29 @@ void Ops::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, 
   glu_forward(h, gu, act);
 }
 
-void Ops::glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+void Ops::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
                               Tensor gu, Tensor w, Act act) {
   linear_backward(dh, dw, db, dy, h, w);
   glu_backward(dgu, dh, gu, act);
+}
+
+int64_t Ops::download_later(Tensor src) {
+  check(src.bytes() <= kLaterBytes, "{} bytes are no small download", src.bytes());
+  Later& slot = later_[laters_ % kLaterSlots];
+  slot.size = src.bytes();
+  download(slot.bytes, src);
+  return laters_++;
+}
+
+void Ops::fetch(void* host, int64_t ticket) {
+  check(ticket >= 0 && ticket < laters_ && ticket >= laters_ - kLaterSlots,
+        "download {} of {} is not there any more", ticket, laters_);
+  const Later& slot = later_[ticket % kLaterSlots];
+  std::memcpy(host, slot.bytes, slot.size);
+}
+
+std::vector<ProductTrial> Ops::time_product(const Product&, int, int) {
+  return {};
 }
 
 namespace {

@@ -4,17 +4,20 @@
 //
 // Conventions. Outputs first, then inputs, then scalars. Letters: B batch, T tokens of a row,
 // N = B*T rows, D hidden, F GLU width, V vocabulary, L layers. `x =` means written, `x +=` means
-// added to. Activations have act_dtype(), statistics and states stat_dtype(), gradients of weights
-// and master weights master_dtype(). An empty Tensor is an absent argument. Work may be
-// asynchronous: download() and synchronize() wait for it. All calls come from one thread.
-// Every result is deterministic: the same call on the same machine gives the same bits.
+// added to; `x +=` of a Grad means written where it is fresh. Activations have act_dtype(),
+// statistics and states stat_dtype(), gradients of weights and master weights master_dtype(). An
+// empty Tensor is an absent argument. Work may be asynchronous: download() and synchronize() wait
+// for it. All calls come from one thread. Every result is deterministic: the same call on the same
+// machine gives the same bits.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "core/grad.h"
 #include "core/rng.h"
 #include "core/sampling.h"
 #include "core/tensor.h"
@@ -40,6 +43,18 @@ struct NormInput {
   Tensor normed{}, stats{}, sum{}, x{}, branch{}, w{}, b{};  // as in Ops::residual_norm_forward
   Norm kind = Norm::rms;
   float eps = 0;
+};
+
+// A matrix product of linear_forward or linear_backward.
+struct Product {
+  enum class Kind { forward, input_gradient, weight_gradient } kind = Kind::forward;
+  int64_t N = 0, I = 0, O = 0;
+  bool add = false;  // forward: c; weight gradient: not fresh
+};
+struct ProductTrial {
+  std::string algorithm;
+  double us = 0;        // median
+  bool chosen = false;  // the one that the backend uses
 };
 
 // Operations recorded by Ops::record, to be run again on what their tensors hold by then.
@@ -75,6 +90,14 @@ class Ops {
   virtual void upload(Tensor dst, const void* host) = 0;  // dst.bytes()
   virtual void download(void* host, Tensor src) = 0;      // src.bytes(); waits
   virtual void synchronize() = 0;
+  // Whether calls return before their work is done, so that it pays to have the next in hand.
+  virtual bool asynchronous() const { return false; }
+  // A download of at most kLaterBytes that does not wait. fetch() waits for it; it may be asked
+  // again, until kLaterSlots more were started.
+  static constexpr size_t kLaterBytes = 64;
+  static constexpr int64_t kLaterSlots = 16;
+  virtual int64_t download_later(Tensor src);
+  virtual void fetch(void* host, int64_t ticket);
   // ---- time
   // A point on the device's timeline, between the calls before and after it. elapsed_ms() of two of
   // them needs synchronize() first. Marks cost a little memory each until forget_marks().
@@ -91,27 +114,27 @@ class Ops {
   // x (N,D) = dropout(scale * w[token]);  tokens (N) i32, w (V,D)
   virtual void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) = 0;
   // dw += scatter of scale * dropout'(dx) by token, in the order of the rows
-  virtual void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale,
-                                  Dropout drop) = 0;
+  virtual void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) = 0;
 
-  // ---- linear: y (N,O) = x (N,I) w^T + b;  w (O,I), b (O) or absent
-  virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) = 0;
+  // ---- linear: y (N,O) = x (N,I) w^T + b + c;  w (O,I), b (O) or absent, c (N,O) or absent, not
+  // y. The sum with c is formed before y is rounded.
+  virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c = {}) = 0;
   // dx = dy w (absent: skipped); dw += dy^T x; db += column sums of dy
-  virtual void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) = 0;
+  virtual void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) = 0;
 
   // ---- norm over the columns. stats (N,2) = mean (0 for rms), 1/sqrt(variance + eps)
   // w (D), b (D) or absent, both master_dtype()
   virtual void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                             float eps) = 0;
   // dx =, dw +=, db +=
-  virtual void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
+  virtual void norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
                              Tensor stats, Norm kind) = 0;
   // The residual stream: sum = x + dropout(branch), y = norm(sum). sum may be x.
   virtual void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
                                      Tensor w, Tensor b, Norm kind, float eps, Dropout drop) = 0;
   // dsum += norm'(dy) (dsum arrives with the gradient of the residual stream), dw +=, db +=,
   // dbranch = dropout'(dsum); dbranch may be absent when drop.p == 0, where it would equal dsum.
-  virtual void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+  virtual void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
                                       Tensor sum, Tensor w, Tensor stats, Norm kind,
                                       Dropout drop) = 0;
 
@@ -122,7 +145,7 @@ class Ops {
   virtual void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act);
   // The gradient of y = linear(h) with w (D,F), h = act(g) * u, back to dgu (N,2F) =; dw +=, db +=
   // (or absent). dh (N,F) is for what lies between and may be left unwritten.
-  virtual void glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+  virtual void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
                                    Tensor gu, Tensor w, Act act);
 
   // ---- cross-entropy with its gradient, in place
@@ -135,7 +158,7 @@ class Ops {
   // ---- lower bounds: beta (L,D) = cumsum over layers of softmax over layers of gamma (L,D), less
   // its first row (paper Eq. 3); dgamma +=
   virtual void lower_bound_forward(Tensor beta, Tensor gamma) = 0;
-  virtual void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) = 0;
+  virtual void lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) = 0;
 
   // ---- update
   virtual void sum(Tensor out, Tensor x) = 0;         // out (1) f64 += sum of x (f32 or f64)
@@ -161,11 +184,25 @@ class Ops {
   virtual void sample(Tensor tokens, Tensor history, Tensor seen, Tensor step, Tensor logits,
                       int64_t vocab, const Sampling& s) = 0;
   // Runs nothing but keeps `work` for replay(). `work` calls operations on fixed tensors alone (no
-  // upload, download, alloc), has run before with the same shapes, and writes no weight.
+  // upload, download, alloc), has run before with the same shapes, and writes no weight. The memory
+  // it uses, temporaries included, must stay.
   virtual std::unique_ptr<Recording> record(std::function<void()> work);
 
   // ---- sequence kernels
   virtual SeqKernel& seq(std::string_view name) = 0;  // "hgru2"; Exit::usage for an unknown one
+
+  // ---- measurement
+  // The first `candidates` algorithms that the backend's library ranks for a product of linear
+  // layers, each timed on data that no cache holds. Empty where there is no choice.
+  virtual std::vector<ProductTrial> time_product(const Product& product, int candidates, int runs);
+
+ private:
+  struct Later {
+    alignas(16) unsigned char bytes[kLaterBytes];
+    size_t size;
+  };
+  Later later_[kLaterSlots];
+  int64_t laters_ = 0;
 };
 
 enum class Device { automatic, cpu, cuda };

@@ -64,31 +64,31 @@ class PlanOps final : public Ops {
   void download(void*, Tensor) override { not_run(); }
   void synchronize() override { not_run(); }
   void embedding_forward(Tensor, Tensor, Tensor, float, Dropout) override { not_run(); }
-  void embedding_backward(Tensor, Tensor, Tensor, float, Dropout) override { not_run(); }
-  void linear_forward(Tensor, Tensor, Tensor, Tensor) override { not_run(); }
-  void linear_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor) override { not_run(); }
+  void embedding_backward(Grad, Tensor, Tensor, float, Dropout) override { not_run(); }
+  void linear_forward(Tensor, Tensor, Tensor, Tensor, Tensor) override { not_run(); }
+  void linear_backward(Tensor, Grad, Grad, Tensor, Tensor, Tensor) override { not_run(); }
   void norm_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Norm, float) override { not_run(); }
-  void norm_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Norm) override {
+  void norm_backward(Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Norm) override {
     not_run();
   }
   void residual_norm_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Norm, float,
                              Dropout) override {
     not_run();
   }
-  void residual_norm_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Norm,
+  void residual_norm_backward(Tensor, Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Norm,
                               Dropout) override {
     not_run();
   }
   void glu_forward(Tensor, Tensor, Act) override { not_run(); }
   void glu_backward(Tensor, Tensor, Tensor, Act) override { not_run(); }
   void linear_glu_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Act) override { not_run(); }
-  void glu_linear_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+  void glu_linear_backward(Tensor, Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor,
                            Act) override {
     not_run();
   }
   void cross_entropy(Tensor, Tensor, Tensor, int64_t, bool, double) override { not_run(); }
   void lower_bound_forward(Tensor, Tensor) override { not_run(); }
-  void lower_bound_backward(Tensor, Tensor, Tensor) override { not_run(); }
+  void lower_bound_backward(Grad, Tensor, Tensor) override { not_run(); }
   void sum(Tensor, Tensor) override { not_run(); }
   void square_sum(Tensor, Tensor) override { not_run(); }
   void clip_control(Tensor, Tensor, Tensor, double) override { not_run(); }

@@ -22,7 +22,7 @@ void Optimizer::zero_state() {
   ops_.zero(v_);
 }
 
-StepVerdict Optimizer::step(const Weights& w, Tensor nll_sum, double lr, int64_t t, bool apply) {
+int64_t Optimizer::start_step(const Weights& w, Tensor nll_sum, double lr, int64_t t, bool apply) {
   ops_.zero(square_sum_);
   for (const FlatRange& r : ranges_)
     if (r.begin < r.end) ops_.square_sum(square_sum_, w.grad.slice(r.begin, r.end - r.begin));
@@ -45,8 +45,12 @@ StepVerdict Optimizer::step(const Weights& w, Tensor nll_sum, double lr, int64_t
     update(std::max(r.begin, decayed), r.end);
   }
 
+  return ops_.download_later(control_);
+}
+
+StepVerdict Optimizer::verdict(int64_t started) {
   double control[3];
-  ops_.download(control, control_);
+  ops_.fetch(control, started);
   return {control[0], control[1], control[2] != 0};
 }
 

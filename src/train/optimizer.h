@@ -30,7 +30,12 @@ class Optimizer {
 
   // One update with the gradients in w.grad; nll_sum is the loss's numerator, which must be finite
   // too. `t` counts applied updates from 1. `apply` false: the verdict alone, nothing is written.
-  StepVerdict step(const Weights& w, Tensor nll_sum, double lr, int64_t t, bool apply = true);
+  StepVerdict step(const Weights& w, Tensor nll_sum, double lr, int64_t t, bool apply = true) {
+    return verdict(start_step(w, nll_sum, lr, t, apply));
+  }
+  // The same in two: what was started, and, once it is done, what came of it.
+  int64_t start_step(const Weights& w, Tensor nll_sum, double lr, int64_t t, bool apply);
+  StepVerdict verdict(int64_t started);
 
   // Host copies of the moments of `ranges`, one after another (default: all that are here).
   std::vector<float> get_m(const std::vector<FlatRange>& ranges = {}) const {

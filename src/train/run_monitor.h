@@ -45,6 +45,8 @@ class RunMonitor {
 
   // Around each step, all ranks.
   void last_micro_batch(int64_t step);  // is about to start
+  // Whether gates are read in the last micro-batch of the step, and gradients behind it.
+  bool looks_inside(int64_t step) const { return due(run_.config.train.monitor_every, step); }
   void after_backward(int stage) { probe_.after_backward(stage); }
   // `m`: step, tokens, loss, norm, lr and counters; the rest is filled in here.
   void step_done(StepMetrics m, double seconds);

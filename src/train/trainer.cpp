@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <ctime>
 #include <filesystem>
+#include <utility>
 
 #include "core/log.h"
 #include "model/hf_config.h"
@@ -33,6 +35,12 @@ void tell_set_aside(const std::string& folder) {
         folder);
 }
 
+// A switch in the environment, for comparisons and tests.
+bool switched(const char* name, bool otherwise) {
+  const char* const set = std::getenv(name);
+  return set && set[0] ? set[0] != '0' : otherwise;
+}
+
 std::string default_out(const std::string& config_path) {
   return "runs/" + std::filesystem::path(config_path).stem().string();
 }
@@ -43,7 +51,11 @@ Trainer::Trainer(const TrainArgs& args)
     : args_(args),
       env_(read_rank_env()),
       config_(load_config(args.config, args.overrides)),
-      spikes_(config_.train.spike_zscore, config_.train.spike_window) {
+      spikes_(config_.train.spike_zscore, config_.train.spike_window),
+      may_run_ahead_(env_.world == 1 &&
+                     switched("HGRN_RUN_AHEAD", resolve_device(args.device) == Device::cuda)),
+      may_record_(env_.world == 1 &&
+                  switched("HGRN_CUDA_GRAPH", resolve_device(args.device) == Device::cuda)) {
   if (env_.world > 1) log_init(env_.rank, env_.world, env_.prefixed);
   check_batch(config_.train, env_.world);
   out_ = args_.out.empty() ? default_out(args_.config) : args_.out;
@@ -354,12 +366,12 @@ Exit Trainer::run() {
 
 Exit Trainer::train() {
   const TrainConfig& t = config_.train;
-  const int64_t last = args_.stop_after >= 0 ? std::min(args_.stop_after, t.steps) : t.steps;
+  last_step_ = args_.stop_after >= 0 ? std::min(args_.stop_after, t.steps) : t.steps;
   log_info("{} parameters, {} sequences of {} tokens in {} files, step {} of {}",
            model_->params().count(), loader_->sequences(), config_.data.seq_len,
            loader_->files().size(), step_, t.steps);
   auto due = [&](int64_t every) { return every > 0 && step_ % every == 0; };
-  while (step_ < last) {
+  while (step_ < last_step_) {
     const bool advanced = train_step();
     if (advanced && due(t.eval_every)) evaluate();
     if (advanced && due(t.checkpoint_every)) save(/*wait=*/false);
@@ -381,19 +393,17 @@ int Trainer::stop_signal() {
   return ranks_->alone() ? signals_.received() : agreed_signal_;
 }
 
-// data -> forward and backward of each micro-batch -> verdict and update -> log.
-// False where it ended in a rollback.
-bool Trainer::train_step() {
-  const double started = now_s();
+// Starts a step: data -> forward and backward of each micro-batch.
+void Trainer::forward_backward(int64_t step) {
   const TrainConfig& t = config_.train;
-  const int64_t step = step_ + 1, tokens = t.global_batch * config_.data.seq_len;
-
-  ops_->zero(weights_.weights().grad);
+  const int64_t tokens = t.global_batch * config_.data.seq_len;
+  model_->begin_step();
   ops_->zero(nll_sum_);
   const int64_t share = t.global_batch / ranks_->world();
   for (int64_t done = 0; done < share; done += t.micro_batch) {
     const Batch batch = loader_->next();
-    if (done + t.micro_batch == share) {
+    const bool last = done + t.micro_batch == share;
+    if (last) {
       sync_->last_micro_batch(weights_.weights().grad);
       monitor_->last_micro_batch(step);
     }
@@ -407,17 +417,47 @@ bool Trainer::train_step() {
                               .inputs = batch.inputs.data(),
                               .targets = batch.targets.data(),
                               .reset = batch.reset.empty() ? nullptr : batch.reset.data()},
-                             /*grad_scale=*/1.0 / double(tokens), drop, nll_sum_);
+                             /*grad_scale=*/1.0 / double(tokens), drop, nll_sum_,
+                             may_record_ && !(last && monitor_->looks_inside(step)));
   }
+}
+
+// The same for the step after this one, while the device still works on this one. Not where
+// something comes in between that reads gradients or waits for the device.
+void Trainer::run_ahead(int64_t step) {
+  const TrainConfig& t = config_.train;
+  const auto due = [&](int64_t every) { return every > 0 && (step - 1) % every == 0; };
+  if (!may_run_ahead_ || step > last_step_ || signals_.received() != 0) return;
+  if (due(t.eval_every) || due(t.checkpoint_every) || due(t.sample_every)) return;
+  if (monitor_->looks_inside(step - 1) || monitor_->looks_inside(step)) return;
+  ahead_ = true;
+  try {
+    forward_backward(step);
+  } catch (...) {
+    ahead_error_ = std::current_exception();
+  }
+}
+
+// forward and backward -> verdict and update -> log. False where it ended in a rollback.
+bool Trainer::train_step() {
+  const double started = now_s();
+  const TrainConfig& t = config_.train;
+  const int64_t step = step_ + 1, tokens = t.global_batch * config_.data.seq_len;
+
+  if (!std::exchange(ahead_, false)) forward_backward(step);
+  if (ahead_error_) std::rethrow_exception(std::exchange(ahead_error_, nullptr));
   sum_over_ranks();
   const double lr = learning_rate(config_.optim, t.steps, step);
   LossSpikes::Verdict spike;
-  const bool wanted = wants_update(spike);
-  const StepVerdict verdict =
-      optimizer_->step(weights_.weights(), nll_sum_, lr, updates_ + 1, wanted);
+  const int64_t nll = ops_->download_later(nll_sum_);
+  const bool wanted = wants_update(spike, nll);
+  const int64_t update =
+      optimizer_->start_step(weights_.weights(), nll_sum_, lr, updates_ + 1, wanted);
   sync_->gather_weights(weights_.weights());
+  run_ahead(step + 1);
+  const StepVerdict verdict = optimizer_->verdict(update);
   double nll_sum = 0;
-  ops_->download(&nll_sum, nll_sum_);
+  ops_->fetch(&nll_sum, nll);
   hear_ranks();
   const double loss = nll_sum / double(tokens);
 
@@ -445,10 +485,10 @@ bool Trainer::train_step() {
 
 // The loss is fetched ahead of the update only where it decides about it: one wait for the device
 // more a step.
-bool Trainer::wants_update(LossSpikes::Verdict& spike) {
+bool Trainer::wants_update(LossSpikes::Verdict& spike, int64_t nll) {
   if (!spikes_.on() || config_.train.on_spike != OnSpike::skip) return true;
   double nll_sum = 0;
-  ops_->download(&nll_sum, nll_sum_);
+  ops_->fetch(&nll_sum, nll);
   spike = spikes_.judge(nll_sum / double(config_.train.global_batch * config_.data.seq_len));
   return !spike.spike;
 }
@@ -516,6 +556,8 @@ void Trainer::rollback() {
     log_warn("rollback: no checkpoint yet; only this step is left out");
     return;
   }
+  ahead_ = false;  // its gradients are those of weights that go; the samples come again
+  ahead_error_ = nullptr;
   failed_step_ = std::max(failed_step_, step_);
   check(++rollbacks_ <= kMaxRollbacks, Exit::nonfinite,
         "step {}: still not finite after {} rollbacks to {}; lower optim.lr", step_, kMaxRollbacks,

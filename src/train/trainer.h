@@ -1,6 +1,12 @@
 // The training loop. docs/tour.md follows one step through train_step().
+//
+// On a GPU with one rank the host stays ahead: forward and backward of a micro-batch are one
+// recorded graph, and those of the next step are started before the host waits for the loss of this
+// one, so that the card never waits for log lines. HGRN_CUDA_GRAPH and HGRN_RUN_AHEAD in the
+// environment (0, 1) switch the two off or, on a CPU, on; the bits are the same.
 #pragma once
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -61,13 +67,15 @@ class Trainer {
 
   Exit train();
   bool train_step();
+  void forward_backward(int64_t step);
+  void run_ahead(int64_t step);
   void sum_over_ranks();
   void hear_ranks();
   int stop_signal();  // the same on all ranks after a step
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();
   // Before the update: false where the loss is a spike that train.on_spike leaves out.
-  bool wants_update(LossSpikes::Verdict& spike);
+  bool wants_update(LossSpikes::Verdict& spike, int64_t nll);
   void after_update(double loss, bool applied, LossSpikes::Verdict& spike);
   void evaluate();
   void save(bool wait);
@@ -102,6 +110,12 @@ class Trainer {
   int64_t next_sample_ = 0;        // data position
   std::vector<double> sequences_;  // of each source of data.train
   int64_t saved_step_ = -1;
+  int64_t last_step_ = 0;  // of this call of train()
+  // The device has forward and backward of the step after step_ in hand. Nothing of a step counts
+  // before train_step() ends it, so that what is ahead may be dropped at any time.
+  bool ahead_ = false;
+  std::exception_ptr ahead_error_;  // what that met, told when its step comes
+  const bool may_run_ahead_, may_record_;
   int asked_signal_ = 0, agreed_signal_ = 0;  // this rank's and all ranks', in the last step
   int64_t rollbacks_ = 0, failed_step_ = -1;  // to get past this step
 };

@@ -128,6 +128,113 @@ TEST_CASE("lm: micro-batches change nothing but rounding, dropout masks included
   CHECK(vector_error(grads[0].data(), grads[1].data(), int64_t(grads[0].size())) < 1e-12);
 }
 
+TEST_CASE("lm: the first micro-batch of a step overwrites gradients, the others add",
+          "[model][gpu]") {
+  const int64_t B = 4, T = 9;
+  std::vector<std::unique_ptr<Ops> (*)()> backends = {[] { return make_cpu_ops(DType::f64); },
+                                                      [] { return make_cpu_ops(DType::f32); }};
+  if (cuda_available()) backends.push_back([] { return make_cuda_ops(DType::bf16, 0); });
+  for (const auto open : backends)
+    for (bool wikitext : {false, true})
+      for (bool tied : {false, true})
+        for (int64_t micro : {int64_t(1), B})
+          for (Recompute recompute : {Recompute::none, Recompute::block}) {
+            INFO("wikitext " << wikitext << ", tied " << tied << ", micro-batch " << micro
+                             << ", recompute " << (recompute == Recompute::block));
+            ModelConfig c = small_config(wikitext);
+            c.tie_word_embeddings = tied;
+            const RandomRows data(B, T, c.vocab_size, 21);
+            TinyModel t(open(), c, {.B = micro, .T = T, .train = true, .recompute = recompute});
+            t.set(initial_weights(t.model->params(), 1));
+            std::vector<double> grads[3];
+            for (int i = 0; i < 3; ++i) {  // added to zeros; over NaN; over the step before
+              if (i == 1) t.poison_grads();
+              if (i > 0) t.model->begin_step();
+              for (int64_t b = 0; b < B; b += micro)
+                t.model->forward_backward(
+                    {micro, T, &data.inputs[size_t(b * T)], &data.targets[size_t(b * T)], nullptr},
+                    1.0 / double(B * T), {}, t.nll_sum);
+              grads[i] = t.grads();
+            }
+            CHECK(grads[0] == grads[1]);
+            CHECK(grads[0] == grads[2]);
+            CHECK(std::count(grads[0].begin(), grads[0].end(), 0.0) <
+                  std::ptrdiff_t(grads[0].size()));
+          }
+}
+
+TEST_CASE("lm: recorded micro-batches give the bits of those that are not", "[model][gpu]") {
+  const int64_t B = 2, T = 9;
+  std::vector<std::unique_ptr<Ops> (*)()> backends = {[] { return make_cpu_ops(DType::f32); }};
+  if (cuda_available()) {
+    backends.push_back([] { return make_cuda_ops(DType::f32, 0); });
+    backends.push_back([] { return make_cuda_ops(DType::bf16, 0); });
+  }
+  for (const auto open : backends)
+    for (float p : {0.0f, 0.25f})
+      for (Recompute recompute : {Recompute::none, Recompute::block}) {
+        INFO("dropout " << p << ", recompute " << (recompute == Recompute::block));
+        ModelConfig c = small_config(true);
+        c.dropout = double(p);
+        const LmShape shape = {.B = B, .T = T, .train = true, .recompute = recompute};
+        TinyModel plain(open(), c, shape), recorded(open(), c, shape);
+        plain.set(initial_weights(plain.model->params(), 1));
+        recorded.set(initial_weights(recorded.model->params(), 1));
+        std::vector<double> before;
+        for (int step = 1; step <= 5; ++step) {  // of three micro-batches
+          for (TinyModel* t : {&plain, &recorded}) {
+            t->poison_grads();
+            t->model->begin_step();
+            t->ops->zero(t->nll_sum);
+            for (int64_t i = 0; i < 3; ++i) {
+              const RandomRows data(B, T, c.vocab_size, uint64_t(10 * step + i), i == 2);
+              Dropout drop;
+              drop.p = p;
+              drop.step = uint64_t(step);
+              drop.row0 = i * B * T;
+              t->model->forward_backward(data.rows(), 1.0 / double(3 * B * T), drop, t->nll_sum,
+                                         t == &recorded);
+            }
+          }
+          const RandomRows any(B, T, c.vocab_size, 1);
+          CHECK(plain.take_loss(any.rows()) == recorded.take_loss(any.rows()));
+          const std::vector<double> grads = plain.grads();
+          CHECK(grads == recorded.grads());
+          CHECK(grads != before);  // other tokens, other masks
+          before = grads;
+          for (TinyModel* t : {&plain, &recorded})
+            CHECK(t->optimizer->step(t->store.weights(), t->nll_sum, 1e-3, step).ok);
+          // Another pass in between: its shapes may make temporaries grow.
+          CHECK(plain.nll(any.rows()) == recorded.nll(any.rows()));
+        }
+      }
+}
+
+TEST_CASE("lm: a weight that no operation reads has a gradient of zero", "[model]") {
+  const ModelConfig c = small_config(false);
+  ParamTable table;
+  const ParamId a = table.add({.name = "a", .shape = {3}});
+  const ParamId b = table.add({.name = "b", .shape = {3}});
+  const ParamId both = table.pack({a, b});
+  table.finalize();
+  GradLedger ledger;
+  CHECK_FALSE(ledger.first(table, both));  // no step was begun: everything adds
+  ledger.begin_step(table);
+  CHECK(ledger.first(table, both));
+  CHECK_FALSE(ledger.first(table, both));
+  CHECK_FALSE(ledger.first(table, a));
+  ledger.begin_step(table);
+  CHECK(ledger.first(table, a));
+  CHECK_THROWS_AS(ledger.first(table, both), Error);  // half a pack
+
+  // With one layer beta is zero whatever Gamma is; without lower bounds nothing reads it.
+  TinyModel t(make_cpu_ops(DType::f32), c, {.B = 1, .T = 4, .train = true});
+  t.set(initial_weights(t.model->params(), 1));
+  const RandomRows data(1, 4, c.vocab_size, 2);
+  t.loss_and_grad(data.rows());
+  for (double g : t.grads()) CHECK(std::isfinite(g));
+}
+
 TEST_CASE("lm: a row in pieces with its state carried equals one pass", "[model]") {
   for (bool wikitext : {false, true}) {
     const ModelConfig c = small_config(wikitext);

@@ -73,9 +73,20 @@ struct TinyModel {
     ops->upload(store.weights().master, master.data());
   }
 
+  // Makes every gradient NaN, so that one which a step adds to instead of writing is found.
+  void poison_grads() {
+    for (ParamId id = 0; id < ParamId(model->params().params().size()); ++id) {
+      const Tensor t = model->params().view(store.weights().grad, id);
+      if (t.dtype == DType::f64)
+        ops->upload(t, std::vector<double>(size_t(t.numel()), NAN).data());
+      else
+        ops->upload(t, std::vector<float>(size_t(t.numel()), NAN).data());
+    }
+  }
   // Mean nll of the batch and the gradient of it, in place of what was there.
   double loss_and_grad(const TokenRows& rows, const Dropout& drop = {}) {
-    ops->zero(store.weights().grad);
+    poison_grads();
+    model->begin_step();
     ops->zero(nll_sum);
     model->forward_backward(rows, 1.0 / double(rows.B * rows.T), drop, nll_sum);
     return take_loss(rows);

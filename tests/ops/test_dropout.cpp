@@ -52,6 +52,58 @@ TEST_CASE("dropout: every element follows the definition in core/rng.h", "[ops]"
   }
 }
 
+TEST_CASE("dropout: step and row may come from the backend's memory", "[ops][gpu]") {
+  const Dropout told = drop_with(0.3f, 555);
+  for (const Backend& backend : backends()) {
+    INFO(backend.name);
+    Bench b(backend.open());
+    Dropout ticking = told;
+    ticking.step = 0, ticking.row0 = 0;
+    const Tensor clock = b.empty({16}, DType::u8);
+    ticking.clock = static_cast<const int64_t*>(clock.data);
+    for (int64_t step : {int64_t(17), int64_t(18)}) {
+      const int64_t now[2] = {step, 555};
+      b->upload(clock, now);
+      Dropout same = told;
+      same.step = uint64_t(step);
+      CHECK(mask(b, kN, ticking) == mask(b, kN, same));
+      CHECK(residual_mask(b, ticking) == residual_mask(b, same));
+      Tensor dw[2];
+      for (int i = 0; i < 2; ++i) {
+        dw[i] = b.zeros({3, kD}, b->master_dtype());
+        b->embedding_backward(dw[i], b.real({kN, kD}, Values(kN * kD, 1)),
+                              b.ids(integers(kN, 1, 0, 2)), 1, i ? ticking : same);
+      }
+      CHECK(b.read(dw[0]) == b.read(dw[1]));
+    }
+    CHECK(mask(b, kN, ticking) != mask(b, kN, told));  // the clock stands at 18
+  }
+}
+
+TEST_CASE("downloads that do not wait come in order, a few at a time", "[ops][gpu]") {
+  for (const Backend& backend : backends()) {
+    INFO(backend.name);
+    Bench b(backend.open());
+    const Tensor x = b.empty({3}, DType::f64);
+    std::vector<int64_t> tickets;
+    for (int i = 0; i < 20; ++i) {
+      const double v[3] = {double(i), double(i) / 2, -1};
+      b->upload(x, v);
+      tickets.push_back(b->download_later(x));
+    }
+    double got[3];
+    for (size_t i = 4; i < 20; ++i) {
+      b->fetch(got, tickets[i]);
+      CHECK(got[0] == double(i));
+      b->fetch(got, tickets[i]);  // again
+      CHECK(got[1] == double(i) / 2);
+    }
+    CHECK_THROWS_AS(b->fetch(got, tickets[3]), Error);
+    CHECK_THROWS_AS(b->fetch(got, tickets.back() + 1), Error);
+    CHECK_THROWS_AS(b->download_later(b.zeros({9}, DType::f64)), Error);
+  }
+}
+
 TEST_CASE("dropout: rate and scale", "[ops]") {
   for (const Backend& backend : backends()) {
     INFO(backend.name);

@@ -1,4 +1,6 @@
 // Twin of kernels/*/gemm.*
+#include <algorithm>
+
 #include "ops/op_test.h"
 
 using namespace hgrn;
@@ -79,6 +81,77 @@ TEST_CASE("linear: dw and db are added to, dx is optional", "[ops]") {
   for (size_t i = 0; i < db_expected.size(); ++i) db_expected[i] += in.b[i];
   CHECK(relative_error(bench.read(dw), dw_expected) < 1e-14);
   CHECK(relative_error(bench.read(db), db_expected) < 1e-14);
+}
+
+TEST_CASE("linear: c is added before the result is rounded", "[ops][gpu]") {
+  const Inputs in;
+  const Values c = exact(normals(kN * kO, 5));
+  Bench ref(reference_ops());
+  for (bool bias : {false, true}) {
+    Values expected = forward(ref, in, bias);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += c[i];
+    const auto with_c = [&](Bench& b) {
+      Tensor y = b.real({kN, kO}, Values(kN * kO, NAN)), from = b.real({kN, kO}, c);
+      b->linear_forward(y, b.real({kN, kI}, in.x), b.real({kO, kI}, in.w),
+                        bias ? b.real({kO}, in.b) : Tensor(), from);
+      CHECK(b.read(from) == c);
+      return b.read(y);
+    };
+    CHECK(relative_error(with_c(ref), expected) < 1e-14);
+    for (const Backend& backend : backends()) {
+      INFO(backend.name << ", bias " << bias);
+      Bench b(backend.open());
+      const Values y = with_c(b);
+      CHECK(relative_error(y, expected) < backend.reduced);
+      if (backend.bf16()) {  // one rounding: within half a bf16 step of each element
+        double worst = 0;
+        for (size_t i = 0; i < y.size(); ++i)
+          worst = std::max(worst, std::fabs(y[i] - expected[i]) / std::fabs(expected[i]));
+        CHECK(worst < 0x1p-8);
+      }
+    }
+  }
+  Tensor y = ref.zeros({2, 3}, DType::f64);
+  CHECK_THROWS_AS(
+      ref->linear_forward(y, ref.zeros({2, 4}, DType::f64), ref.zeros({3, 4}, DType::f64), {}, y),
+      Error);
+}
+
+TEST_CASE("linear: the candidates of a product, of which one is taken", "[ops][gpu]") {
+  for (const Backend& backend : backends()) {
+    INFO(backend.name);
+    Bench b(backend.open());
+    for (auto kind :
+         {Product::Kind::forward, Product::Kind::input_gradient, Product::Kind::weight_gradient}) {
+      const auto trials = b->time_product({kind, 256, 128, 384, true}, 4, 3);
+      if (!b->asynchronous()) {  // BLAS on the CPU decides for itself
+        CHECK(trials.empty());
+        continue;
+      }
+      CHECK(trials.size() >= 1);
+      CHECK(trials.size() <= 4);
+      CHECK(std::count_if(trials.begin(), trials.end(), [](const auto& t) { return t.chosen; }) ==
+            1);
+      for (const ProductTrial& t : trials) CHECK(t.us > 0);
+    }
+  }
+}
+
+TEST_CASE("linear: few rows with c", "[ops][gpu]") {  // where rows are few, other kernels run
+  Bench ref(reference_ops());
+  const Values x = exact(normals(2 * 256, 1)), w = exact(normals(64 * 256, 2)),
+               c = exact(normals(2 * 64, 3));
+  const auto run = [&](Bench& b) {
+    Tensor y = b.empty({2, 64}, b->act_dtype());
+    b->linear_forward(y, b.real({2, 256}, x), b.real({64, 256}, w), {}, b.real({2, 64}, c));
+    return b.read(y);
+  };
+  const Values expected = run(ref);
+  for (const Backend& backend : backends()) {
+    INFO(backend.name);
+    Bench b(backend.open());
+    CHECK(relative_error(run(b), expected) < backend.reduced);
+  }
 }
 
 TEST_CASE("linear: every backend against double", "[ops]") {

@@ -31,15 +31,31 @@ struct OpShare {
 };
 
 struct StepTime {
-  double ms = 0, tokens_per_s = 0, mfu = -1;
+  // As the trainer runs it; on a GPU with forward and backward recorded, and the next step started
+  // before the host waits for this one. Then without the recording, the host waiting in every step.
+  double ms = 0, waiting_ms = 0, tokens_per_s = 0, mfu = -1;
   double memory_gib = 0;   // in use on the device, of all processes
   double context_gib = 0;  // of which before the model was laid out
   int64_t tokens = 0;
-  std::vector<OpShare> breakdown;  // of one step, the longest first
-  double breakdown_ms = 0;         // that whole step, on the device's own clock
+  std::vector<OpShare> breakdown;  // of one step, the longest first, less what marks cost
+  double breakdown_ms = 0;         // that whole step with its marks, on the device's own clock
+  double mark_us = 0;              // what one operation's marks cost
 };
-// Whole optimizer steps of one micro-batch on random tokens.
-StepTime time_step(Ops& ops, const Config& config, int steps);
+// Whole optimizer steps of `micro_batches` on random tokens.
+StepTime time_step(Ops& ops, const Config& config, int steps, int64_t micro_batches);
+
+struct ProductTime {
+  std::string name;
+  Product product;
+  int64_t calls = 0;  // in a step of one micro-batch
+  std::vector<ProductTrial> trials;
+  double tflops(const ProductTrial& t) const;
+  const ProductTrial& best() const;
+  const ProductTrial& chosen() const;
+};
+// Every matrix product of a training step, by each of the algorithms that the backend's library
+// would choose first. Fails where the backend has no choice.
+std::vector<ProductTime> time_products(Ops& ops, const Config& config, int candidates, int runs);
 
 struct CommTime {
   int ranks = 1, zero = 0;

@@ -130,7 +130,7 @@ class Steps {
     const TrainConfig& t = config_.train;
     const int64_t share = t.global_batch / ranks_.world();
     const double scale = 1.0 / double(t.global_batch * config_.data.seq_len);
-    ops_.zero(weights_.weights().grad);
+    model_.begin_step();
     ops_.zero(nll_sum_);
     Dropout drop;
     drop.p = float(config_.model.dropout);

@@ -1,5 +1,5 @@
-// hgrn-bench: times single operations, whole training steps and generation, one line each, and what
-// communication costs the steps of several ranks.
+// hgrn-bench: times single operations, whole training steps, the algorithms of matrix products and
+// generation, one line each, and what communication costs the steps of several ranks.
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
@@ -25,6 +25,8 @@ struct Args {
   Device device = Device::automatic;
   int64_t micro_batch = 0;
   int steps = 20;
+  int candidates = 12;
+  int64_t micro_batches = 1;
   int64_t tokens = 1000, batch = 1, prompt = 128;
   std::vector<int64_t> global_batch, zero = {0, 1};
 };
@@ -56,23 +58,75 @@ void run_ops(Ops& ops, const Config& config, const Args& a) {
   if (!a.json.empty()) write_file_atomic(a.json, rows.dump(2) + "\n");
 }
 
+void write_step_json(const std::string& path, const StepTime& t, double sum, double products) {
+  nlohmann::ordered_json root = {{"tokens", t.tokens},
+                                 {"ms", t.ms},
+                                 {"waiting_ms", t.waiting_ms},
+                                 {"tokens_per_s", t.tokens_per_s},
+                                 {"mfu", t.mfu},
+                                 {"operations_ms", sum},
+                                 {"products_ms", products},
+                                 {"idle", 1 - sum / t.ms},
+                                 {"marked_step_ms", t.breakdown_ms},
+                                 {"mark_us", t.mark_us},
+                                 {"memory_gib", t.memory_gib},
+                                 {"context_gib", t.context_gib},
+                                 {"operations", nlohmann::ordered_json::array()}};
+  for (const OpShare& o : t.breakdown)
+    root["operations"].push_back({{"name", o.name}, {"calls", o.calls}, {"ms", o.ms}});
+  write_file_atomic(path, root.dump(2) + "\n");
+}
+
+void run_gemm(Ops& ops, const Config& config, const Args& a) {
+  constexpr int kRuns = 10;
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  double chosen_ms = 0, best_ms = 0;
+  std::printf("%-24s %-22s %6s %10s %9s %10s %9s %7s  %s\n", "product", "N, O, I", "calls",
+              "chosen us", "TFLOP/s", "best us", "TFLOP/s", "gain", "best");
+  for (const ProductTime& t : time_products(ops, config, a.candidates, kRuns)) {
+    const ProductTrial &chosen = t.chosen(), &best = t.best();
+    chosen_ms += double(t.calls) * chosen.us / 1e3;
+    best_ms += double(t.calls) * best.us / 1e3;
+    const std::string shape = Shape{t.product.N, t.product.O, t.product.I}.str();
+    std::printf("%-24s %-22s %6lld %10.1f %9.1f %10.1f %9.1f %6.1f%%  %s (candidate %d)\n",
+                t.name.c_str(), shape.c_str(), static_cast<long long>(t.calls), chosen.us,
+                t.tflops(chosen), best.us, t.tflops(best), 100 * (chosen.us / best.us - 1),
+                best.algorithm.c_str(), int(&best - t.trials.data()));
+    rows.push_back({{"name", t.name}, {"shape", shape}, {"calls", t.calls}});
+    for (const ProductTrial& p : t.trials)
+      rows.back()["candidates"].push_back({{"algorithm", p.algorithm},
+                                           {"us", p.us},
+                                           {"tflops", t.tflops(p)},
+                                           {"chosen", p.chosen}});
+  }
+  std::printf("products of a step: %.2f ms as chosen, %.2f ms by the best of %d candidates\n",
+              chosen_ms, best_ms, a.candidates);
+  if (!a.json.empty()) write_file_atomic(a.json, rows.dump(2) + "\n");
+}
+
 void run_step(Ops& ops, const Config& config, const Args& a) {
-  const StepTime t = time_step(ops, config, a.steps);
+  const StepTime t = time_step(ops, config, a.steps, a.micro_batches);
   std::printf("step  %lld tokens  %.2f ms  %.0f tokens/s", static_cast<long long>(t.tokens), t.ms,
               t.tokens_per_s);
   if (t.mfu >= 0) std::printf("  mfu %.1f%%", 100 * t.mfu);
   std::printf("  (median of %d steps)\n", a.steps);
+  if (ops.asynchronous())
+    std::printf("without recording, the host waiting in every step: %.2f ms\n", t.waiting_ms);
   std::printf("%-44s %6s %10s %8s\n", "one step by operation", "calls", "ms", "share");
   double sum = 0, products = 0;
   for (const OpShare& o : t.breakdown) {
     sum += o.ms;
     if (o.name.rfind("linear", 0) == 0) products += o.ms;
     std::printf("%-44s %6lld %10.3f %7.1f%%\n", o.name.c_str(), static_cast<long long>(o.calls),
-                o.ms, 100 * o.ms / t.breakdown_ms);
+                o.ms, 100 * o.ms / t.ms);
   }
-  std::printf("%-44s %6s %10.3f %7.1f%%\n", "all operations", "", sum, 100 * sum / t.breakdown_ms);
+  std::printf("%-44s %6s %10.3f %7.1f%%\n", "all operations", "", sum, 100 * sum / t.ms);
   std::printf("%-44s %6s %10.3f %7.1f%%\n", "of which matrix products (BLAS)", "", products,
-              100 * products / t.breakdown_ms);
+              100 * products / t.ms);
+  if (ops.asynchronous())
+    std::printf("%-44s %6s %10.3f %7.1f%%\n", "the device idle", "", t.ms - sum,
+                100 * (1 - sum / t.ms));
+  if (!a.json.empty()) write_step_json(a.json, t, sum, products);
   if (t.mfu < 0) return;
   const double planned = double(planned_bytes(config, {})) / double(1 << 30);
   std::printf(
@@ -152,7 +206,7 @@ int run(int argc, char** argv) {
   const std::map<std::string, Device> devices = {
       {"auto", Device::automatic}, {"cpu", Device::cpu}, {"cuda", Device::cuda}};
   CLI::App* ops_app = root.add_subcommand("ops", "Single operations at a config's shapes");
-  CLI::App* step_app = root.add_subcommand("step", "Whole optimizer steps of one micro-batch");
+  CLI::App* step_app = root.add_subcommand("step", "Whole optimizer steps");
   CLI::App* comm_app = root.add_subcommand(
       "comm",
       "Training steps of several ranks, started with a launcher's environment: what "
@@ -165,8 +219,14 @@ int run(int argc, char** argv) {
         std::tuple{"--prompt", &a.prompt, "tokens of each prompt"}})
     generate_app->add_option(flag, *value, text)->check(CLI::PositiveNumber)->capture_default_str();
   ops_app->add_option("name", a.only, "only operations whose name holds this");
-  ops_app->add_option("--json", a.json, "write the table to this file");
-  comm_app->add_option("--json", a.json, "write the table to this file");
+  CLI::App* gemm_app = root.add_subcommand(
+      "gemm", "The matrix products of a step by each algorithm of the GPU's library");
+  gemm_app
+      ->add_option("--candidates", a.candidates, "algorithms of each product, best-ranked first")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  for (CLI::App* app : {ops_app, step_app, comm_app, gemm_app})
+    app->add_option("--json", a.json, "write the table to this file");
   comm_app
       ->add_option("--global-batch", a.global_batch,
                    "sequences a step over all ranks; repeatable (default: one micro-batch a rank)")
@@ -175,7 +235,9 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(0, 1));
   for (CLI::App* app : {step_app, comm_app})
     app->add_option("--steps", a.steps, "steps to time")->check(CLI::PositiveNumber);
-  for (CLI::App* app : {ops_app, step_app, comm_app, generate_app}) {
+  step_app->add_option("--micro-batches", a.micro_batches, "micro-batches of a step")
+      ->check(CLI::PositiveNumber);
+  for (CLI::App* app : {ops_app, step_app, comm_app, generate_app, gemm_app}) {
     app->add_option("--config", a.config, "config file (default: configs/quickstart.json)");
     app->add_option("--set", a.overrides, "KEY=VALUE, overrides a config key; repeatable")
         ->take_all();
@@ -199,6 +261,7 @@ int run(int argc, char** argv) {
   if (ops_app->parsed()) run_ops(*ops, config, a);
   if (step_app->parsed()) run_step(*ops, config, a);
   if (comm_app->parsed()) run_comm(*ops, env, config, a);
+  if (gemm_app->parsed()) run_gemm(*ops, config, a);
   if (generate_app->parsed()) run_generate(*ops, config, a);
   return 0;
 }

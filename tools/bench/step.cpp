@@ -9,7 +9,20 @@ namespace hgrn::bench {
 
 namespace {
 constexpr int kBreakdownSteps = 5;
+
+// What two marks around nothing measure.
+double mark_cost_ms(Ops& ops) {
+  constexpr int kMarks = 101;
+  ops.synchronize();
+  ops.forget_marks();
+  for (int i = 0; i < kMarks; ++i) ops.mark();
+  ops.synchronize();
+  std::vector<double> ms;
+  for (int i = 1; i < kMarks; ++i) ms.push_back(ops.elapsed_ms(i - 1, i));
+  std::sort(ms.begin(), ms.end());
+  return ms[ms.size() / 2];
 }
+}  // namespace
 
 double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f) {
   std::vector<double> ms;
@@ -25,68 +38,137 @@ double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f)
   return ms[ms.size() / 2];
 }
 
-StepTime time_step(Ops& backend, const Config& config, int steps) {
-  const MemoryInfo before = backend.memory();
-  TimedOps ops(backend);
-  LanguageModel model(ops, config.model, config.optim.decay == DecayKind::all);
-  Optimizer optimizer(ops, config.optim);
-  WeightStore weights;
-  Tensor nll_sum;
-  Arena arena("weights and optimizer");
-  void* memory = nullptr;
-  for (int pass = 0; pass < 2; ++pass) {
-    weights.take(arena, ops, model.params(), /*with_grad=*/true);
-    optimizer.take(arena, model.params());
-    nll_sum = arena.take("loss", {1}, DType::f64);
-    if (pass == 0) arena.bind(memory = ops.alloc(arena.peak(), arena.name()));
-  }
-  weights.set(ops, initial_weights(model.params(), config.train.seed));
-  optimizer.zero_state();
-  model.use(weights.weights());
-  const int64_t B = config.train.micro_batch, T = config.data.seq_len;
-  model.prepare({.B = B, .T = T, .train = true, .recompute = config.train.recompute});
+namespace {
 
-  std::vector<int32_t> tokens(size_t(B * T + 1));
-  for (size_t i = 0; i < tokens.size(); ++i)
-    tokens[i] = int32_t(philox(1, 0, i).v[0] % uint64_t(config.model.vocab_size));
-  int64_t t = 0;
-  Dropout drop;
-  drop.p = float(config.model.dropout);
-  StepTime r;
-  r.tokens = B * T;
-  const auto step = [&] {
-    drop.step = uint64_t(++t);
-    ops.zero(weights.weights().grad);
-    ops.zero(nll_sum);
-    model.forward_backward({B, T, tokens.data(), tokens.data() + 1, nullptr}, 1.0 / double(B * T),
-                           drop, nll_sum);
-    check(optimizer.step(weights.weights(), nll_sum, 1e-5, t).ok, "the step is not finite");
-  };
-  ops.enable(false);
-  r.ms = median_ms(ops, 3, steps, step);
-  // The breakdown is of other steps: marks between the operations cost a little themselves.
+// A model with its optimizer on random tokens, a step at a time.
+class StepRun {
+ public:
+  StepRun(TimedOps& ops, const Config& config, int64_t micro_batches)
+      : ops_(ops),
+        model_(ops, config.model, config.optim.decay == DecayKind::all),
+        optimizer_(ops, config.optim),
+        micro_batches_(micro_batches),
+        B_(config.train.micro_batch),
+        T_(config.data.seq_len) {
+    Arena arena("weights and optimizer");
+    for (int pass = 0; pass < 2; ++pass) {
+      weights_.take(arena, ops, model_.params(), /*with_grad=*/true);
+      optimizer_.take(arena, model_.params());
+      nll_sum_ = arena.take("loss", {1}, DType::f64);
+      if (pass == 0) arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
+    }
+    weights_.set(ops, initial_weights(model_.params(), config.train.seed));
+    ops.zero(weights_.weights().grad);  // padding
+    optimizer_.zero_state();
+    model_.use(weights_.weights());
+    model_.prepare({.B = B_, .T = T_, .train = true, .recompute = config.train.recompute});
+    ids_.resize(size_t(B_ * T_ + 1));
+    for (size_t i = 0; i < ids_.size(); ++i)
+      ids_[i] = int32_t(philox(1, 0, i).v[0] % uint64_t(config.model.vocab_size));
+    drop_.p = float(config.model.dropout);
+  }
+  ~StepRun() { ops_.free(memory_); }
+  StepRun(const StepRun&) = delete;
+  StepRun& operator=(const StepRun&) = delete;
+
+  int64_t tokens() const { return B_ * T_ * micro_batches_; }
+  int64_t parameters() const { return model_.params().count(); }
+
+  void forward_backward(bool may_record) {
+    drop_.step = uint64_t(++step_);
+    model_.begin_step();
+    ops_.zero(nll_sum_);
+    for (int64_t i = 0; i < micro_batches_; ++i) {
+      drop_.row0 = i * B_ * T_;
+      model_.forward_backward({B_, T_, ids_.data(), ids_.data() + 1, nullptr},
+                              1.0 / double(tokens()), drop_, nll_sum_, may_record);
+    }
+  }
+  int64_t start_update() {
+    return optimizer_.start_step(weights_.weights(), nll_sum_, 1e-5, step_, true);
+  }
+  void end_update(int64_t update) {
+    check(optimizer_.verdict(update).ok, "the step is not finite");
+  }
+  void waiting_step() {
+    forward_backward(false);
+    end_update(start_update());
+  }
+
+ private:
+  TimedOps& ops_;
+  LanguageModel model_;
+  Optimizer optimizer_;
+  WeightStore weights_;
+  const int64_t micro_batches_, B_, T_;
+  Tensor nll_sum_;
+  void* memory_ = nullptr;
+  std::vector<int32_t> ids_;
+  Dropout drop_;
+  int64_t step_ = 0;
+};
+
+// Median milliseconds of steps as the trainer runs them on a GPU; a mark a step.
+double ahead_ms(TimedOps& ops, StepRun& run, int steps) {
+  constexpr int kWarmup = 3;
+  ops.forget_marks();
+  std::vector<int64_t> marks;
+  run.forward_backward(true);
+  for (int i = 0; i <= steps + kWarmup; ++i) {
+    const int64_t update = run.start_update();
+    marks.push_back(ops.mark());
+    run.forward_backward(true);
+    run.end_update(update);
+  }
+  ops.synchronize();
+  std::vector<double> spans;
+  for (size_t i = kWarmup + 1; i < marks.size(); ++i)
+    spans.push_back(ops.elapsed_ms(marks[i - 1], marks[i]));
+  std::sort(spans.begin(), spans.end());
+  return spans[spans.size() / 2];
+}
+
+// Of steps of their own: marks between the operations cost a little themselves.
+void break_down(TimedOps& ops, StepRun& run, StepTime& r) {
   ops.enable(true);
   std::vector<std::vector<OpShare>> runs;
   std::vector<double> whole;
   for (int i = 0; i < kBreakdownSteps; ++i) {
     ops.start();
     const int64_t from = ops.mark();
-    step();
+    run.waiting_step();
     const int64_t to = ops.mark();
     runs.push_back(ops.finish());
     whole.push_back(ops.elapsed_ms(from, to));
   }
+  ops.enable(false);
   const size_t middle =
       size_t(std::min_element(whole.begin(), whole.end()) - whole.begin());  // the least disturbed
   r.breakdown = std::move(runs[middle]);
   r.breakdown_ms = whole[middle];
+  const double cost = mark_cost_ms(ops);
+  r.mark_us = 1e3 * cost;
+  for (OpShare& o : r.breakdown) o.ms = std::max(0.0, o.ms - cost * double(o.calls));
+}
+
+}  // namespace
+
+StepTime time_step(Ops& backend, const Config& config, int steps, int64_t micro_batches) {
+  const MemoryInfo before = backend.memory();
+  TimedOps ops(backend);
+  ops.enable(false);
+  StepRun run(ops, config, micro_batches);
+  StepTime r;
+  r.tokens = run.tokens();
+  r.waiting_ms = median_ms(ops, 3, steps, [&] { run.waiting_step(); });
+  r.ms = ops.asynchronous() ? ahead_ms(ops, run, steps) : r.waiting_ms;
+  break_down(ops, run, r);
   r.tokens_per_s = double(r.tokens) / r.ms * 1e3;
   if (ops.peak_flops() > 0)
-    r.mfu = 6.0 * double(model.params().count()) * r.tokens_per_s / ops.peak_flops();
+    r.mfu = 6.0 * double(run.parameters()) * r.tokens_per_s / ops.peak_flops();
   const MemoryInfo m = ops.memory();
   r.memory_gib = double(m.total - m.free) / double(1 << 30);
   r.context_gib = double(before.total - before.free) / double(1 << 30);
-  ops.free(memory);
   return r;
 }
 

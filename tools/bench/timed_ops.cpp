@@ -75,20 +75,21 @@ void TimedOps::upload(Tensor dst, const void* host) {
 void TimedOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) {
   timed("embedding forward", [&] { ops_.embedding_forward(x, tokens, w, scale, drop); });
 }
-void TimedOps::embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
+void TimedOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
   timed("embedding backward", [&] { ops_.embedding_backward(dw, dx, tokens, scale, drop); });
 }
-void TimedOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) {
-  timed(linear_name("forward", y, w, x), [&] { ops_.linear_forward(y, x, w, b); });
+void TimedOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
+  timed(linear_name(c ? "forward + residual" : "forward", y, w, x),
+        [&] { ops_.linear_forward(y, x, w, b, c); });
 }
-void TimedOps::linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) {
+void TimedOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) {
   timed(linear_name("backward", dy, w, x), [&] { ops_.linear_backward(dx, dw, db, dy, x, w); });
 }
 void TimedOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                             float eps) {
   timed("norm forward", [&] { ops_.norm_forward(y, stats, x, w, b, kind, eps); });
 }
-void TimedOps::norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
+void TimedOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
                              Tensor stats, Norm kind) {
   timed("norm backward", [&] { ops_.norm_backward(dx, dw, db, dy, x, w, stats, kind); });
 }
@@ -97,7 +98,7 @@ void TimedOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor 
   timed("residual_norm forward",
         [&] { ops_.residual_norm_forward(sum, y, stats, x, branch, w, b, kind, eps, drop); });
 }
-void TimedOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
+void TimedOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
                                       Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
   timed("residual_norm backward",
         [&] { ops_.residual_norm_backward(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop); });
@@ -112,7 +113,7 @@ void TimedOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tenso
   timed(linear_name("+ glu forward", gu, w, x),
         [&] { ops_.linear_glu_forward(h, gu, x, w, b, act); });
 }
-void TimedOps::glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
+void TimedOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
                                    Tensor gu, Tensor w, Act act) {
   timed(linear_name("+ glu backward", dy, w, h),
         [&] { ops_.glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act); });
@@ -125,7 +126,7 @@ void TimedOps::cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t 
 void TimedOps::lower_bound_forward(Tensor beta, Tensor gamma) {
   timed("lower_bound", [&] { ops_.lower_bound_forward(beta, gamma); });
 }
-void TimedOps::lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) {
+void TimedOps::lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) {
   timed("lower_bound", [&] { ops_.lower_bound_backward(dgamma, dbeta, gamma); });
 }
 void TimedOps::sum(Tensor out, Tensor x) {

@@ -33,6 +33,13 @@ class TimedOps final : public Ops {
   void free(void* p) override { ops_.free(p); }
   void download(void* host, Tensor src) override { ops_.download(host, src); }
   void synchronize() override { ops_.synchronize(); }
+  bool asynchronous() const override { return ops_.asynchronous(); }
+  int64_t download_later(Tensor src) override { return ops_.download_later(src); }
+  void fetch(void* host, int64_t ticket) override { ops_.fetch(host, ticket); }
+  // While operations are timed one by one nothing is recorded.
+  std::unique_ptr<Recording> record(std::function<void()> work) override {
+    return on_ ? Ops::record(std::move(work)) : ops_.record(std::move(work));
+  }
   size_t scratch_bytes(int64_t N, int64_t D) const override { return ops_.scratch_bytes(N, D); }
   void use_scratch(Tensor bytes) override { ops_.use_scratch(bytes); }
   int64_t mark() override { return ops_.mark(); }
@@ -44,26 +51,26 @@ class TimedOps final : public Ops {
   void cast(Tensor dst, Tensor src) override;
   void upload(Tensor dst, const void* host) override;
   void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
-  void embedding_backward(Tensor dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
-  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) override;
-  void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w) override;
+  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+  void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) override;
+  void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) override;
   void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                     float eps) override;
-  void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor stats,
+  void norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w, Tensor stats,
                      Norm kind) override;
   void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
                              Tensor b, Norm kind, float eps, Dropout drop) override;
-  void residual_norm_backward(Tensor dsum, Tensor dbranch, Tensor dw, Tensor db, Tensor dy,
-                              Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) override;
+  void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor sum,
+                              Tensor w, Tensor stats, Norm kind, Dropout drop) override;
   void glu_forward(Tensor h, Tensor gu, Act act) override;
   void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;
   void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
-  void glu_linear_backward(Tensor dgu, Tensor dh, Tensor dw, Tensor db, Tensor dy, Tensor h,
-                           Tensor gu, Tensor w, Act act) override;
+  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h, Tensor gu,
+                           Tensor w, Act act) override;
   void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
                      double grad_scale) override;
   void lower_bound_forward(Tensor beta, Tensor gamma) override;
-  void lower_bound_backward(Tensor dgamma, Tensor dbeta, Tensor gamma) override;
+  void lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) override;
   void sum(Tensor out, Tensor x) override;
   void square_sum(Tensor out, Tensor x) override;
   void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) override;

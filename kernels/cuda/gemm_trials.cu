@@ -1,0 +1,98 @@
+// How fast cuBLASLt's candidates do a product of linear layers: what the heuristic's first choice
+// loses against the best, for `hgrn-bench gemm` and the table in gemm.cu.
+// Test: tests/ops/test_linear.cpp
+#include <algorithm>
+
+#include "cuda/cuda_check.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/vec.cuh"
+
+namespace hgrn {
+namespace {
+
+// Values in [-1, 1) from a hash: products of zeros would draw less power and run faster.
+template <class T>
+__global__ __launch_bounds__(256) void fill_kernel(T* x, int64_t n, uint64_t seed) {
+  const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
+  if (i < n) x[i] = T(float(mix64(seed + uint64_t(i)) >> 40) * 0x1p-23f - 1.0f);
+}
+
+class TrialMemory {
+ public:
+  explicit TrialMemory(CudaOps& ops) : ops_(ops) {}
+  ~TrialMemory() {
+    for (void* p : blocks_) ops_.free(p);
+  }
+  TrialMemory(const TrialMemory&) = delete;
+  TrialMemory& operator=(const TrialMemory&) = delete;
+  Tensor take(Shape shape, DType dtype) {
+    Tensor t(nullptr, dtype, shape);
+    t.data = ops_.alloc(t.bytes(), "a measurement");
+    blocks_.push_back(t.data);
+    const unsigned blocks = unsigned((t.numel() + 255) / 256);
+    dispatch(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      fill_kernel<T>
+          <<<blocks, 256, 0, ops_.stream()>>>(t.ptr<T>(), t.numel(), blocks_.size() << 40);
+      CUDA_CHECK(cudaGetLastError());
+    });
+    return t;
+  }
+
+ private:
+  CudaOps& ops_;
+  std::vector<void*> blocks_;
+};
+
+}  // namespace
+
+std::vector<ProductTrial> CudaOps::time_product(const Product& p, int candidates, int runs) {
+  constexpr int64_t kFlushBytes = int64_t(256) << 20;  // more than any cache
+  TrialMemory memory(*this);
+  GemmCall c;
+  switch (p.kind) {
+    case Product::Kind::forward:
+      c = forward_call(act_dtype_, p.N, p.I, p.O);
+      c.a = memory.take({p.O, p.I}, act_dtype_).data,
+      c.b = memory.take({p.N, p.I}, act_dtype_).data;
+      if (p.add) c.c = memory.take({p.N, p.O}, act_dtype_).data;
+      break;
+    case Product::Kind::input_gradient:
+      c = input_gradient_call(act_dtype_, p.N, p.I, p.O);
+      c.a = memory.take({p.O, p.I}, act_dtype_).data,
+      c.b = memory.take({p.N, p.O}, act_dtype_).data;
+      break;
+    case Product::Kind::weight_gradient:
+      c = weight_gradient_call(act_dtype_, p.N, p.I, p.O);
+      c.a = memory.take({p.N, p.I}, act_dtype_).data,
+      c.b = memory.take({p.N, p.O}, act_dtype_).data;
+      break;
+  }
+  c.d = memory.take({c.n, c.m}, c.out).data;
+  c.beta = p.add ? 1 : 0;
+  const Tensor flush = memory.take({kFlushBytes / 4}, DType::f32);
+
+  const std::vector<GemmCandidate> all = gemm_->candidates(c, candidates);
+  const int chosen = gemm_->chosen(c, all);
+  std::vector<ProductTrial> out;
+  for (size_t i = 0; i < all.size(); ++i) {
+    forget_marks();
+    gemm_->run(c, all[i]);  // loads the kernel
+    std::vector<std::pair<int64_t, int64_t>> spans;
+    for (int r = 0; r < runs; ++r) {
+      zero(flush);
+      const int64_t from = mark();
+      gemm_->run(c, all[i]);
+      spans.emplace_back(from, mark());
+    }
+    synchronize();
+    std::vector<double> us;
+    for (const auto& [from, to] : spans) us.push_back(1e3 * elapsed_ms(from, to));
+    std::sort(us.begin(), us.end());
+    out.push_back({all[i].text(), us[us.size() / 2], int(i) == chosen});
+  }
+  forget_marks();
+  return out;
+}
+
+}  // namespace hgrn
