@@ -17,10 +17,10 @@
 namespace hgrn {
 namespace {
 
-constexpr int kMaxPeers = 16;                        // GPUs of one machine
-constexpr size_t kFlagBytes = size_t(2) << 20;       // an allocation of its own: IPC shares whole ones
-constexpr size_t kStagingBytes = size_t(64) << 20;   // over all peers
-constexpr size_t kLeastBytes = size_t(256) << 10;    // a part; smaller ones are latency alone
+constexpr int kMaxPeers = 16;                   // GPUs of one machine
+constexpr size_t kFlagBytes = size_t(2) << 20;  // an allocation of its own: IPC shares whole ones
+constexpr size_t kStagingBytes = size_t(64) << 20;  // over all peers
+constexpr size_t kLeastBytes = size_t(256) << 10;   // a part; smaller ones are latency alone
 enum Kind { kComplete = 0, kRead = 1 };
 
 struct Parts {
@@ -247,7 +247,8 @@ void PeerCopies::reduce_scatter(Tensor x) {
     const int64_t n = int64_t(bytes / size_of(x.dtype));
     const auto blocks = unsigned(std::min<size_t>((bytes / 16 + 511) / 512, 1024));
     if (x.dtype == DType::f32)
-      sum_parts<float><<<blocks, 512, 0, stream_>>>(reinterpret_cast<float*>(own), parts, world_, n);
+      sum_parts<float>
+          <<<blocks, 512, 0, stream_>>>(reinterpret_cast<float*>(own), parts, world_, n);
     else
       sum_parts<bf16><<<blocks, 512, 0, stream_>>>(reinterpret_cast<bf16*>(own), parts, world_, n);
     CUDA_CHECK(cudaGetLastError());

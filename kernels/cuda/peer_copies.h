@@ -1,13 +1,13 @@
-// Sums and gathers between the GPUs of one machine by their copy engines. A kernel of NCCL that sums
-// takes multiprocessors from the step's products, whose kernels have one block a multiprocessor and
-// then need a second round. Here each GPU pulls the other GPUs' numbers of its own part through
-// NVLink, without any kernel, and adds them up in the order of the ranks: one short kernel, and the
-// same bits in every run.
+// Sums and gathers between the GPUs of one machine by their copy engines. A kernel of NCCL that
+// sums takes multiprocessors from the step's products, whose kernels have one block a
+// multiprocessor and then need a second round. Here each GPU pulls the other GPUs' numbers of its
+// own part through NVLink, without any kernel, and adds them up in the order of the ranks: one
+// short kernel, and the same bits in every run.
 //
-// Buffers are shared between the processes (CUDA IPC) by share(), which all ranks call alike. Around
-// each collective stand two agreements, made by the streams themselves in words of device memory: "my
-// numbers are complete" before, "I have read yours" after. Nothing here waits on the host.
-// Test: tests/train/test_gpu_ranks.cpp
+// Buffers are shared between the processes (CUDA IPC) by share(), which all ranks call alike.
+// Around each collective stand two agreements, made by the streams themselves in words of device
+// memory: "my numbers are complete" before, "I have read yours" after. Nothing here waits on the
+// host. Test: tests/train/test_gpu_ranks.cpp
 #pragma once
 #include <cuda_runtime.h>
 
@@ -24,7 +24,8 @@ class KeyValueStore;
 
 class PeerCopies {
  public:
-  // `stream`: of the collectives. All ranks construct it, or none; one that is not `on` keeps all out.
+  // `stream`: of the collectives. All ranks construct it, or none; one that is not `on` keeps all
+  // out.
   PeerCopies(int rank, int world, KeyValueStore& store, cudaStream_t stream, bool on);
   ~PeerCopies();
   PeerCopies(const PeerCopies&) = delete;
@@ -32,7 +33,8 @@ class PeerCopies {
 
   // True on all ranks where the others' `whole` can be read by each of them, else false on all.
   bool share(Tensor whole);
-  // Whether a collective over x, with `world` equal parts, can go through here: the same on all ranks.
+  // Whether a collective over x, with `world` equal parts, can go through here: the same on all
+  // ranks.
   bool takes(Tensor x) const;
 
   void reduce_scatter(Tensor x);  // part `rank` of x becomes the sum; the other parts stay
@@ -60,9 +62,9 @@ class PeerCopies {
   KeyValueStore& store_;
   const cudaStream_t stream_;
   cudaStream_t release_stream_ = nullptr;
-  uint32_t* flags_ = nullptr;             // [kind][peer]: the newest collective that the peer told of
-  std::vector<uint32_t*> their_flags_;    // by rank
-  char* staging_ = nullptr;               // of the peers' numbers
+  uint32_t* flags_ = nullptr;           // [kind][peer]: the newest collective that the peer told of
+  std::vector<uint32_t*> their_flags_;  // by rank
+  char* staging_ = nullptr;             // of the peers' numbers
   uint32_t sequence_ = 0;
   int exchanges_ = 0;
   std::vector<Buffer> buffers_;
