@@ -34,8 +34,9 @@ fail() { # LOG WORDS
   exit 1
 }
 rank_of() { # PID: its rank, where it is one of this run's ranks
-  tr '\0' '\n' <"/proc/$1/environ" 2>/dev/null | sed -n 's/^RANK=//p'
+  { tr '\0' '\n' <"/proc/$1/environ" | sed -n 's/^RANK=//p'; } 2>/dev/null # it may have ended
 }
+restarts() { grep -c 'launch: restart' "$dir/broken.log" || true; }
 newest() { # the step of the disturbed run's newest checkpoint; 0 before the first
   { find "$dir/broken/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; echo 0; } |
     sed 's/.*step-0*//' | sort -n | tail -1
@@ -49,7 +50,7 @@ span_ms=$((($(date +%s%N) - from) / 1000000))
 run broken broken.log 1000000 &
 launcher=$!
 trap 'kill -9 $launcher 2>/dev/null || true; rm -rf "$dir"' EXIT
-done_kills=0
+done_kills=0 before=-1
 while [ "$done_kills" -lt "$kills" ]; do
   pause=$((RANDOM % (span_ms + 1)))
   sleep "$(printf '%d.%03d' $((pause / 1000)) $((pause % 1000)))"
@@ -57,9 +58,15 @@ while [ "$done_kills" -lt "$kills" ]; do
   victims=()
   for p in $(pgrep -P "$launcher" || true); do [ -n "$(rank_of "$p")" ] && victims+=("$p"); done
   [ "${#victims[@]}" -eq 0 ] && continue
+  before=$(restarts)
   kill -9 "${victims[$((RANDOM % ${#victims[@]}))]}" 2>/dev/null && done_kills=$((done_kills + 1))
 done
-# The ranks are well again when the next checkpoint comes; then a signal must save and end them all.
+# The ranks are well again when they were started once more and the next checkpoint has come; then a signal must
+# save and end them all.
+until [ "$(restarts)" -gt "$before" ]; do
+  kill -0 "$launcher" 2>/dev/null || fail broken.log "the launcher ended after the last kill"
+  sleep 0.05
+done
 stop_after=$(newest)
 until [ "$(newest)" -gt "$stop_after" ]; do
   kill -0 "$launcher" 2>/dev/null || fail broken.log "the launcher ended after the last kill"
@@ -77,6 +84,5 @@ folder=$(printf 'checkpoints/step-%08d' "$last")
 for file in model.safetensors $(cd "$dir/whole/$folder" && ls optimizer-*); do
   cmp "$dir/whole/$folder/$file" "$dir/broken/$folder/$file"
 done
-restarts=$(grep -c 'launch: restart' "$dir/broken.log" || true)
-echo "soak_ranks: $done_kills kills of $ranks ranks, $restarts restarts, $last steps (a kill within $span_ms ms):" \
+echo "soak_ranks: $done_kills kills of $ranks ranks, $(restarts) restarts, $last steps (a kill within $span_ms ms):" \
   "the same model bit for bit"

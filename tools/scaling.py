@@ -99,16 +99,15 @@ class Bench:
 
     # ---- one process a rank
 
-    def start(self, n, words):
-        """Output of rank 0 once all have ended well; None (and a note) where one did not."""
-        cores = max(1, len(os.sched_getaffinity(0)) // n)
-        port, ranks = free_port(), []
-        for rank in range(n):
-            env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_RANK": str(rank),
-                   "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    def start(self, starts):
+        """Runs (environment, words) side by side; the first one's output once all have ended well, else None."""
+        cores = max(1, len(os.sched_getaffinity(0)) // len(starts))
+        ranks = []
+        for extra, words in starts:
+            env = {**os.environ, **{k: str(v) for k, v in extra.items()}}
             env.setdefault("OMP_NUM_THREADS", str(cores))
-            ranks.append(subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                          stderr=subprocess.STDOUT, universal_newlines=True))
+            ranks.append(subprocess.Popen([str(w) for w in words], env=env, stdin=subprocess.DEVNULL,
+                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True))
         try:
             said = [r.communicate(timeout=self.a.limit)[0] for r in ranks]
         except subprocess.TimeoutExpired:
@@ -119,7 +118,7 @@ class Bench:
                 r.wait()
         if said is None or any(r.returncode for r in ranks):
             text = "did not end in time" if said is None else "\n".join(said)[-2000:]
-            self.failures.append(f"{' '.join(words)}, {n} ranks: {text}")
+            self.failures.append(f"{' '.join(map(str, starts[0][1]))}, {len(ranks)} processes: {text}")
             return None
         return said[0]
 
@@ -132,21 +131,40 @@ class Bench:
                     batches.append(strong)
                 if not batches or self.late(f"{m.name}, {n} ranks"):
                     continue
-                table = self.out / f"{m.name}-{n}.json"
+                print(f"{time.monotonic() - self.began:6.0f} s  {m.name}, {n} ranks", file=sys.stderr, flush=True)
                 words = [BENCH, "comm", "--config", m.config, "--micro-batch", m.micro_batch, "--steps",
-                         self.a.steps, "--device", self.a.device, "--json", table, *self.sets]
+                         self.a.steps, "--device", self.a.device, *self.sets]
                 for b in batches:
                     words += ["--global-batch", b]
-                print(f"{time.monotonic() - self.began:6.0f} s  {m.name}, {n} ranks", file=sys.stderr, flush=True)
-                said = self.start(n, [str(w) for w in words])
-                if said is None:
-                    continue
-                self.result.setdefault("device", said.splitlines()[0] if n == 1 else None)
-                for row in json.loads(table.read_text()):
-                    self.rows.append({"model": m.name, "micro_batch": m.micro_batch, **row})
+                if n == 1:
+                    self.each_alone(m, words)
+                else:
+                    self.together(m, n, words)
         for row in self.rows:
             row["efficiency"] = self.efficiency(row)
         self.result["speeds"] = self.rows
+
+    def each_alone(self, m, words):
+        """One rank on every GPU, all at the same time, as they are when they train together: no two are equal."""
+        tables = [self.out / f"{m.name}-alone-{i}.json" for i in range(max(self.a.ranks))]
+        said = self.start([({"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": i}, [*words, "--json", t])
+                           for i, t in enumerate(tables)])
+        if said is None:
+            return
+        self.result["device"] = said.splitlines()[0]
+        for same in zip(*(json.loads(t.read_text()) for t in tables)):
+            speeds = [row["tokens_per_s"] for row in same]
+            step = statistics.mean(row["step_ms"] for row in same)
+            self.rows.append({"model": m.name, "micro_batch": m.micro_batch, **same[0], "step_ms": step,
+                              "tokens_per_s": statistics.mean(speeds), "each_tokens_per_s": speeds})
+
+    def together(self, m, n, words):
+        port, table = free_port(), self.out / f"{m.name}-{n}.json"
+        if self.start([({"RANK": r, "WORLD_SIZE": n, "LOCAL_RANK": r, "LOCAL_WORLD_SIZE": n,
+                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, [*words, "--json", table])
+                       for r in range(n)]) is not None:
+            self.rows += [{"model": m.name, "micro_batch": m.micro_batch, **row}
+                          for row in json.loads(table.read_text())]
 
     def is_weak(self, row):
         return row["global_batch"] == row["ranks"] * row["micro_batch"]
@@ -155,32 +173,41 @@ class Bench:
         return (row["model"] == self.models[0].name
                 and row["global_batch"] == max(self.a.ranks) * row["micro_batch"])
 
+    def alone(self, row):
+        """One rank with the same sequences a rank, or where that is no row's, with the same global batch."""
+        same = self.is_weak if self.is_weak(row) else self.is_strong
+        return next((o for o in self.rows if o["ranks"] == 1 and o["model"] == row["model"] and same(o)), None)
+
     def efficiency(self, row):
-        """Against one rank: the same sequences a rank, or where it has others the same global batch."""
-        for same in [self.is_weak] if self.is_weak(row) else [self.is_strong]:
-            for one in self.rows:
-                if one["ranks"] == 1 and one["model"] == row["model"] and same(one):
-                    return row["tokens_per_s"] / row["ranks"] / one["tokens_per_s"]
-        return None
+        one = self.alone(row)
+        return row["tokens_per_s"] / row["ranks"] / one["tokens_per_s"] if one else None
 
     def print_speeds(self, title, rows, base):
         if not rows:
             return
-        heads = ["model", "ranks", "ZeRO", "sequences a step", "tokens/s", "efficiency", "step, ms",
+        heads = ["model", "ranks", "ZeRO", "sequences a step", "tokens/s", "efficiency", "of the slowest GPU", "step, ms",
                  "without communication, ms", "communication alone, ms", "of it shown, ms", "hidden",
                  "weights and optimizer, GiB", "memory, GiB"]
         print(f"\n{title}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
         for r in rows:
             one = next((o for o in rows if o["ranks"] == 1 and o["model"] == r["model"] and base(o)), None)
-            cells = [r["model"], r["ranks"], "-", r["global_batch"], f"{r['tokens_per_s']:.0f}",
-                     f"{100 * r['tokens_per_s'] / r['ranks'] / one['tokens_per_s']:.1f} %" if one else "-",
+            cells = [r["model"], r["ranks"], "-", r["global_batch"], f"{r['tokens_per_s']:.0f}", "-", "-",
                      f"{r['step_ms']:.2f}", "-", "-", "-", "-", f"{r['state_gib']:.3f}",
                      f"{r['memory_gib']:.2f}" if r["memory_gib"] else "-"]
+            if one:
+                share = 100 * r["tokens_per_s"] / r["ranks"]
+                cells[5] = f"{share / one['tokens_per_s']:.1f} %"
+                cells[6] = f"{share / min(one['each_tokens_per_s']):.1f} %"
             if r["ranks"] > 1:
                 cells[2] = r["zero"]
-                cells[7:11] = [f"{r['silent_ms']:.2f}", f"{r['alone_ms']:.2f}", f"{r['shown_ms']:.2f}",
+                cells[8:12] = [f"{r['silent_ms']:.2f}", f"{r['alone_ms']:.2f}", f"{r['shown_ms']:.2f}",
                                f"{100 * min(1, max(0, r['hidden'])):.0f} %"]
             print(f"| {' | '.join(map(str, cells))} |")
+        for r in rows:
+            if r["ranks"] == 1:
+                each = ", ".join(f"{t:.0f}" for t in r["each_tokens_per_s"])
+                print(f"\n{r['model']}, {r['global_batch']} sequences, one rank on each GPU at the same time: {each} tokens/s; "
+                      "the row is their mean.")
         sys.stdout.flush()
 
     # ---- runs
