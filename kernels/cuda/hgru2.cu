@@ -15,10 +15,12 @@ using hgru2::Call;
 using hgru2::Split;
 
 // On a Hopper the kernels of hgru2_*_sm90.cu take over from the others; HGRN_HGRU2_SM90=0 in the
-// environment keeps those, to compare the two or where one is in doubt.
-bool use_sm90_kernels(int major) {
+// environment keeps those, to compare the two or where one is in doubt; 2 takes
+// hgru2_backward_split_sm90.cu for the backward pass.
+int sm90_kernels(int major) {
   const char* const text = std::getenv("HGRN_HGRU2_SM90");
-  return major == 9 && !(text && text[0] == '0');
+  if (major != 9) return 0;
+  return text && text[0] >= '0' && text[0] <= '2' ? text[0] - '0' : 1;
 }
 
 class CudaHgru2 final : public SeqKernel {
@@ -33,7 +35,7 @@ class CudaHgru2 final : public SeqKernel {
     CUDA_CHECK(
         cudaDeviceGetAttribute(&smem_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device));
-    sm90_ = use_sm90_kernels(major_);
+    sm90_ = sm90_kernels(major_);
   }
 
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
@@ -209,8 +211,7 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   DType dtype_;
-  int sms_ = 0, smem_limit_ = 0, major_ = 0;
-  bool sm90_ = false;
+  int sms_ = 0, smem_limit_ = 0, major_ = 0, sm90_ = 0;
   cudaStream_t stream_;
 };
 

@@ -43,7 +43,7 @@ struct Call {
   const float* h0;       // (B,H,n,n)
   void* states;          // saved states, one a 64 tokens
   Split split;           // tensor cores only
-  bool sm90;             // the Hopper kernels are wanted and the card is one
+  int sm90;              // > 0: the Hopper kernels are wanted and the card is one; 2: split roles
   float* boundaries;     // (split.boundaries(), n+1, n), scratch: hgru2_scan.cu
   // forward
   E* y;       // (B,T,D)
@@ -64,6 +64,7 @@ void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 // n = 128 on Hopper: the same results, faster. The two above call them where Call::sm90 is set.
 void forward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+void backward_split_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 
 // Fill boundaries, before a forward or backward with split heads.
 void scan_forward(const Call<__nv_bfloat16>& call, cudaStream_t stream);

@@ -29,6 +29,10 @@ __device__ __forceinline__ void mbarrier_arrive_warp(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
   __syncwarp();
 }
+// The same, by each thread when the cp.asyncs it has issued so far have arrived; it does not wait.
+__device__ __forceinline__ void cp_async_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 // Waits for the end of the phase of this parity (the first phase has parity 0). Before the first
 // phase has ended, parity 1 counts as ended.
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
