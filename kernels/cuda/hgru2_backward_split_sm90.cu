@@ -661,6 +661,7 @@ struct StateWarp {
       mbarrier_wait(smem + kKeyLoaded + key_turn.slot * 8, key_turn.parity);
       mbarrier_wait(smem + kQueryLoaded + query_turn.slot * 8, query_turn.parity);
       mbarrier_wait(smem + kFull, parity);
+      mbarrier_wait(smem + kReady, parity);  // dv reads bf16(dh) of all state warps
       if (warp < 2) {
         const Tokens tokens{resets_of(smem_bytes, t0), T - t0};
         if (warp == 0)
