@@ -150,7 +150,7 @@ struct Turn {
 __device__ __forceinline__ void forget_origin(float& v) {
   asm volatile("" : "+f"(v));
 }
-__device__ __forceinline__ int of_unknown_origin(int v) {
+__device__ __forceinline__ uint32_t of_unknown_origin(uint32_t v) {
   asm volatile("" : "+r"(v));
   return v;
 }
@@ -239,10 +239,10 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
         const uint4 h4 = ld_shared4(state + k * kRole * 16);
         const uint32_t h[4] = {h4.x, h4.y, h4.z, h4.w};
         ldmatrix(d, at_step(dh_at, k, kH / 2));
-        ldmatrix(frag, at_step(tile_major + dy_at, k));
+        ldmatrix(frag, at_step(tile_major, k) + dy_at);
         mma(iq[0], h, frag[0], frag[1]);
         mma(iq[1], h, frag[2], frag[3]);
-        ldmatrix(frag, at_step(tile_major + v_at, k));
+        ldmatrix(frag, at_step(tile_major, k) + v_at);
         mma(ik[0], d, frag[0], frag[1]);
         mma(ik[1], d, frag[2], frag[3]);
       }
@@ -325,13 +325,13 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
       stmatrix_trans(own_tile + xf_at, packed);
       // Rows of 32 bytes of this warp's channels, a lane 16 bytes of one token.
       __syncwarp();
-      const int thread = of_unknown_origin(tid), row = thread % 32 >> 1;
-      const int column16 = 2 * (thread >> 5) + (thread & 1), t = t0 + token_at(row);
+      const uint32_t thread = of_unknown_origin(tid), row = thread % 32 >> 1;
+      const uint32_t column16 = 2 * (thread >> 5) + (thread & 1), token = token_at(row);
       const uint4 of_q = ld_shared4(smem + row_offset(row, column16) + xq_at);
       const uint4 of_f = ld_shared4(smem + row_offset(row, column16) + xf_at);
-      if (t < T) {
-        __nv_bfloat16* const dx =
-            a.dx + (block.b * a.T + t) * 3 * a.D + block.head * N + 8 * column16;
+      if (t0 + int(token) < T) {
+        __nv_bfloat16* const dx = a.dx + (block.b * a.T + t0) * 3 * a.D + block.head * N +
+                                  (token * 3 * uint32_t(a.D) + 8 * column16);
         *reinterpret_cast<uint4*>(dx) = of_q;
         *reinterpret_cast<uint4*>(dx + a.D) = of_f;
       }
@@ -391,34 +391,36 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
 }
 
 // A state thread's part of the copies: one 16-byte column of one token of every sub-chunk, and its
-// own fragments of the saved states.
+// own fragments of the saved states. Addresses are a pointer of the CTA and the thread's offset.
 struct Copies {
   const Call<__nv_bfloat16>& a;
   const Block& block;
-  const __nv_bfloat16 *x, *dy;
-  uint32_t smem, at, own_states;
-  int token, thread;
+  uint32_t smem, thread, token;
   __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& call, const Block& its_block,
-                                    uint32_t smem_base, int its_thread)
-      : a(call), block(its_block), smem(smem_base), token(its_thread / 16), thread(its_thread) {
-    const int column = thread % 16;
-    x = a.x + block.b * a.T * 3 * a.D + block.head * N + column * 8;
-    dy = a.dy + block.b * a.T * a.D + block.head * N + column * 8;
-    at = smem + row_offset(position_of(token), column);
-    own_states = smem + kStates + thread * 16;
+                                    uint32_t smem_base, uint32_t its_thread)
+      : a(call), block(its_block), smem(smem_base), thread(its_thread), token(its_thread / 16) {}
+  __device__ __forceinline__ uint32_t to(uint32_t tile) const {
+    return smem + row_offset(position_of(token), thread % 16) + tile;
   }
-  // f and v of a unit, zeros beyond T.
+  // Tokens at and beyond T are filled with zeros, and nothing is read.
+  __device__ __forceinline__ void copy(uint32_t tile, const __nv_bfloat16* first, uint32_t stride,
+                                       bool valid) const {
+    cp_async16(to(tile),
+               reinterpret_cast<const char*>(first) + (token * stride * 2 + thread % 16 * 16),
+               valid);
+  }
+  // f and v of a unit.
   __device__ __forceinline__ void key_side(int unit, int slot) const {
-    const int t = block.first_token(unit) + token;
-    const bool valid = t < a.T;
-    const __nv_bfloat16* const from = valid ? x + int64_t(t) * 3 * a.D : x;
-    const uint32_t to = at + kKeyRaw + slot * 2 * kTile;
-    cp_async16(to, from + (valid ? a.D : 0), valid);
-    cp_async16(to + kTile, from + (valid ? 2 * a.D : 0), valid);
+    const int t0 = block.first_token(unit);
+    const bool valid = t0 + int(token) < int(a.T);
+    const uint32_t tile = kKeyRaw + slot * 2 * kTile, stride = 3 * uint32_t(a.D);
+    const __nv_bfloat16* const x = a.x + ((block.b * a.T + t0) * 3 + 1) * a.D + block.head * N;
+    copy(tile, x, stride, valid);
+    copy(tile + kTile, x + a.D, stride, valid);
     if (a.input_act != Act::identity) {  // a thread's own copies need no barrier
       cp_async_commit();
       cp_async_wait<0>();
-      activate16(to + kTile, a.input_act);
+      activate16(to(tile + kTile), a.input_act);
       mbarrier_arrive_warp(smem + kKeyLoaded + slot * 8);
     } else {
       cp_async_arrive(smem + kKeyLoaded + slot * 8);
@@ -426,19 +428,21 @@ struct Copies {
   }
   // q and dy.
   __device__ __forceinline__ void query_side(int unit, int slot) const {
-    const int t = block.first_token(unit) + token;
-    const bool valid = t < a.T;
-    const uint32_t to = at + kQueryRaw + slot * 2 * kTile;
-    cp_async16(to, valid ? x + int64_t(t) * 3 * a.D : x, valid);
-    cp_async16(to + kTile, valid ? dy + int64_t(t) * a.D : dy, valid);
+    const int t0 = block.first_token(unit);
+    const bool valid = t0 + int(token) < int(a.T);
+    const uint32_t tile = kQueryRaw + slot * 2 * kTile, D = uint32_t(a.D);
+    const int64_t row = block.b * a.T + t0;
+    copy(tile, a.x + row * 3 * a.D + block.head * N, 3 * D, valid);
+    copy(tile + kTile, a.dy + row * a.D + block.head * N, D, valid);
     cp_async_arrive(smem + kQueryLoaded + slot * 8);
   }
   __device__ __forceinline__ void saved_state(int chunk, int slot) const {
-    const uint4* const from = static_cast<const uint4*>(a.states) +
-                              (block.bh * block.chunks + chunk) * (kH / 16) + thread;
+    const uint4* const from =
+        static_cast<const uint4*>(a.states) + (block.bh * block.chunks + chunk) * (kH / 16);
 #pragma unroll
     for (int k = 0; k < kWarps; ++k)
-      cp_async16(own_states + slot * kH + k * kRole * 16, from + k * kRole, true);
+      cp_async16(smem + kStates + slot * kH + (k * kRole + thread) * 16,
+                 from + (k * kRole + thread), true);
   }
 };
 
@@ -452,8 +456,8 @@ __device__ __forceinline__ void score_block(unsigned char* smem_bytes, int lane,
   for (int k = 0; k < kWarps; ++k) {
     uint32_t left[4], right[4];
     if (kGradient) {
-      ldmatrix(left, at_step(smem + column_major_lane(lane) + dy, k));
-      ldmatrix(right, at_step(smem + tile_major_lane(lane) + v, k));
+      ldmatrix(left, at_step(smem + column_major_lane(lane), k) + dy);
+      ldmatrix(right, at_step(smem + tile_major_lane(lane), k) + v);
     } else {
       ldmatrix_trans(left, smem + kQueryD + lane_narrow_row_major(lane) + k * 512);
       ldmatrix_trans(right, smem + kKeyD + lane_narrow_column_major(lane) + k * 512);
@@ -520,7 +524,7 @@ struct StateWarp {
     for (int sub = kSubs - 2; sub >= 0; --sub) {
       turn.advance();
       const uint32_t xf_at = kKeyRaw + turn.slot * 2 * kTile;
-      value[sub] = column_major + xf_at + kTile;
+      value[sub] = xf_at + kTile;
       mbarrier_wait(smem + kKeyLoaded + turn.slot * 8, turn.parity);
       const int t0 = chunk * kChunk + kSub * sub;
       const Tokens tokens{resets_of(smem_bytes, t0), int(a.T) - t0};
@@ -553,7 +557,8 @@ struct StateWarp {
       for (int sub = 0; sub < kSubs - 1; ++sub) {
         uint32_t v[kTogether][4];
 #pragma unroll
-        for (int j = 0; j < kTogether; ++j) ldmatrix_trans(v[j], at_step(value[sub], k0 + j));
+        for (int j = 0; j < kTogether; ++j)
+          ldmatrix_trans(v[j], at_step(column_major, k0 + j) + value[sub]);
 #pragma unroll
         for (int j = 0; j < kTogether; ++j)
 #pragma unroll
@@ -575,20 +580,23 @@ struct StateWarp {
 
   // bf16(dh) for all, and sum_v h dh with the h in `slot`.
   __device__ __forceinline__ void publish(const float (&dh)[N / 8][4], int slot) const {
-    const uint32_t dh_at = smem + kDh + own * 128 + column_major_lane(lane);
+    // Blocks in the order rows 0-7 left and right, rows 8-15 left and right: a pair of registers is
+    // then the B operand of the transpose.
+    const uint32_t dh_at = smem + kDh + own * 128 + tile_major_lane(lane);
     float diagonal[2][4] = {};
 #pragma unroll
     for (int k = 0; k < kWarps; ++k) {
       uint32_t d[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        d[e] = pack_bf16(dh[2 * k + (e >> 1)][2 * (e & 1)], dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
+      for (int e = 0; e < 4; ++e) {
+        const int j = 2 * k + (e & 1), r = e >> 1;
+        d[e] = pack_bf16(dh[j][2 * r], dh[j][2 * r + 1]);
+      }
       stmatrix(at_step(dh_at, k, kH / 2), d);
       const uint4 h4 = ld_shared4(own_states + slot * kH + k * kRole * 16);
       const uint32_t h[4] = {h4.x, h4.y, h4.z, h4.w};
-      // The A tile of dh is the B operand of its transpose.
-      mma(diagonal[0], h, d[0], d[2]);
-      mma(diagonal[1], h, d[1], d[3]);
+      mma(diagonal[0], h, d[0], d[1]);
+      mma(diagonal[1], h, d[2], d[3]);
     }
     if (q == g >> 1) {
       float* const cross = reinterpret_cast<float*>(smem_bytes + kCross) + own + g;
@@ -602,15 +610,16 @@ struct StateWarp {
   __device__ __forceinline__ void store_dv(const float (&dv)[2][4], uint32_t v_at, int t0) const {
     const uint32_t packed[4] = {pack_bf16(dv[0][0], dv[0][1]), pack_bf16(dv[0][2], dv[0][3]),
                                 pack_bf16(dv[1][0], dv[1][1]), pack_bf16(dv[1][2], dv[1][3])};
-    stmatrix(at_step(column_major + v_at, warp), packed);
+    stmatrix(at_step(column_major, warp) + v_at, packed);
     __syncwarp();
-    const int thread = of_unknown_origin(tid), row = thread % 32 >> 1;
-    const int column16 = 2 * (thread >> 5) + (thread & 1), t = t0 + token_at(row);
+    const uint32_t thread = of_unknown_origin(tid), row = thread % 32 >> 1;
+    const uint32_t column16 = 2 * (thread >> 5) + (thread & 1), token = token_at(row);
     uint4 v = ld_shared4(smem + row_offset(row, column16) + v_at);
-    if (t >= a.T) return;
-    const int64_t at = (block.b * a.T + t) * 3 * a.D + 2 * a.D + block.head * N + 8 * column16;
+    if (t0 + int(token) >= int(a.T)) return;
+    const int64_t first = ((block.b * a.T + t0) * 3 + 2) * a.D + block.head * N;
+    const uint32_t at = token * 3 * uint32_t(a.D) + 8 * column16;
     if (a.input_act != Act::identity) {
-      const uint4 raw = *reinterpret_cast<const uint4*>(a.x + at);
+      const uint4 raw = *reinterpret_cast<const uint4*>(a.x + first + at);
       const uint32_t* const x = reinterpret_cast<const uint32_t*>(&raw);
       uint32_t* const d = reinterpret_cast<uint32_t*>(&v);
 #pragma unroll
@@ -621,7 +630,7 @@ struct StateWarp {
         d[e] = pack_bf16(low_bf16(d[e]) * slope_low, high_bf16(d[e]) * slope_high);
       }
     }
-    *reinterpret_cast<uint4*>(a.dx + at) = v;
+    *reinterpret_cast<uint4*>(a.dx + first + at) = v;
   }
 
   __device__ __forceinline__ void run() const {
@@ -642,10 +651,6 @@ struct StateWarp {
     Turn<kKeyRing> key_turn;
     Turn<kQueryRing> query_turn;
     cp_async_wait<0>();
-    const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
-    const uint32_t dh_columns = smem + kDh + (warp >> 2) * (kH / 2) + (lane & 15) * 128 +
-                                (((2 * warp + (lane >> 4)) ^ lane) & 7) * 16;
-
 #pragma unroll 1
     for (int unit = 0; unit < block.units; ++unit) {
       const int t0 = block.first_token(unit), sub = kSubs - 1 - unit % kSubs;
@@ -673,7 +678,9 @@ struct StateWarp {
 
       // ---- dv from dh, and dh
       float dv[2][4] = {};
+      const uint32_t narrow_row = smem + lane_narrow_row_major(of_unknown_origin(lane));
       {
+        const uint32_t dh_columns = at_step(column_major, warp, kH / 2) + kDh;
         uint32_t query_b[4];
         ldmatrix(query_b, smem + lane_narrow_store(own, lane) + kQuery);
         float total[2];
@@ -687,7 +694,7 @@ struct StateWarp {
           ldmatrix_trans(right, dh_columns + k * 16 * 128);
           mma(dv[0], left, right[0], right[1]);
           mma(dv[1], left, right[2], right[3]);
-          ldmatrix_trans(right, at_step(column_major + dy_at, k));
+          ldmatrix_trans(right, at_step(column_major, k) + dy_at);
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             float(&s)[4] = dh[2 * k + i];
@@ -700,7 +707,7 @@ struct StateWarp {
       {
         uint32_t left[4], right[4];
         ldmatrix_trans(left, narrow_row + kScores);
-        ldmatrix_trans(right, at_step(column_major + dy_at, warp));
+        ldmatrix_trans(right, at_step(column_major, warp) + dy_at);
         mma(dv[0], left, right[0], right[1]);
         mma(dv[1], left, right[2], right[3]);
       }
@@ -711,17 +718,17 @@ struct StateWarp {
         read_resets(a, block, smem_bytes, chunk - 1, lane);
 
       // ---- loads: over the unit before, which all have left
-      const Copies copies(a, block, smem, of_unknown_origin(tid));
+      const auto copies = [&] { return Copies(a, block, smem, of_unknown_origin(tid)); };
       const int before_key = key_turn.slot == 0 ? kKeyRing - 1 : key_turn.slot - 1;
       const int before_query = query_turn.slot == 0 ? kQueryRing - 1 : query_turn.slot - 1;
-      if (unit + kKeyRing - 1 < block.units) copies.key_side(unit + kKeyRing - 1, before_key);
+      if (unit + kKeyRing - 1 < block.units) copies().key_side(unit + kKeyRing - 1, before_key);
       if (unit + kQueryRing - 1 < block.units)
-        copies.query_side(unit + kQueryRing - 1, before_query);
+        copies().query_side(unit + kQueryRing - 1, before_query);
 
       mbarrier_wait(smem + kRead, parity);
       // The saved states: this chunk's for its first sub-chunk, the next one's to start from.
-      if (sub == 3) copies.saved_state(chunk, 2);
-      if (sub == 2 && chunk > block.first_chunk) copies.saved_state(chunk - 1, 1);
+      if (t0 % kChunk == 3 * kSub) copies().saved_state(chunk, 2);
+      if (t0 % kChunk == 2 * kSub && chunk > block.first_chunk) copies().saved_state(chunk - 1, 1);
       cp_async_commit();
       store_dv(dv, v_at, t0);
       key_turn.advance();
