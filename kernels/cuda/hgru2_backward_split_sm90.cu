@@ -36,10 +36,7 @@
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
 #endif
 
-#include "cuda/cuda_check.h"
-#include "cuda/hgru2_gates.cuh"
-#include "cuda/hgru2_kernels.h"
-#include "cuda/sm90.cuh"
+#include "cuda/hgru2_range.cuh"
 
 namespace hgrn::hgru2 {
 namespace {
@@ -98,23 +95,13 @@ __device__ __forceinline__ int token_at(int position) {
 }
 
 // What both roles know of their block. Unit i of it is the sub-chunk i before its end.
-struct Block {
-  int64_t bh, b, head;
-  int segment, first_chunk, last_chunk, chunks, units;
-  bool whole;
-  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) {
-    const int part = int(blockIdx.x) - a.split.whole;
-    chunks = (int(a.T) + kChunk - 1) / kChunk;
-    whole = part < 0 || a.split.segments == 1;
-    segment = whole ? 0 : part % a.split.segments;
-    bh = whole ? blockIdx.x : a.split.whole + part / a.split.segments;
-    b = bh / a.H, head = bh % a.H;
-    first_chunk = segment * a.split.chunks;
-    last_chunk = whole ? chunks - 1 : min(chunks, first_chunk + a.split.chunks) - 1;
-    units = (last_chunk - first_chunk + 1) * kSubs;
+struct Block : Range {
+  int units;
+  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) : Range(a, true) {
+    units = (end - first) * kSubs;
   }
   __device__ __forceinline__ int first_token(int unit) const {
-    return (last_chunk + 1) * kChunk - (unit + 1) * kSub;
+    return end * kChunk - (unit + 1) * kSub;
   }
 };
 
@@ -348,9 +335,9 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       float* const out = a.dbound_partial + block.b * a.D + block.head * N + own + g + 8 * r;
       if (q == 0) {
-        out[block.segment * a.B * a.D] = sum;
+        out[block.part * a.B * a.D] = sum;
         if (block.whole)
-          for (int s = 1; s < a.split.segments; ++s) out[s * a.B * a.D] = 0.0f;
+          for (int part = 1; part < a.parts(); ++part) out[part * a.B * a.D] = 0.0f;
       }
     }
 }
@@ -362,7 +349,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
 __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_bfloat16>& a,
                                          const Block& block, int own, int g, int q) {
   const auto state_at = [&](int j, int r) { return (own + g + 8 * r) * N + 8 * j + 2 * q; };
-  const float* const from = block.last_chunk == block.chunks - 1 ? a.dhT : nullptr;
+  const float* const from = block.end == block.chunks ? a.dhT : nullptr;
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
 #pragma unroll
@@ -542,7 +529,7 @@ struct StateWarp {
       pack(key_b[sub], k_after);
     }
     constexpr int kTogether = 1;  // steps of 16 columns: more would not fit the registers
-#pragma unroll
+#pragma unroll 4
     for (int k0 = 0; k0 < kWarps; k0 += kTogether) {
       float h[kTogether][2][4];
 #pragma unroll
@@ -643,11 +630,14 @@ struct StateWarp {
 #pragma unroll 1
       for (int unit = 0; unit < kQueryRing - 1; ++unit)
         if (unit < block.units) copies.query_side(unit, unit);
-      copies.saved_state(block.last_chunk, 1);
+      copies.saved_state(block.end - 1, 1);
       cp_async_commit();
     }
     float dh[N / 8][4];
-    start_dh(dh, a, block, own, g, q);
+    if (block.from < 0)
+      start_dh(dh, a, block, own, g, q);
+    else
+      take_over<kRole>(dh, a, block.from, tid);
     Turn<kKeyRing> key_turn;
     Turn<kQueryRing> query_turn;
     cp_async_wait<0>();
@@ -714,7 +704,7 @@ struct StateWarp {
       mbarrier_arrive_warp(smem + kFreed);
 
       // For chunk_states() behind the next named barrier, and the gates behind the next ready.
-      if (sub == 2 && warp == kWarps - 1 && chunk > block.first_chunk)
+      if (sub == 2 && warp == kWarps - 1 && chunk > block.first)
         read_resets(a, block, smem_bytes, chunk - 1, lane);
 
       // ---- loads: over the unit before, which all have left
@@ -728,14 +718,15 @@ struct StateWarp {
       mbarrier_wait(smem + kRead, parity);
       // The saved states: this chunk's for its first sub-chunk, the next one's to start from.
       if (t0 % kChunk == 3 * kSub) copies().saved_state(chunk, 2);
-      if (t0 % kChunk == 2 * kSub && chunk > block.first_chunk) copies().saved_state(chunk - 1, 1);
+      if (t0 % kChunk == 2 * kSub && chunk > block.first) copies().saved_state(chunk - 1, 1);
       cp_async_commit();
       store_dv(dv, v_at, t0);
       key_turn.advance();
       query_turn.advance();
     }
 
-    if (a.dh0 && block.first_chunk == 0)
+    if (block.to >= 0) hand_over<kRole>(a, block.to, dh, tid, kDvBarrier);
+    if (a.dh0 && block.first == 0)
 #pragma unroll
       for (int j = 0; j < N / 8; ++j)
 #pragma unroll
@@ -761,7 +752,7 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
   }
   if (threadIdx.x < 32) {
     const Block block(a);
-    read_resets(a, block, smem_bytes, block.last_chunk, threadIdx.x);
+    read_resets(a, block, smem_bytes, block.end - 1, threadIdx.x);
   }
   __syncthreads();
   if (threadIdx.x < kRole) {
@@ -778,7 +769,7 @@ template <Act kAct>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   const auto kernel = backward_kernel<kAct>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<unsigned(c.split.ctas(c.B * c.H)), kThreads, kBytes, stream>>>(c);
+  kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
 }
 
@@ -786,6 +777,7 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 
 void backward_split_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
+  clear_flags(c, stream);
   if (c.output_act == Act::silu) return launch<Act::silu>(c, stream);
   if (c.output_act == Act::sigmoid) return launch<Act::sigmoid>(c, stream);
   launch<Act::identity>(c, stream);

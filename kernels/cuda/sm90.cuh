@@ -49,6 +49,18 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
       : "memory");
 }
 
+// A flag in device memory that one CTA sets for another: what was written before store_release(),
+// by threads that a barrier and __threadfence() order before it, is seen after wait_until_set().
+__device__ __forceinline__ void store_release(uint32_t* flag, uint32_t v) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(v) : "memory");
+}
+__device__ __forceinline__ void wait_until_set(const uint32_t* flag) {
+  uint32_t v;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
+  } while (v == 0);
+}
+
 // Registers a thread of this warpgroup may use from here on, where the card can change it. All four
 // warps of a warpgroup execute it; the block's sum must fit the register file.
 template <int kRegisters>
