@@ -63,7 +63,7 @@ struct Call {
   void* states;          // saved states, one a 64 tokens
   Split split;           // tensor cores only
   Chain chain;           // sm90 only, and then nothing is split
-  int sm90;              // > 0: the Hopper kernels are wanted and the card is one; 2: split roles
+  int sm90;              // > 0: the Hopper kernels are wanted and the card is one: hgru2.cu
   // (split.boundaries() or chain.slots, n+1, n), scratch: hgru2_scan.cu, hgru2_range.cuh
   float* boundaries;
   // forward
