@@ -93,6 +93,7 @@ void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void forward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_split_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+void backward_wgmma_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 
 // Fill boundaries, before a forward or backward with split heads.
 void scan_forward(const Call<__nv_bfloat16>& call, cudaStream_t stream);
