@@ -3,11 +3,13 @@
 //   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -DFMT_HEADER_ONLY -DFMT_USE_CONSTEXPR=1 -Isrc
 //     -Ikernels -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a
 //     tools/hgru2_check.cu kernels/cuda/hgru2*.cu -o hgru2_check
-//   ./hgru2_check [accuracy] [time] [small]     default: accuracy and time
+//   ./hgru2_check [accuracy] [time] [small] [compare]     default: accuracy and time
 //
 // accuracy: every gate regime, T, head size, with and without h0, dhT and resets; a table of rms
 // errors over the rms of the reference, the same call twice bit for bit, and step() over the same
-// tokens. time: medians of 30 launches. small: a few tiny shapes, for compute-sanitizer.
+// tokens. time: medians of 30 launches. small: a few tiny shapes, for compute-sanitizer. compare:
+// the Hopper kernels that HGRN_HGRU2_SM90 chooses between, accuracy of each at n = 128 and their
+// times in turn.
 // Exits 1 if a bar is missed.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -17,6 +19,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -473,6 +476,13 @@ std::vector<Case> accuracy_cases() {
   return cases;
 }
 
+// Those that the Hopper kernels take.
+std::vector<Case> hopper_cases() {
+  std::vector<Case> cases = accuracy_cases();
+  std::erase_if(cases, [](const Case& c) { return c.shape.n != 128 || c.dtype != DType::bf16; });
+  return cases;
+}
+
 std::vector<Case> small_cases() {
   std::vector<Case> cases;
   for (int64_t n : {128, 64, 9})
@@ -592,6 +602,28 @@ void time_step(int64_t B, int64_t H, int64_t n) {
               us, 2.0 * h.t.bytes() / us / 1e3);
 }
 
+int compare() {
+  int failures = 0;
+  const auto choose = [](const char* kernels) {
+    std::printf("HGRN_HGRU2_SM90=%s\n", kernels);
+    setenv("HGRN_HGRU2_SM90", kernels, 1);
+  };
+  for (const char* kernels : {"1", "3", "5", "1", "3", "5"}) {
+    choose(kernels);
+    time_shape(10, 2048, 16, 128);
+    time_shape(26, 2048, 6, 128);
+    time_shape(15, 2048, 8, 128);
+    time_shape(2, 2048, 8, 128);
+    std::fflush(stdout);
+  }
+  for (const char* kernels : {"5", "3"}) {
+    choose(kernels);
+    failures += accuracy(hopper_cases());
+    std::fflush(stdout);
+  }
+  return failures;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -604,6 +636,8 @@ int main(int argc, char** argv) {
       run_small |= !std::strcmp(argv[i], "small");
     }
     int failures = 0;
+    for (int i = 1; i < argc; ++i)
+      if (!std::strcmp(argv[i], "compare")) failures += compare();
     if (run_small) failures += accuracy(small_cases());
     if (run_accuracy) failures += accuracy(accuracy_cases());
     if (profile) time_shape(15, 1024, 8, 128, 1);

@@ -4,8 +4,7 @@
 //
 // NCCL's kernels take multiprocessors from those of the step. A gather needs none: from memory that
 // is registered as symmetric, NCCL 2.28 and newer has the copy engines do it (within a node's
-// NVLink; elsewhere its kernels take over by themselves). Large sums in memory that was shared go
-// through peer_copies.h where HGRN_PEER_COPIES is 1 and all ranks are on one machine.
+// NVLink; elsewhere its kernels take over by themselves).
 //
 // A collective whose peer is gone never ends, and with it the stream of CudaOps, on which the host
 // waits. So a thread looks several times a second: where the run is lost, NCCL met an error or
@@ -17,17 +16,14 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
-#include "cuda/peer_copies.h"
 #include "ops/comm.h"
 
 namespace hgrn {
@@ -74,8 +70,6 @@ class NcclComm final : public Comm {
     for (cudaEvent_t& e : done_) CUDA_CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
     CUDA_CHECK(cudaMalloc(&flag_, sizeof(float)));
     CUDA_CHECK(cudaMemset(flag_, 0, sizeof(float)));
-    if (world() > 1)
-      peers_ = std::make_unique<PeerCopies>(rank(), world(), *o.store, stream_, peer_copies_on());
     watch_ = std::thread([this] { watch(); });
   }
 
@@ -90,7 +84,6 @@ class NcclComm final : public Comm {
     }
     ending_.notify_all();
     watch_.join();
-    peers_.reset();
     if (comm_) release_gathered();
     if (comm_) ncclCommDestroy(comm_);
     for (cudaEvent_t e : done_) cudaEventDestroy(e);
@@ -112,12 +105,6 @@ class NcclComm final : public Comm {
   }
 
   Ticket all_reduce(Tensor x) override {
-    if (peers_ && peers_->takes(x))
-      return post(x, [&] {
-        peers_->reduce_scatter(x);
-        peers_->all_gather(x);
-        return ncclSuccess;
-      });
     return post(x, [&] {
       return ncclAllReduce(x.data, x.data, size_t(x.numel()), type_of(x.dtype), ncclSum, comm_,
                            stream_);
@@ -125,8 +112,6 @@ class NcclComm final : public Comm {
   }
   Ticket reduce_scatter(Tensor x) override {
     const Tensor own = part(x);
-    if (peers_ && peers_->takes(x))
-      return post(x, [&] { return peers_->reduce_scatter(x), ncclSuccess; });
     return post(x, [&] {
       return ncclReduceScatter(x.data, own.data, size_t(own.numel()), type_of(x.dtype), ncclSum,
                                comm_, stream_);
@@ -134,8 +119,6 @@ class NcclComm final : public Comm {
   }
   Ticket all_gather(Tensor x) override {
     const Tensor own = part(x);
-    if (peers_ && peers_->takes(x))
-      return post(x, [&] { return peers_->all_gather(x), ncclSuccess; });
     return post(x, [&] {
       return ncclAllGather(own.data, x.data, size_t(own.numel()), type_of(x.dtype), comm_, stream_);
     });
@@ -164,10 +147,6 @@ class NcclComm final : public Comm {
     return g.memory;
   }
 #endif
-
-  void share(Tensor whole) override {
-    if (peers_) peers_->share(whole);
-  }
 
   void wait(Ticket ticket) override {
     if (ticket <= 0) return;
@@ -201,11 +180,6 @@ class NcclComm final : public Comm {
   // for the gathers of one step of the largest models.
   static constexpr size_t kEvents = 2048;
   static constexpr auto kLook = std::chrono::milliseconds(100);
-
-  static bool peer_copies_on() {
-    const char* set = std::getenv("HGRN_PEER_COPIES");
-    return set && *set == '1';
-  }
 
   void connect(const ncclUniqueId& id) {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
@@ -276,7 +250,6 @@ class NcclComm final : public Comm {
       failed_ = true;
     }
     const bool alone = call_mutex_.try_lock_for(std::chrono::seconds(1));
-    if (peers_) peers_->release();
     ncclCommAbort(comm_);
     comm_ = nullptr;
     if (alone) call_mutex_.unlock();
@@ -326,7 +299,6 @@ class NcclComm final : public Comm {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t ready_ = nullptr, done_[kEvents] = {};
   void* flag_ = nullptr;
-  std::unique_ptr<PeerCopies> peers_;
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
   struct Gathered {
     void* memory = nullptr;

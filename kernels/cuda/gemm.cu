@@ -4,11 +4,12 @@
 // Products are summed in fp32. dw leaves the product in fp32 and is added there (beta = 1) but for
 // the first micro-batch of a step: no rounding to bf16 between micro-batches. db is a column sum in
 // two fixed stages. cuBLASLt's tensor-core kernels want widths that are multiples of 8 in bf16; the
-// model pads what is not (Ops::width_multiple()). Twin: kernels/cpu/gemm.cpp   Test:
-// tests/ops/test_linear.cpp
+// model pads what is not (Ops::width_multiple()).
+// Twin: kernels/cpu/gemm.cpp   Test: tests/ops/test_linear.cpp
 #include "cuda/gemm.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
@@ -79,28 +80,72 @@ GemmCall weight_gradient_call(DType act, int64_t N, int64_t I, int64_t O) {
 
 namespace {
 
-// Shapes where measurements (`hgrn-bench gemm`) found another candidate faster than the heuristic's
-// first. Zero stands for any size. A row takes the first of kAsked candidates with this tile and
-// cluster (cublasLtMatmulTile_t, cublasLtClusterShape_t); where a library ranks none such, the
-// heuristic's first stays.
+// Shapes where measurements (`hgrn-bench gemm`; docs/benchmarks.md) found another candidate at
+// least 4 % faster than the heuristic's first. Zero stands for any size; `rows`, of the batch (n,
+// or k of a weight gradient), are at least kManyRows, since fewer may want smaller tiles. A line
+// takes the first of kAsked candidates with this tile and cluster; where a library ranks none such,
+// the heuristic's first stays. HGRN_GEMM_CHOICES=0 leaves all to the heuristic.
 struct Choice {
-  int major = 0;  // compute capability
-  int64_t m = 0, n = 0, k = 0;
-  bool transpose_a = false, transpose_b = false;
-  DType out = DType::bf16;
-  int tile = 0, cluster = 0;
+  int major;  // compute capability
+  int64_t m, n, k;
+  bool transpose_a, transpose_b;
+  DType out;
+  cublasLtMatmulTile_t tile;
+  cublasLtClusterShape_t cluster;
 };
 constexpr int kAsked = 16;
+constexpr int64_t kManyRows = 4096;
+constexpr Choice forward_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
+                                cublasLtClusterShape_t cluster) {
+  return {9, out, 0, in, true, false, DType::bf16, tile, cluster};
+}
+constexpr Choice input_gradient_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
+                                       cublasLtClusterShape_t cluster) {
+  return {9, in, 0, out, false, false, DType::bf16, tile, cluster};
+}
+constexpr Choice weight_gradient_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
+                                        cublasLtClusterShape_t cluster) {
+  return {9, in, out, 0, false, true, DType::f32, tile, cluster};
+}
+constexpr auto k128x128 = CUBLASLT_MATMUL_TILE_128x128, k128x160 = CUBLASLT_MATMUL_TILE_128x160,
+               k176x128 = CUBLASLT_MATMUL_TILE_176x128, k256x96 = CUBLASLT_MATMUL_TILE_256x96;
+constexpr auto k2x1 = CUBLASLT_CLUSTER_SHAPE_2x1x1, k1x2 = CUBLASLT_CLUSTER_SHAPE_1x2x1,
+               k4x1 = CUBLASLT_CLUSTER_SHAPE_4x1x1, k2x4 = CUBLASLT_CLUSTER_SHAPE_2x4x1;
 constexpr Choice kChoices[] = {
-    // {9, 3072, 0, 768, true, false, DType::bf16, CUBLASLT_MATMUL_TILE_128x256,
-    //  CUBLASLT_CLUSTER_SHAPE_2x1x1},
-    {},  // no card has major 0
+    // 44M: D = 512, F = 1365 stored as 1408
+    forward_choice(1536, 512, k128x160, k2x1),
+    forward_choice(512, 512, k128x160, k2x1),
+    forward_choice(512, 1408, k128x160, k2x1),
+    forward_choice(50304, 512, k176x128, k2x1),
+    input_gradient_choice(512, 512, k128x160, k2x1),
+    // 150M: D = 768, F = 2048
+    forward_choice(2304, 768, k128x160, k1x2),
+    forward_choice(768, 768, k128x160, k1x2),
+    forward_choice(4096, 768, k128x160, k2x1),
+    forward_choice(768, 2048, k128x128, k2x1),
+    forward_choice(50304, 768, k176x128, k1x2),
+    input_gradient_choice(2304, 768, k128x128, k2x1),
+    input_gradient_choice(768, 768, k128x128, k2x1),
+    input_gradient_choice(4096, 768, k128x128, k2x1),
+    weight_gradient_choice(50304, 768, k128x128, k1x2),
+    // 1B: D = 2048, F = 5632
+    forward_choice(2048, 2048, k128x160, k2x1),
+    input_gradient_choice(2048, 2048, k128x160, k2x1),
+    input_gradient_choice(11264, 2048, k256x96, k1x2),
+    input_gradient_choice(50304, 2048, k256x96, k2x4),
+    weight_gradient_choice(11264, 2048, k128x128, k1x2),
+    weight_gradient_choice(2048, 5632, k128x160, k4x1),
 };
 
 bool fits(const Choice& c, int major, const GemmCall& g) {
+  static const bool on = [] {
+    const char* set = std::getenv("HGRN_GEMM_CHOICES");
+    return !set || *set != '0';
+  }();
   const auto same = [](int64_t want, int64_t size) { return want == 0 || want == size; };
-  return c.major == major && same(c.m, g.m) && same(c.n, g.n) && same(c.k, g.k) &&
-         c.transpose_a == g.transpose_a && c.transpose_b == g.transpose_b && c.out == g.out;
+  return on && c.major == major && same(c.m, g.m) && same(c.n, g.n) && same(c.k, g.k) &&
+         (g.transpose_b ? g.k : g.n) >= kManyRows && c.transpose_a == g.transpose_a &&
+         c.transpose_b == g.transpose_b && c.out == g.out;
 }
 
 int algorithm_config(const cublasLtMatmulAlgo_t& algo, cublasLtMatmulAlgoConfigAttributes_t name) {

@@ -14,11 +14,14 @@ namespace {
 using hgru2::Call;
 using hgru2::Split;
 
-// On a Hopper the kernels of hgru2_*_sm90.cu take over from the others; HGRN_HGRU2_SM90=0 in the
-// environment keeps those, to compare the two or where one is in doubt.
-bool use_sm90_kernels(int major) {
+// On a Hopper the kernels of hgru2_*_sm90.cu take over from the others. HGRN_HGRU2_SM90 in the
+// environment chooses, to compare them or where one is in doubt: 0 keeps the others, 1 is the
+// default, 2 takes hgru2_backward_split_sm90.cu for the backward pass; 3 and 4 are 1 and 2 with a
+// Chain instead of segments; 5 is 3 with hgru2_backward_wgmma_sm90.cu.
+int sm90_kernels(int major) {
   const char* const text = std::getenv("HGRN_HGRU2_SM90");
-  return major == 9 && !(text && text[0] == '0');
+  if (major != 9) return 0;
+  return text && text[0] >= '0' && text[0] <= '5' ? text[0] - '0' : 1;
 }
 
 class CudaHgru2 final : public SeqKernel {
@@ -33,7 +36,7 @@ class CudaHgru2 final : public SeqKernel {
     CUDA_CHECK(
         cudaDeviceGetAttribute(&smem_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device));
-    sm90_ = use_sm90_kernels(major_);
+    sm90_ = sm90_kernels(major_);
   }
 
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
@@ -48,10 +51,12 @@ class CudaHgru2 final : public SeqKernel {
               {"hgru2.boundaries", {1, 1, 1}, DType::f32}};
     const int64_t heads = s.B * s.H();
     const Split forward = split(s, true), backward = split(s, false);
+    const int64_t slots = chain(s).slots;
     const int64_t most =
-        std::max({int64_t(1), forward.boundaries(heads), backward.boundaries(heads)});
+        std::max({int64_t(1), forward.boundaries(heads), backward.boundaries(heads), slots});
+    const int64_t parts = std::max(backward.segments, slots ? 2 : 1);
     return {{"hgru2.states", {s.B, s.H(), chunks, s.n, s.n}, DType::bf16},
-            {"hgru2.dbound_partial", {backward.segments, s.B, s.D}, DType::f32},
+            {"hgru2.dbound_partial", {parts, s.B, s.D}, DType::f32},
             {"hgru2.boundaries", {most, s.n + 1, s.n}, DType::f32}};
   }
 
@@ -111,6 +116,11 @@ class CudaHgru2 final : public SeqKernel {
     return hgru2::plan_split(s.B * s.H(), s.T, int64_t(sms_) * ctas);
   }
 
+  hgru2::Chain chain(const SeqShape& s) const {
+    if (sm90_ < 3 || s.n != 128 || !tensor_cores(s)) return {};
+    return hgru2::plan_chain(s.B * s.H(), s.T, sms_);
+  }
+
   static void check_shape(const SeqShape& s) {
     check(s.B > 0 && s.T > 0 && s.D > 0 && s.n > 0 && s.D % s.n == 0,
           "hgru2: B={} T={} D={} n={}: all must be positive and D a multiple of n "
@@ -156,6 +166,12 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   template <class E>
+  void lay_out(Call<E>& c, const SeqShape& s, bool forward) const {
+    c.chain = chain(s);
+    if (!c.chain.slots) c.split = split(s, forward);
+  }
+
+  template <class E>
   void run_forward(const SeqShape& s, const SeqOptions& o, Tensor y, Tensor hT, const SeqInputs& in,
                    std::span<const Tensor> saved, bool tensor) const {
     check(bool(y), "hgru2 forward needs y");
@@ -167,7 +183,7 @@ class CudaHgru2 final : public SeqKernel {
       c.states = saved[0].data;
       c.boundaries = static_cast<float*>(saved[2].data);
       // A segment must not overwrite the state that another one still starts from.
-      if (tensor && (!c.hT || c.hT != c.h0)) c.split = split(s, true);
+      if (tensor && (!c.hT || c.hT != c.h0)) lay_out(c, s, true);
     }
     if constexpr (sizeof(E) == 2)
       if (tensor) return hgru2::forward_tensor(c, stream_);
@@ -193,7 +209,7 @@ class CudaHgru2 final : public SeqKernel {
     Call<E> c = inputs<E>(s, o, in);
     c.states = saved[0].data;
     c.boundaries = static_cast<float*>(saved[2].data);
-    if (tensor_cores(s) && (!out.dh0 || out.dh0.data != dhT.data)) c.split = split(s, false);
+    if (tensor_cores(s) && (!out.dh0 || out.dh0.data != dhT.data)) lay_out(c, s, false);
     c.dy = static_cast<const E*>(dy.data);
     c.dhT = static_cast<const float*>(dhT.data);
     c.dx = static_cast<E*>(out.dx.data);
@@ -205,12 +221,11 @@ class CudaHgru2 final : public SeqKernel {
     if (!done) hgru2::backward_plain(c, stream_);
     if (out.dbound)
       hgru2::add_bound_gradient(static_cast<float*>(out.dbound.data), c.dbound_partial,
-                                c.split.segments * s.B, s.D, stream_);
+                                c.parts() * s.B, s.D, stream_);
   }
 
   DType dtype_;
-  int sms_ = 0, smem_limit_ = 0, major_ = 0;
-  bool sm90_ = false;
+  int sms_ = 0, smem_limit_ = 0, major_ = 0, sm90_ = 0;
   cudaStream_t stream_;
 };
 

@@ -26,10 +26,7 @@
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
 #endif
 
-#include "cuda/cuda_check.h"
-#include "cuda/hgru2_gates.cuh"
-#include "cuda/hgru2_kernels.h"
-#include "cuda/sm90.cuh"
+#include "cuda/hgru2_range.cuh"
 
 namespace hgrn::hgru2 {
 namespace {
@@ -42,7 +39,7 @@ constexpr int kStateRegisters = 208, kHelperRegisters = 88;
 static_assert(kStateThreads * kStateRegisters + kHelperThreads * kHelperRegisters <=
               168 * kThreads);
 enum Part { kQ, kF, kV, kDy };
-enum Barrier { kTiles = 1, kState = 2, kHelper = 3 };
+enum Barrier { kTiles = 1, kState = 2, kHelper = 3, kHandOver = 4 };
 
 constexpr int kPitch = N * 2 + 16;
 constexpr int kTile = kSub * kPitch;
@@ -77,19 +74,10 @@ __device__ __forceinline__ uint32_t padded_column_major(int lane) {
 }
 
 // What both roles know of their block.
-struct Block {
-  int64_t bh, b, head;
-  int segment, first_chunk, last_chunk, chunks;
-  bool whole;
-  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) {
-    const int part = int(blockIdx.x) - a.split.whole;
-    chunks = (int(a.T) + kChunk - 1) / kChunk;
-    whole = part < 0 || a.split.segments == 1;
-    segment = whole ? 0 : part % a.split.segments;
-    bh = whole ? blockIdx.x : a.split.whole + part / a.split.segments;
-    b = bh / a.H, head = bh % a.H;
-    first_chunk = segment * a.split.chunks;
-    last_chunk = whole ? chunks - 1 : min(chunks, first_chunk + a.split.chunks) - 1;
+struct Block : Range {
+  int first_chunk, last_chunk;
+  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) : Range(a, true) {
+    first_chunk = first, last_chunk = end - 1;
   }
 };
 
@@ -157,7 +145,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     rest[r] = 1.0f - bound[r];
   }
   float dh[N / 8][4];
-  start_dh(dh, a, block, own, g, q);
+  if (block.from < 0)
+    start_dh(dh, a, block, own, g, q);
+  else
+    take_over<kStateThreads>(dh, a, block.from, tid);
   float dbound[2] = {0.0f, 0.0f};
   const uint32_t tile_major = smem + padded_tile_major(lane);
   const uint32_t column_major = smem + padded_column_major(lane);
@@ -393,6 +384,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
   }
   barrier_arrive(kTiles, kThreads);  // the last dx is written
 
+  if (block.to >= 0) hand_over<kStateThreads>(a, block.to, dh, tid, kHandOver);
   if (a.dh0 && block.first_chunk == 0)
 #pragma unroll
     for (int j = 0; j < N / 8; ++j)
@@ -408,9 +400,9 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       float* const out = a.dbound_partial + block.b * a.D + block.head * N + own + g + 8 * r;
       if (q == 0) {
-        out[block.segment * a.B * a.D] = sum;
+        out[block.part * a.B * a.D] = sum;
         if (block.whole)
-          for (int s = 1; s < a.split.segments; ++s) out[s * a.B * a.D] = 0.0f;
+          for (int part = 1; part < a.parts(); ++part) out[part * a.B * a.D] = 0.0f;
       }
     }
 }
@@ -650,7 +642,7 @@ template <bool kSilu>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   const auto kernel = backward_kernel<kSilu>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<unsigned(c.split.ctas(c.B * c.H)), kThreads, kBytes, stream>>>(c);
+  kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
 }
 
@@ -658,6 +650,7 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 
 void backward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
+  clear_flags(c, stream);
   c.output_act == Act::silu ? launch<true>(c, stream) : launch<false>(c, stream);
 }
 

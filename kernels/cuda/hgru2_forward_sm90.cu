@@ -18,10 +18,7 @@
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
 #endif
 
-#include "cuda/cuda_check.h"
-#include "cuda/hgru2_gates.cuh"
-#include "cuda/hgru2_kernels.h"
-#include "cuda/sm90.cuh"
+#include "cuda/hgru2_range.cuh"
 
 namespace hgrn::hgru2 {
 namespace {
@@ -29,7 +26,7 @@ namespace {
 constexpr int N = 128, kWarps = N / 16, kRole = 32 * kWarps, kThreads = 2 * kRole;
 constexpr int kStep = 32, kSteps = kChunk / kStep;  // tokens of a step, steps of a chunk
 constexpr int kBuffers = 4, kStages = 2;
-constexpr int kGateBarrier = 1;
+constexpr int kGateBarrier = 1, kStateBarrier = 2;
 // The state warps hold a product's fragments as well as the state: what they gain, gates give up.
 constexpr int kGateRegisters = 96, kStateRegisters = 160;
 
@@ -61,19 +58,11 @@ __device__ __forceinline__ uint32_t padded_column_major(int lane) {
 }
 
 // What both roles know of their block.
-struct Block {
-  int64_t bh, b, head;
-  int segment, first_step, steps, chunks;
-  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) {
-    const int T = int(a.T), part = int(blockIdx.x) - a.split.whole;
-    const bool whole = part < 0 || a.split.segments == 1;
-    chunks = (T + kChunk - 1) / kChunk;
-    segment = whole ? 0 : part % a.split.segments;
-    bh = whole ? blockIdx.x : a.split.whole + part / a.split.segments;
-    b = bh / a.H, head = bh % a.H;
-    const int all_steps = (T + kStep - 1) / kStep;
-    first_step = segment * a.split.chunks * kSteps;
-    steps = whole ? all_steps : min(all_steps, first_step + a.split.chunks * kSteps);
+struct Block : Range {
+  int first_step, steps;
+  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) : Range(a, false) {
+    first_step = first * kSteps;
+    steps = min((int(a.T) + kStep - 1) / kStep, end * kSteps);
   }
 };
 
@@ -214,7 +203,7 @@ __device__ __forceinline__ void start_state(float (&S)[N / 8][4], const Call<__n
   for (int j = 0; j < N / 8; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      S[j][e] = block.segment == 0 && a.h0 ? a.h0[block.bh * N * N + state_at(j, e)] : 0.0f;
+      S[j][e] = block.first == 0 && a.h0 ? a.h0[block.bh * N * N + state_at(j, e)] : 0.0f;
 #pragma unroll 1
   for (int before = 0; before < block.segment; ++before) {  // hgru2_scan.cu
     const float* const in =
@@ -264,7 +253,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     return (8 * j + 2 * q + (e & 1)) * N + own + g + 8 * (e >> 1);
   };
   float S[N / 8][4];
-  start_state(S, a, block, q, state_at);
+  if (block.from < 0)
+    start_state(S, a, block, q, state_at);
+  else
+    take_over<kRole>(S, a, block.from, int(threadIdx.x) - kRole);
   const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
   const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
   const uint32_t column_major = smem + padded_column_major(lane) + warp * 32;
@@ -353,6 +345,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     }
     mbarrier_arrive_warp(smem + kEmpty + stage * 8);
   }
+  if (block.to >= 0) hand_over<kRole>(a, block.to, S, int(threadIdx.x) - kRole, kStateBarrier);
   if (a.hT && block.steps * kStep >= a.T)
 #pragma unroll
     for (int j = 0; j < N / 8; ++j)
@@ -388,7 +381,7 @@ template <bool kSilu>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   const auto kernel = forward_kernel<kSilu>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<unsigned(c.split.ctas(c.B * c.H)), kThreads, kBytes, stream>>>(c);
+  kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
 }
 
@@ -396,6 +389,7 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 
 void forward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
+  clear_flags(c, stream);
   c.output_act == Act::silu ? launch<true>(c, stream) : launch<false>(c, stream);
 }
 

@@ -148,18 +148,22 @@ struct Decay {
   float outer_up[2], outer_down[2], outer_mid[2], inner_mid[2], total[2];
 };
 
+__device__ __forceinline__ void running_products(Decay& o, const float (&f)[2][4], int r) {
+  o.up[r][0] = f[r][0];
+  o.up[r][1] = f[r][0] * f[r][1];
+  o.up[r][2] = o.up[r][1] * f[r][2];
+  o.up[r][3] = o.up[r][2] * f[r][3];
+  o.down[r][3] = 1.0f;
+  o.down[r][2] = f[r][3];
+  o.down[r][1] = f[r][2] * f[r][3];
+  o.down[r][0] = f[r][1] * o.down[r][1];
+}
+
 __device__ __forceinline__ void decay_products(Decay& o, const float (&f)[2][4], int q,
                                                const Tokens& tokens) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    o.up[r][0] = f[r][0];
-    o.up[r][1] = f[r][0] * f[r][1];
-    o.up[r][2] = o.up[r][1] * f[r][2];
-    o.up[r][3] = o.up[r][2] * f[r][3];
-    o.down[r][3] = 1.0f;
-    o.down[r][2] = f[r][3];
-    o.down[r][1] = f[r][2] * f[r][3];
-    o.down[r][0] = f[r][1] * o.down[r][1];
+    running_products(o, f, r);
     const Exchange lanes(o.up[r][3]);
     o.outer_up[r] = lanes.product_before(q);
     o.outer_down[r] = lanes.product_after(q);

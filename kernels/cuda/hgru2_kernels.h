@@ -22,6 +22,25 @@ struct Split {
 // slots: CTAs of a wave.
 Split plan_split(int64_t heads, int64_t T, int64_t slots);
 
+// How the Hopper kernels lay heads over `slots` SMs where there are more heads than those. The
+// heads from `whole` on, more than slots and fewer than 2 slots, stand in a row and are cut into as
+// many runs of equal length as there are slots. A run is up to four pieces, a CTA each: the end of
+// a head, whole ones, the start of one. A slot does the start first and the end last: the state
+// that an end starts with, left behind by the start on the slot before, is there by then, because
+// all runs are as long. CTAs are numbered in the order in which they start; none waits for one with
+// a higher number.
+constexpr int kMaxSlots = 148;
+struct ChainCta {
+  uint16_t head;         // of the row
+  uint16_t done, until;  // its chunks before and behind the piece, in the order of the work
+  uint16_t cut;          // place of the state that goes from one piece of the head to the other
+};
+struct Chain {
+  int slots = 0, whole = 0, heads = 0, ctas = 0;  // slots == 0: no chain
+  ChainCta cta[3 * kMaxSlots];                    // from CTA `whole` on
+};
+Chain plan_chain(int64_t heads, int64_t T, int64_t slots);
+
 // CTAs an SM holds of the tensor-core kernels, as their __launch_bounds__ and shared memory say.
 constexpr int forward_ctas(int n) {
   return n == 128 ? 2 : 4;
@@ -43,8 +62,10 @@ struct Call {
   const float* h0;       // (B,H,n,n)
   void* states;          // saved states, one a 64 tokens
   Split split;           // tensor cores only
-  bool sm90;             // the Hopper kernels are wanted and the card is one
-  float* boundaries;     // (split.boundaries(), n+1, n), scratch: hgru2_scan.cu
+  Chain chain;           // sm90 only, and then nothing is split
+  int sm90;              // > 0: the Hopper kernels are wanted and the card is one: hgru2.cu
+  // (split.boundaries() or chain.slots, n+1, n), scratch: hgru2_scan.cu, hgru2_range.cuh
+  float* boundaries;
   // forward
   E* y;       // (B,T,D)
   float* hT;  // (B,H,n,n)
@@ -53,7 +74,14 @@ struct Call {
   const float* dhT;       // (B,H,n,n)
   E* dx;                  // (B,T,3D)
   float* dh0;             // (B,H,n,n)
-  float* dbound_partial;  // (segments,B,D), null = dbound is not wanted
+  float* dbound_partial;  // (parts(),B,D), null = dbound is not wanted
+
+  __host__ __device__ int parts() const {
+    return chain.slots ? 2 : split.segments;
+  }  // of a head, at most
+  unsigned ctas() const {
+    return unsigned(chain.slots ? chain.whole + chain.ctas : split.ctas(B * H));
+  }
 };
 
 // Tensor cores, bf16, n = 64 or 128. states: (B,H,ceil(T/64)) blocks of n*n bf16 in the order of
@@ -64,6 +92,8 @@ void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 // n = 128 on Hopper: the same results, faster. The two above call them where Call::sm90 is set.
 void forward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+void backward_split_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
+void backward_wgmma_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 
 // Fill boundaries, before a forward or backward with split heads.
 void scan_forward(const Call<__nv_bfloat16>& call, cudaStream_t stream);

@@ -104,6 +104,11 @@ __device__ __forceinline__ void st_shared(uint32_t address, uint4 v) {
                "r"(v.w)
                : "memory");
 }
+__device__ __forceinline__ uint32_t ld_shared(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
 __device__ __forceinline__ uint4 ld_shared4(uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"

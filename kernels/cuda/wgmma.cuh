@@ -32,13 +32,6 @@ __device__ __forceinline__ uint64_t wgmma_rows_of_outer(uint32_t address, uint32
 }
 constexpr uint64_t kColumnStep = 16 * 128 >> 4;
 
-// Before the first product, and wherever registers of the accumulator were touched.
-__device__ __forceinline__ void wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
 template <int kNewer>  // waits for all groups but the kNewer newest
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kNewer) : "memory");

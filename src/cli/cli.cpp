@@ -1,6 +1,7 @@
 // The command tree: parses the command line, names the nearest flag where one is unknown.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -36,9 +37,11 @@ std::vector<std::string> normalised(int argc, char** argv) {
   return words;
 }
 
-// CLI11's texts of checks on a value, as a person would put them.
+// CLI11's texts of checks on a value, as a person would put them. A range is "0 to 1" in
+// version 2.1 and "[0 - 1]" in 2.4; the latter writes the smallest double for what must be above 0.
 std::string plain_words(const std::string& what) {
-  static const std::regex range("(.*): Value (.*) not in range (\\S+) to (\\S+)");
+  static const std::regex range(
+      R"re((.*): Value (.*) not in range \[?(\S+) (?:to|-) ([^\]\s]+)\]?)re");
   static const std::regex choice("(.*): Check (.*) value in \\{(.*)\\} OR .*");
   static const std::regex missing("(.*): 1 required .* missing");
   std::smatch m;
@@ -53,7 +56,8 @@ std::string plain_words(const std::string& what) {
   }
   if (!std::regex_match(what, m, range)) return what;
   const std::string name = m[1], value = m[2];
-  const double low = std::atof(m[3].str().c_str()), high = std::atof(m[4].str().c_str());
+  const double smallest = std::atof(m[3].str().c_str()), high = std::atof(m[4].str().c_str());
+  const double low = std::fabs(smallest) < 1e-300 ? 0 : smallest;
   char* end = nullptr;
   const double given = std::strtod(value.c_str(), &end);
   if (end == value.c_str() || *end != 0)
@@ -61,7 +65,7 @@ std::string plain_words(const std::string& what) {
   if (high < 1e300)
     return fmt::format("{}: {} is not between {:g} and {:g}", name, value, low, high);
   return fmt::format("{}: {} is out of range; it must be {} {:g}", name, value,
-                     given >= low ? "above" : "at least", low);
+                     given >= low || low != smallest ? "above" : "at least", low);
 }
 
 std::string usage_error(const CLI::App& root, const CLI::ParseError& e,

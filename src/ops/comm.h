@@ -47,10 +47,6 @@ class Comm {
     return nullptr;
   }
 
-  // Memory whose slices will be summed or gathered, which an engine may then move by faster ways.
-  // All ranks call it alike, before any of those collectives; the memory outlives this Comm's last.
-  virtual void share(Tensor whole) { (void)whole; }
-
   virtual void wait(Ticket ticket) = 0;
   // After the host has waited for the device (Ops::download): throws where a collective was given
   // up meanwhile, so that what came out of it is not believed. Where wait() holds the host, it has
@@ -76,7 +72,7 @@ class KeyValueStore {
 
 struct CommOptions {
   int rank = 0, world = 1;
-  KeyValueStore* store = nullptr;  // for more than one rank; used while connecting and by share()
+  KeyValueStore* store = nullptr;  // for more than one rank; used while connecting only
   std::string address;             // of this machine, as the other ranks reach it (Gloo)
   double timeout_s = 1800;         // of one collective, waiting for the slowest rank included
   // Asked several times a second by the engine's own thread: true once the run is lost. A

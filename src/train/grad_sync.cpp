@@ -93,14 +93,6 @@ void GradSync::take(Arena& arena) {
   if (bf16_) staging_ = arena.take("gradients on their way (bf16)", {all_[0].end}, DType::bf16);
 }
 
-void GradSync::share(const Weights& w) {
-  if (comm_.world() == 1) return;
-  comm_.share(bf16_ ? staging_ : w.grad);
-  if (!sharded_) return;
-  comm_.share(w.master);
-  if (w.compute.data != w.master.data) comm_.share(w.compute);
-}
-
 // ---- gradients
 
 void GradSync::last_micro_batch(Tensor grad) {

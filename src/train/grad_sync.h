@@ -34,8 +34,6 @@ class GradSync {
  public:
   GradSync(Comm& comm, Ops& ops, const LanguageModel& model, const TrainConfig& config);
   void take(Arena& arena);  // memory of its own: staging for train.reduce_dtype bf16
-  // All ranks, once the memory is there.
-  void share(const Weights& w);
 
   const std::vector<Bucket>& buckets() const { return buckets_; }
   // What this rank updates (all without ZeRO), and what it writes to its checkpoint file.

@@ -176,7 +176,6 @@ void Trainer::allocate() {
     gathered.bind(memory);
   }
   layout();
-  sync_->share(weights_.weights());
   model_->use(weights_.weights());
   model_->set_hooks({[this](int stage) { sync_->before_forward(stage); },
                      [this](int stage) {

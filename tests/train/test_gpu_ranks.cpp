@@ -41,8 +41,8 @@ struct GpuRuns : RankRuns {
   }
   // The losses of a run that must end well.
   std::vector<double> train(int ranks, const std::string& out,
-                            const std::vector<std::string>& set = {}, const Env& env = {}) const {
-    Process p = launch(ranks, out, set, {}, env);
+                            const std::vector<std::string>& set = {}) const {
+    Process p = launch(ranks, out, set);
     const int code = p.wait(120);
     INFO(p.output());
     CHECK(code == 0);
@@ -120,47 +120,6 @@ TEST_CASE("gpus: one goes on from a checkpoint of two, and two from one's", "[tr
     const std::vector<double> got = r.train(3 - first, out);
     INFO(first << " first: " << 100 * apart(got, want) << " % apart");
     CHECK(apart(got, want) < 2e-3);
-  }
-}
-
-// A model that is wide enough for sums of some size to go through the copy engines.
-TEST_CASE("gpus: sums by the copy engines are those of NCCL's kernels", "[train][gpus]") {
-  NEEDS_TWO_GPUS();
-  const GpuRuns r;
-  const std::vector<std::string> wide = {"model.hidden_size=1024", "model.intermediate_size=2048",
-                                         "train.steps=12"};
-  for (const char* more : {"train.zero=1", "train.zero=0", "train.reduce_dtype=bf16"}) {
-    INFO(more);
-    std::vector<std::string> set = wide;
-    set.push_back(more);
-    const std::string name = std::string(more).substr(6);
-    const Env off = {{"HGRN_PEER_COPIES", "0"}, {"HGRN_BUCKET_ELEMENTS", "1000000"}},
-              on = {{"HGRN_PEER_COPIES", "1"}, {"HGRN_BUCKET_ELEMENTS", "1000000"}};
-    const std::vector<double> nccl = r.train(2, "nccl" + name, set, off),
-                              copies = r.train(2, "copies" + name, set, on),
-                              again = r.train(2, "again" + name, set, on);
-    REQUIRE(nccl.size() == 12);
-    // Two numbers have one sum, whichever comes first; only the order of the norm's differs.
-    CHECK(apart(nccl, copies) < 1e-4);
-    CHECK(copies == again);
-    CHECK(r.same_files("copies" + name, "again" + name, "00000012"));
-  }
-  for (int victim : {0, 1}) {  // a stream that waits for a word of a rank that is gone
-    const std::string out = "killed" + std::to_string(victim);
-    std::vector<std::string> set = wide;
-    set.push_back("train.steps=1000000");
-    Process p =
-        r.launch(2, out, set, {}, {{"HGRN_PEER_COPIES", "1"}, {"HGRN_BUCKET_ELEMENTS", "1000000"}});
-    REQUIRE(p.wait_for_text("step       4/", 60));
-    const auto ranks = rank_pids(r.folder / out);
-    REQUIRE(ranks.size() == 2);
-    const double began = monotonic_s();
-    ::kill(ranks.at(victim), SIGKILL);
-    CHECK(p.wait(20) == 1);
-    CHECK(monotonic_s() - began < 10);
-    INFO(p.output());
-    CHECK(p.says("rank " + std::to_string(victim) + " of 2 ("));
-    CHECK(r.nobody_left(out));
   }
 }
 

@@ -31,7 +31,6 @@ class Switch final : public Comm {
   Ticket all_gather(Tensor x) override { return count(x) ? comm_.all_gather(x) : 0; }
   Ticket broadcast(Tensor x, int root) override { return count(x) ? comm_.broadcast(x, root) : 0; }
   void* alloc_gathered(size_t size) override { return comm_.alloc_gathered(size); }
-  void share(Tensor whole) override { comm_.share(whole); }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
   void barrier() override { comm_.barrier(); }
   void throw_if_failed() override { comm_.throw_if_failed(); }
@@ -76,7 +75,6 @@ class Steps {
     weights_.set(ops, initial_weights(model_.params(), config.train.seed));
     optimizer_.zero_state();
     ops.zero(weights_.weights().grad);
-    sync_.share(weights_.weights());
     model_.use(weights_.weights());
     model_.set_hooks({[this](int stage) { sync_.before_forward(stage); },
                       [this](int stage) { sync_.after_backward(stage); }});
