@@ -257,8 +257,6 @@ struct Data {
   }
 };
 
-constexpr int kVariants = 4;
-
 void check_case(Checker& checker, cublasHandle_t handle, const Case& c, bool by_cublas) {
   std::printf("%s: N=%lld F=%lld D=%lld act=%d%s\n", c.name, (long long)c.N, (long long)c.F,
               (long long)c.D, int(c.act), c.bias ? " bias" : "");
@@ -302,18 +300,13 @@ void check_case(Checker& checker, cublasHandle_t handle, const Case& c, bool by_
   bf16* const dh = h[1];
   round_kernel<<<1024, 256>>>(dh, want, c.N * F);
   glu<true>(elementwise, dh, gu_in, c);
-  for (int variant = 0; variant < kVariants; ++variant) {
-    g_options.variant = variant;
-    for (int i = 0; i < 2; ++i) {
-      CUDA_CHECK(cudaMemset(dgu[i], 0xff, size_t(rows * 2 * F * 2)));
-      glu_gemm::backward(dgu[i], in.dy, gu_in, in.down, c.N, F, c.D, c.act, g_options, nullptr);
-    }
-    CUDA_CHECK(cudaDeviceSynchronize());
-    // dh of the two may round to different neighbours.
-    checker.compare(c, "dg, du", dgu[0], nullptr, elementwise, nullptr, 2 * F, 0.0160f, 1e-4f);
-    checker.differ("dgu, two runs", dgu[0], dgu[1], c.N * 2 * F);
-    checker.differ("dgu behind the last row", dgu[0] + c.N * 2 * F, nullptr, kBehind * 2 * F);
-  }
+  for (int i = 0; i < 2; ++i)
+    glu_gemm::backward(dgu[i], in.dy, gu_in, in.down, c.N, F, c.D, c.act, g_options, nullptr);
+  CUDA_CHECK(cudaDeviceSynchronize());
+  // dh of the two may round to different neighbours.
+  checker.compare(c, "dg, du", dgu[0], nullptr, elementwise, nullptr, 2 * F, 0.0160f, 1e-4f);
+  checker.differ("dgu, two runs", dgu[0], dgu[1], c.N * 2 * F);
+  checker.differ("dgu behind the last row", dgu[0] + c.N * 2 * F, nullptr, kBehind * 2 * F);
 }
 
 // ---- time
@@ -347,32 +340,28 @@ void time_case(cublasHandle_t handle, const Case& c) {
   struct Row {
     const char* name;
     double flops, bytes;  // bytes of the elementwise operands that the fused form cannot avoid
-    double gemm, glu, fused[kVariants];
-  } rows[2] = {{"forward", 4 * tile * c.D, 6 * tile, 0, 0, {}},
-               {"backward", 2 * tile * c.D, 8 * tile, 0, 0, {}}};
+    double gemm, glu, fused;
+  } rows[2] = {{"forward", 4 * tile * c.D, 6 * tile, 0, 0, 0},
+               {"backward", 2 * tile * c.D, 8 * tile, 0, 0, 0}};
   rows[0].gemm =
       median_us([&] { product(handle, gu, CUDA_R_16BF, in.x, in.w, c.N, 2 * c.F, c.D, false); });
   rows[0].glu = median_us([&] { glu<false>(h, nullptr, gu, c); });
   rows[1].gemm =
       median_us([&] { product(handle, h, CUDA_R_16BF, in.dy, in.down, c.N, c.F, c.D, true); });
   rows[1].glu = median_us([&] { glu<true>(dgu, h, gu, c); });
-  for (int variant = 0; variant < kVariants; ++variant) {
-    g_options.variant = variant;
-    rows[0].fused[variant] = median_us([&] {
-      glu_gemm::forward(h, gu, in.x, in.w, in.bias, c.N, c.F, c.D, c.act, g_options, nullptr);
-    });
-    rows[1].fused[variant] = median_us([&] {
-      glu_gemm::backward(dgu, in.dy, gu, in.down, c.N, c.F, c.D, c.act, g_options, nullptr);
-    });
-  }
+  rows[0].fused = median_us([&] {
+    glu_gemm::forward(h, gu, in.x, in.w, in.bias, c.N, c.F, c.D, c.act, g_options, nullptr);
+  });
+  rows[1].fused = median_us([&] {
+    glu_gemm::backward(dgu, in.dy, gu, in.down, c.N, c.F, c.D, c.act, g_options, nullptr);
+  });
   for (const Row& r : rows) {
-    const double apart = r.gemm + r.glu, best = *std::min_element(r.fused, r.fused + kVariants);
+    const double apart = r.gemm + r.glu;
     std::printf(
-        "%-6s %-8s | %6.1f + %6.1f = %7.1f us (product %3.0f TFLOP/s) |%7.1f%7.1f%7.1f%7.1f "
-        "us | %4.0f TFLOP/s %5.2f TB/s | %+7.1f us\n",
-        c.name, r.name, r.gemm, r.glu, apart, r.flops / r.gemm / 1e6, r.fused[0], r.fused[1],
-        r.fused[2], r.fused[3], r.flops / best / 1e6, (r.bytes + 2.0 * c.N * c.D) / best / 1e6,
-        best - apart);
+        "%-6s %-8s | %6.1f + %6.1f = %7.1f us (product %3.0f TFLOP/s) | %7.1f us %4.0f TFLOP/s "
+        "%5.2f TB/s | %+7.1f us\n",
+        c.name, r.name, r.gemm, r.glu, apart, r.flops / r.gemm / 1e6, r.fused,
+        r.flops / r.fused / 1e6, (r.bytes + 2.0 * c.N * c.D) / r.fused / 1e6, r.fused - apart);
   }
   std::fflush(stdout);
 }
@@ -408,8 +397,7 @@ int main(int argc, char** argv) {
     if (accuracy)
       for (const Case& c : kModels) check_case(checker, handle, c, true);
     if (time) {
-      std::printf(
-          "model  pass     | cuBLAS + elementwise | fused, variants 0 to 3 | the best | gain\n");
+      std::printf("model  pass     | cuBLAS + elementwise | fused | difference\n");
       for (const Case& c : kModels) time_case(handle, c);
     }
     cublasDestroy(handle);

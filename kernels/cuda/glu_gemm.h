@@ -16,10 +16,8 @@ namespace glu_gemm {
 // Whether the kernels can take these operands: a Hopper, widths that TMA can stride over.
 bool fits(int compute_major, int64_t N, int64_t F, int64_t D);
 
-// How a launch is laid out, for measurements.
 struct Options {
-  int sms = 0;  // of the card
-  int variant = 0;
+  int sms = 0;                   // of the card
   WaitReport* report = nullptr;  // HGRN_BOUNDED_WAITS
 };
 

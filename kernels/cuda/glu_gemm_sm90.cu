@@ -49,6 +49,7 @@ constexpr int kRows = 128, kColumns = 256, kDepth = 64;
 constexpr int kStages = 3, kGroups = 2, kGroupRows = kRows / kGroups;
 constexpr int kGroupThreads = 128, kThreads = (1 + kGroups) * kGroupThreads;
 constexpr int kGluWarps = 3;
+constexpr int kPrefetchDepth = 1536;  // glu_backward_warp()
 // Rows of tiles that are taken together, column by column: what they read of the left operand stays
 // in L2 while the weights pass once.
 constexpr int kBandRows = 2048;
@@ -298,12 +299,13 @@ __device__ __forceinline__ void prefetch_half(const Call& call, int64_t row, int
 
 // dg and du of a tile. A warp takes kBatch rows at a time, a lane 8 columns of each. g and u of the
 // next batch are loaded as those of this one are used up. The copies of the operands keep the way
-// into the SM busy, so that a load takes thousands of clocks even from L2, where a prefetch has
-// brought it half a tile ago: 33 KB of loads are on their way at any time, in 88 registers a
-// thread. The fewest instructions count as well: one warp does all this on a scheduler, in the time
-// of a tile's products.
-template <Act kAct, int kBatch, bool kPrefetch>
+// from L2 to the SM busy, so that a load takes thousands of clocks: 33 KB of loads are on their way
+// at any time, in 88 registers a thread. Fewer are slower: 6 rows by a fifth and more where D is at
+// most 1024. There a prefetch to L2 half a tile ahead helps, too; where the products of a tile take
+// longer, the loads have time, and more requests only disturb (tools/glu_gemm_check.cu).
+template <Act kAct>
 __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t smem, int warp) {
+  constexpr int kBatch = 11;
   constexpr int kTurns = (kGroupRows + kBatch * kGluWarps - 1) / (kBatch * kGluWarps);  // a half
   const int lane = threadIdx.x % 32;
   const int64_t F = call.F, pitch = 2 * F;
@@ -336,7 +338,7 @@ __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t sme
     for (int turn = 0; turn < kGroups * kTurns; ++turn) {
       const int group = turn / kTurns, first = (turn % kTurns * kGluWarps + warp) * kBatch;
       if (turn % kTurns == 0) {
-        if (kPrefetch)
+        if (call.steps * kDepth < kPrefetchDepth)
           prefetch_half(call, group == 0 ? tile.row + kGroupRows : after.row,
                         group == 0 ? tile.column : after.column, warp * 32 + lane);
         mbarrier_await(smem + kOutFull + group * 8, parity, call.report, tiles.index, -2);
@@ -375,7 +377,7 @@ __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t sme
   }
 }
 
-template <bool kBackward, Act kAct, bool kHasBias, int kVariant>
+template <bool kBackward, Act kAct, bool kHasBias>
 __global__ __launch_bounds__(kThreads,
                              1) void glu_gemm_kernel(const __grid_constant__ CUtensorMap left,
                                                      const __grid_constant__ CUtensorMap right,
@@ -401,11 +403,7 @@ __global__ __launch_bounds__(kThreads,
     product_group<kBackward, kHasBias>(call, smem, warp / 4 - 1);
   } else if (warp > 0) {
     if constexpr (kBackward)
-      glu_backward_warp<kAct,
-                        kVariant == 1   ? 6
-                        : kVariant == 3 ? 8
-                                        : 11,
-                        kVariant != 2>(call, smem, warp - 1);
+      glu_backward_warp<kAct>(call, smem, warp - 1);
     else
       glu_forward_warp<kAct>(call, smem, warp - 1);
   } else if (threadIdx.x == 0) {
@@ -414,10 +412,10 @@ __global__ __launch_bounds__(kThreads,
 #endif
 }
 
-template <bool kBackward, Act kAct, bool kHasBias, int kVariant = 0>
+template <bool kBackward, Act kAct, bool kHasBias>
 void launch_kernel(Call call, const CUtensorMap& left, const CUtensorMap& right,
                    const Options& options, cudaStream_t stream) {
-  const auto kernel = glu_gemm_kernel<kBackward, kAct, kHasBias, kVariant>;
+  const auto kernel = glu_gemm_kernel<kBackward, kAct, kHasBias>;
   static const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   CUDA_CHECK(allowed);
@@ -437,14 +435,6 @@ void dispatch_kernel(const Call& call, const CUtensorMap& left, const CUtensorMa
   const auto with_act = [&](auto a) {
     if constexpr (!kBackward)
       if (call.bias) return launch_kernel<kBackward, a(), true>(call, left, right, options, stream);
-    if constexpr (kBackward) {
-      if (options.variant == 1)
-        return launch_kernel<kBackward, a(), false, 1>(call, left, right, options, stream);
-      if (options.variant == 2)
-        return launch_kernel<kBackward, a(), false, 2>(call, left, right, options, stream);
-      if (options.variant == 3)
-        return launch_kernel<kBackward, a(), false, 3>(call, left, right, options, stream);
-    }
     launch_kernel<kBackward, a(), false>(call, left, right, options, stream);
   };
   switch (act) {
