@@ -81,8 +81,8 @@ __device__ __forceinline__ uint32_t tile_major_lane(int lane) {
 __device__ __forceinline__ uint32_t column_major_lane(int lane) {
   return row_offset(lane & 15, lane >> 4);
 }
-__device__ __forceinline__ uint32_t at_step(uint32_t base, int k) {
-  return (base ^ ((k & 3) * 32)) + (k >> 2) * kHalf;
+__device__ __forceinline__ uint32_t at_step(uint32_t base, int k, int half = kHalf) {
+  return (base ^ ((k & 3) * 32)) + (k >> 2) * half;
 }
 // Such a tile as the B operand of a wgmma: 16 columns contracted, a token a column of the result;
 // or the tokens contracted, a column a column.
@@ -160,7 +160,7 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
   }
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kDv>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -182,7 +182,9 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
   const uint32_t tile_major = smem + padded_tile_major(lane);
   const uint32_t own_raw = at_step(smem + tile_major_lane(lane), warp) + kRaw;
   const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
-  const uint32_t dh_store = smem + kDh + (own + (lane & 15)) * kPitch + (lane >> 4) * 16;
+  const uint32_t dh_store =
+      smem + kDh +
+      (kDv ? own * 128 + column_major_lane(lane) : own * kPitch + padded_column_major(lane));
   const uint32_t own_states = smem + kStates + tid * 16;
   Resets resets;
   resets.load(a, block.b, block.last_chunk, lane);
@@ -288,6 +290,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       stmatrix(narrow_store + kQueryD, query_d);
       stmatrix(narrow_store + kKeyD, key_d);
       stmatrix(narrow_store + kKey, key_b);
+      if (kDv) fence_async_proxy();
       barrier_arrive(kTiles, kThreads);
       // The saved state again, for the chunk's first sub-chunk.
       if (sub == 0) mbarrier_wait(smem + kFirst, chunk_parity);
@@ -313,7 +316,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           }
 #pragma unroll
           for (int j = 0; j < kGroup; ++j) {
-            stmatrix(dh_store + (k0 + j) * 32, d[j]);
+            stmatrix(kDv ? at_step(dh_store, k0 + j, kH / 2) : dh_store + (k0 + j) * 32, d[j]);
             // The A tile of dh is the B operand of its transpose.
             mma(diagonal[0], h[j], d[j][0], d[j][2]);
             mma(diagonal[1], h[j], d[j][1], d[j][3]);
@@ -346,6 +349,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       wgmma128(dh, query_b, contract_tokens(smem + tile + kDy * kTile));
       wgmma_commit();
       wgmma_wait(dh);
+      if (kDv) fence_async_proxy();
       barrier_arrive(kState, kThreads);
       mbarrier_wait(smem + kScored, parity);
 
@@ -552,6 +556,7 @@ __device__ __forceinline__ void store_dx(const Call<__nv_bfloat16>& a, const Blo
   }
 }
 
+template <bool kDv>
 __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
                                             unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -598,18 +603,30 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       else if (staged >= 0)
         store_dx(a, block, smem, thread - 64, staged);
       staged = t0 + kSub * sub;
+      if (kDv) fence_async_proxy();
       mbarrier_arrive_warp(smem + kScored);
       barrier_sync(kHelper, kHelperThreads);
 
-      // ---- dv, 32 value columns a warp
+      // ---- dv, 32 value columns a warp; by wgmma transposed, two times 16
       float dv[2][2][4] = {};
       uint32_t left[4], right[4];
-      ldmatrix_trans(left, narrow_row + kScores);
+      if (kDv) {
+        own_again(dv[0]), own_again(dv[1]);
+        wgmma_fence();
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        ldmatrix_trans(right, at_step(raw_columns, 2 * warp + j) + tile + kDy * kTile);
-        mma(dv[j][0], left, right[0], right[1]);
-        mma(dv[j][1], left, right[2], right[3]);
+        for (int j = 0; j < 2; ++j)
+          wgmma16(dv[j], wgmma_operand(smem + tile + kDy * kTile + j * kHalf, kHalf, 1024),
+                  wgmma_narrow_operand(smem + kScores));
+        wgmma_commit();
+        wgmma_wait(dv[0], dv[1]);
+      } else {
+        ldmatrix_trans(left, narrow_row + kScores);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          ldmatrix_trans(right, at_step(raw_columns, 2 * warp + j) + tile + kDy * kTile);
+          mma(dv[j][0], left, right[0], right[1]);
+          mma(dv[j][1], left, right[2], right[3]);
+        }
       }
       barrier_sync(kState, kThreads);
 
@@ -624,14 +641,26 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       }
       cp_async_commit();
 
+      if (kDv) {
+        wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < kWarps; ++k) {
-        ldmatrix_trans(left, narrow_row + kKey + k * 512);
+        for (int k = 0; k < kWarps; ++k)
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          ldmatrix_trans(right, column_major + kDh + k * 16 * kPitch + j * 32);
-          mma(dv[j][0], left, right[0], right[1]);
-          mma(dv[j][1], left, right[2], right[3]);
+          for (int j = 0; j < 2; ++j)
+            wgmma16(dv[j], wgmma_operand(smem + kDh + j * (kH / 2) + k * 16 * 128, kH / 2, 1024),
+                    wgmma_narrow_operand(smem + kKey + k * 512));
+        wgmma_commit();
+        wgmma_wait(dv[0], dv[1]);
+      } else {
+#pragma unroll
+        for (int k = 0; k < kWarps; ++k) {
+          ldmatrix_trans(left, narrow_row + kKey + k * 512);
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            ldmatrix_trans(right, column_major + kDh + k * 16 * kPitch + j * 32);
+            mma(dv[j][0], left, right[0], right[1]);
+            mma(dv[j][1], left, right[2], right[3]);
+          }
         }
       }
       mbarrier_arrive_warp(smem + kFree);
@@ -640,7 +669,11 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         const uint32_t packed[4] = {
             pack_bf16(dv[j][0][0], dv[j][0][1]), pack_bf16(dv[j][0][2], dv[j][0][3]),
             pack_bf16(dv[j][1][0], dv[j][1][1]), pack_bf16(dv[j][1][2], dv[j][1][3])};
-        stmatrix(column_major + kOut + kV * kOutTile + j * 32, packed);
+        if (kDv)
+          stmatrix_trans(
+              smem + padded_tile_major(lane) + kOut + kV * kOutTile + j * 128 + warp * 32, packed);
+        else
+          stmatrix(column_major + kOut + kV * kOutTile + j * 32, packed);
       }
       if (sub == 1) {
         cp_async_wait<1>();
@@ -653,7 +686,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   if (warp >= 2) store_dx(a, block, smem, thread - 64, staged);
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kDv>
 __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_bfloat16> a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
@@ -665,17 +698,17 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
   __syncthreads();
   if (threadIdx.x < kStateThreads) {
     registers_grow<kStateRegisters>();
-    state_warp<kSilu>(a, smem_bytes);
+    state_warp<kSilu, kDv>(a, smem_bytes);
   } else {
     registers_shrink<kHelperRegisters>();
-    helper_warp(a, smem_bytes);
+    helper_warp<kDv>(a, smem_bytes);
   }
 #endif
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kDv>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  const auto kernel = backward_kernel<kSilu>;
+  const auto kernel = backward_kernel<kSilu, kDv>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
@@ -686,7 +719,9 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 void backward_wgmma_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
-  c.output_act == Act::silu ? launch<true>(c, stream) : launch<false>(c, stream);
+  const bool silu = c.output_act == Act::silu;
+  if (c.sm90 == 6) return silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
+  silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
 }
 
 }  // namespace hgrn::hgru2
