@@ -4,7 +4,9 @@
 //
 // NCCL's kernels take multiprocessors from those of the step. A gather needs none: from memory that
 // is registered as symmetric, NCCL 2.28 and newer has the copy engines do it (within a node's
-// NVLink; elsewhere its kernels take over by themselves).
+// NVLink; elsewhere its kernels take over by themselves). HGRN_NCCL_COPY_ENGINES=1 asks for it; it
+// is not the default, since ncclCommAbort does not end such a gather when a peer is gone: the rank
+// then ends only when its launcher ends it (docs/distributed.md).
 //
 // A collective whose peer is gone never ends, and with it the stream of CudaOps, on which the host
 // waits. So a thread looks several times a second: where the run is lost, NCCL met an error or
@@ -16,6 +18,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -93,8 +96,8 @@ class NcclComm final : public Comm {
   }
 
   bool close() override {
-    if (!idle_within(2)) give_up("it had not ended when the run did");
-    return idle_within(2);  // after an abort: the kernels see it and end
+    if (!failed_ && !idle_within(2)) give_up("it had not ended when the run did");
+    return idle_within(failed_ ? 0.5 : 0);  // after an abort: the kernels see it and end
   }
 
   std::string describe() const override {
@@ -185,7 +188,8 @@ class NcclComm final : public Comm {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
     int version = 0;  // of the library that is here, not of the header
     ncclGetVersion(&version);
-    copy_engines_ = version >= NCCL_VERSION(2, 28, 0);
+    const char* const wanted = std::getenv("HGRN_NCCL_COPY_ENGINES");
+    copy_engines_ = version >= NCCL_VERSION(2, 28, 0) && wanted && *wanted == '1';
     if (copy_engines_) {
       ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
       config.CTAPolicy = NCCL_CTA_POLICY_ZERO;

@@ -108,9 +108,8 @@ constexpr Choice weight_gradient_choice(int64_t out, int64_t in, cublasLtMatmulT
   return {9, in, out, 0, false, true, DType::f32, tile, cluster};
 }
 constexpr auto k128x128 = CUBLASLT_MATMUL_TILE_128x128, k128x160 = CUBLASLT_MATMUL_TILE_128x160,
-               k176x128 = CUBLASLT_MATMUL_TILE_176x128, k256x96 = CUBLASLT_MATMUL_TILE_256x96;
-constexpr auto k2x1 = CUBLASLT_CLUSTER_SHAPE_2x1x1, k1x2 = CUBLASLT_CLUSTER_SHAPE_1x2x1,
-               k4x1 = CUBLASLT_CLUSTER_SHAPE_4x1x1, k2x4 = CUBLASLT_CLUSTER_SHAPE_2x4x1;
+               k176x128 = CUBLASLT_MATMUL_TILE_176x128;
+constexpr auto k2x1 = CUBLASLT_CLUSTER_SHAPE_2x1x1, k1x2 = CUBLASLT_CLUSTER_SHAPE_1x2x1;
 constexpr Choice kChoices[] = {
     // 44M: D = 512, F = 1365 stored as 1408
     forward_choice(1536, 512, k128x160, k2x1),
@@ -128,13 +127,6 @@ constexpr Choice kChoices[] = {
     input_gradient_choice(768, 768, k128x128, k2x1),
     input_gradient_choice(4096, 768, k128x128, k2x1),
     weight_gradient_choice(50304, 768, k128x128, k1x2),
-    // 1B: D = 2048, F = 5632
-    forward_choice(2048, 2048, k128x160, k2x1),
-    input_gradient_choice(2048, 2048, k128x160, k2x1),
-    input_gradient_choice(11264, 2048, k256x96, k1x2),
-    input_gradient_choice(50304, 2048, k256x96, k2x4),
-    weight_gradient_choice(11264, 2048, k128x128, k1x2),
-    weight_gradient_choice(2048, 5632, k128x160, k4x1),
 };
 
 bool fits(const Choice& c, int major, const GemmCall& g) {

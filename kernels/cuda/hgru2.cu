@@ -15,14 +15,13 @@ using hgru2::Call;
 using hgru2::Split;
 
 // On a Hopper the kernels of hgru2_*_sm90.cu take over from the others. HGRN_HGRU2_SM90 in the
-// environment chooses, to compare them or where one is in doubt: 0 keeps the others, 1 is the
-// default, 2 takes hgru2_backward_split_sm90.cu for the backward pass; 3 and 4 are 1 and 2 with a
-// Chain instead of segments; 5 and 6 are 3 with
-// hgru2_backward_wgmma_sm90.cu, in 6 with dv by wgmma as well.
+// environment chooses, to compare them or where one is in doubt: 0 keeps the others, 1 takes
+// segments where there are more heads than multiprocessors, 2, the default, a Chain; 3 and 4 are 2
+// with hgru2_backward_wgmma_sm90.cu, 4 with dv in it, too.
 int sm90_kernels(int major) {
   const char* const text = std::getenv("HGRN_HGRU2_SM90");
   if (major != 9) return 0;
-  return text && text[0] >= '0' && text[0] <= '6' ? text[0] - '0' : 1;
+  return text && text[0] >= '0' && text[0] <= '4' ? text[0] - '0' : 2;
 }
 
 class CudaHgru2 final : public SeqKernel {
@@ -118,7 +117,7 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   hgru2::Chain chain(const SeqShape& s) const {
-    if (sm90_ < 3 || s.n != 128 || !tensor_cores(s)) return {};
+    if (sm90_ < 2 || s.n != 128 || !tensor_cores(s)) return {};
     return hgru2::plan_chain(s.B * s.H(), s.T, sms_);
   }
 

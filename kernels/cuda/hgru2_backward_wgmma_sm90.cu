@@ -17,8 +17,9 @@
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,
-// from shared memory themselves. All that goes through ldmatrix costs about 9 cycles an SM for 512
-// bytes, however the warps share it out, and that is what the time of these kernels has followed.
+// from shared memory themselves. What goes through ldmatrix seems to cost about 9 cycles an SM for
+// 512 bytes however the warps share it out: the times of three kernels fit that, no counter has
+// shown it.
 //
 // sum_v h dh, a part of dg, is the diagonal of the product h dh^T of bf16 tiles that are in
 // registers anyway: its rounding is lost in that of the other products.
@@ -720,7 +721,7 @@ void backward_wgmma_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
   const bool silu = c.output_act == Act::silu;
-  if (c.sm90 == 6) return silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
+  if (c.sm90 == 4) return silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
   silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
 }
 

@@ -92,7 +92,6 @@ void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 // n = 128 on Hopper: the same results, faster. The two above call them where Call::sm90 is set.
 void forward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
-void backward_split_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_wgmma_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 
 // Fill boundaries, before a forward or backward with split heads.

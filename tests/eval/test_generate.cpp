@@ -84,7 +84,8 @@ TEST_CASE("generate: the likeliest tokens are those of repeated whole passes", "
     // A byte that no character finishes is U+FFFD at the very end alone.
     std::string want = by_whole_passes(m, o.prompts[p], 40);
     TextStream s(o.stop);
-    want = s.push(want) + s.finish();
+    want = s.push(want);
+    want += s.finish();
     CHECK(rows[2 * p] == want);
   }
 }
