@@ -152,8 +152,9 @@ def chart(title: str, x: Axis, y: Axis, series: list[Series], note: str = "") ->
         out.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5"{dash}/>')
         for a, b, e in good:
             if e > 0:
-                out.append(f'<line x1="{px(a):.1f}" y1="{py(b - e):.1f}" x2="{px(a):.1f}" '
-                           f'y2="{py(b + e):.1f}" stroke="{color}"/>')
+                low, high = max(b - e, y.low), min(b + e, y.high)
+                out.append(f'<line x1="{px(a):.1f}" y1="{py(low):.1f}" x2="{px(a):.1f}" '
+                           f'y2="{py(high):.1f}" stroke="{color}"/>')
             if s.marks:
                 out.append(f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="3.2" fill="{color}"/>')
     out += legend(series, [place for good in drawn for place in along([(px(a), py(b)) for a, b, _ in good])])

@@ -77,6 +77,9 @@ def cut(argv: list[str]) -> None:
 
 # ---- perplexity by position
 
+LEAST_DRAWN = 50  # tokens of a bin: with fewer it stands in the table alone
+
+
 def bin_of(position: int) -> int:
     """From 1 on; halves of octaves."""
     return int(math.floor(2 * math.log2(position) + 1e-9))
@@ -133,8 +136,9 @@ def main() -> None:
             error = "" if math.isnan(r["nll_stderr"]) else f" +- {r['ppl'] * r['nll_stderr']:.2f}"
             print(f"| {r['from']} to {r['to']}{beyond} | {r['tokens']:,} | {r['ppl']:.2f}{error} |")
         print(f"\n* beyond the {a.trained_at} tokens of a training sequence\n")
-        points = [(math.sqrt(r["from"] * max(r["to"], 1)), r["ppl"]) for r in rows]
-        errors = [0.0 if math.isnan(r["nll_stderr"]) else r["ppl"] * r["nll_stderr"] for r in rows]
+        drawn = [r for r in rows if r["tokens"] >= LEAST_DRAWN] or rows
+        points = [(math.sqrt(r["from"] * max(r["to"], 1)), r["ppl"]) for r in drawn]
+        errors = [0.0 if math.isnan(r["nll_stderr"]) else r["ppl"] * r["nll_stderr"] for r in drawn]
         series.append(Series(label, points, errors, marks=True))
     if a.json:
         Path(a.json).write_text(json.dumps(result, indent=1) + "\n")

@@ -33,6 +33,7 @@
 #endif
 
 #include "cuda/hgru2_range.cuh"
+#include "cuda/wgmma.cuh"
 
 namespace hgrn::hgru2 {
 namespace {
@@ -242,7 +243,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         wgmma_fence();
         wgmma128(h, key_b[sub], contract_tokens(smem + kRaw + (sub * 4 + kV) * kTile));
         wgmma_commit();
-        wgmma_wait(h);
+        wgmma_wait_all(h);
         // Apart from the products: stores between them would hold back the next loads.
 #pragma unroll
         for (int k = 0; k < kWarps; ++k)
@@ -329,7 +330,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
             wgmma16(ik, d[j], contract_columns(smem + tile + kV * kTile, k0 + j));
           }
           wgmma_commit();
-          wgmma_wait(iq, ik);
+          wgmma_wait_all(iq, ik);
         }
         const int from = 4 * g + (g >> 1);
 #pragma unroll
@@ -349,7 +350,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       wgmma_fence();
       wgmma128(dh, query_b, contract_tokens(smem + tile + kDy * kTile));
       wgmma_commit();
-      wgmma_wait(dh);
+      wgmma_wait_all(dh);
       if (kDv) fence_async_proxy();
       barrier_arrive(kState, kThreads);
       mbarrier_wait(smem + kScored, parity);
@@ -619,7 +620,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
           wgmma16(dv[j], wgmma_operand(smem + tile + kDy * kTile + j * kHalf, kHalf, 1024),
                   wgmma_narrow_operand(smem + kScores));
         wgmma_commit();
-        wgmma_wait(dv[0], dv[1]);
+        wgmma_wait_all(dv[0], dv[1]);
       } else {
         ldmatrix_trans(left, narrow_row + kScores);
 #pragma unroll
@@ -651,7 +652,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
             wgmma16(dv[j], wgmma_operand(smem + kDh + j * (kH / 2) + k * 16 * 128, kH / 2, 1024),
                     wgmma_narrow_operand(smem + kKey + k * 512));
         wgmma_commit();
-        wgmma_wait(dv[0], dv[1]);
+        wgmma_wait_all(dv[0], dv[1]);
       } else {
 #pragma unroll
         for (int k = 0; k < kWarps; ++k) {
