@@ -11,8 +11,8 @@
 namespace hgrn {
 
 // Gradients travel in buckets of about so many elements. Smaller ones start earlier; but each costs
-// its start, on the wire and by taking multiprocessors from the kernels beside it. 8 Mi were a
-// third slower than one bucket for all (docs/benchmarks.md).
+// its start, on the wire and by taking multiprocessors from the kernels beside it: with 8
+// Mi a step's collectives took half as long again as in one bucket (docs/benchmarks.md).
 constexpr int64_t kBucketElements = int64_t(32) << 20;
 
 struct Network {

@@ -250,6 +250,26 @@ TEST_CASE("hgru2: bf16 on a GPU, every gate regime and length", "[ops][gpu]") {
       }
 }
 
+// 140 heads on 132 multiprocessors of a Hopper: some heads lie on two, and their states pass
+// between them.
+TEST_CASE("hgru2: bf16 on a GPU, more heads than multiprocessors", "[ops][gpu]") {
+  if (!cuda_available()) {
+    WARN("skipped: no GPU is visible, or this build has no CUDA");
+    return;
+  }
+  Bench b(make_cuda_ops(DType::bf16, 0));
+  Case c = make_case({20, 200, 7 * 128, 128}, {"mixed", 1, 3, 0.1}, 11);
+  c.reset = some_resets(c.s.N());
+  const Result want = truth(c), got = run(b, c), again = run(b, c);
+  CHECK(relative_error(got.y, want.y) < 5e-3);
+  CHECK(relative_error(got.hT, want.hT) < 5e-3);
+  for (int64_t part = 0; part < 3; ++part)
+    CHECK(relative_error(part_of(got.dx, c.s, part), part_of(want.dx, c.s, part)) < 5e-3);
+  CHECK(relative_error(got.dbound, want.dbound) < 5e-3);
+  CHECK(got.y == again.y);
+  CHECK(got.dx == again.dx);
+}
+
 TEST_CASE("hgru2: every length and head size", "[ops]") {
   for (int64_t n : {1, 4, 8, 20, 32, 64, 128})
     for (int64_t T : {1, 15, 16, 17, 63, 64, 65, 200}) {
