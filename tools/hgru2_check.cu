@@ -496,6 +496,12 @@ std::vector<Case> small_cases() {
       c.dtype = n == 9 ? DType::f32 : DType::bf16;
       cases.push_back(c);
     }
+  // More heads than multiprocessors of a Hopper: a chain.
+  Case chain;
+  chain.regime = kRegimes[0];
+  chain.shape = {67, 130, 2 * 128, 128};
+  chain.states = true;
+  cases.push_back(chain);
   return cases;
 }
 
@@ -648,6 +654,10 @@ int main(int argc, char** argv) {
       time_shape(2, 2048, 8, 128);
       time_shape(128, 512, 8, 64);
       time_shape(10, 2048, 16, 32);
+      // Few heads of many tokens are cut into segments; the last shape fills an H100 without that.
+      time_shape(1, 65536, 6, 128);
+      time_shape(1, 65536, 16, 128);
+      time_shape(22, 65536, 6, 128, 13);
       time_step(64, 16, 128);
     }
     return failures ? 1 : 0;

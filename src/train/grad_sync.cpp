@@ -131,6 +131,12 @@ void GradSync::finish() {
     ops_.cast(grad_.slice(r.begin, r.end - r.begin), staging_.slice(r.begin, r.end - r.begin));
 }
 
+void GradSync::drop() {
+  if (!active_) return;
+  active_ = false;
+  comm_.wait(last_);  // the next gradients go where these still travel
+}
+
 // ---- weights
 
 void GradSync::gather(const Bucket& b, Tensor flat) {

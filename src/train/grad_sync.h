@@ -45,6 +45,7 @@ class GradSync {
   void last_micro_batch(Tensor grad);
   void after_backward(int stage);
   void finish();
+  void drop();  // instead of finish(): the gradients are not wanted, but still on their way
 
   // After the update: the parts go to all ranks, in the order of forward.
   void gather_weights(const Weights& w);

@@ -52,8 +52,7 @@ Trainer::Trainer(const TrainArgs& args)
       env_(read_rank_env()),
       config_(load_config(args.config, args.overrides)),
       spikes_(config_.train.spike_zscore, config_.train.spike_window),
-      may_run_ahead_(env_.world == 1 &&
-                     switched("HGRN_RUN_AHEAD", resolve_device(args.device) == Device::cuda)),
+      may_run_ahead_(switched("HGRN_RUN_AHEAD", resolve_device(args.device) == Device::cuda)),
       may_record_(env_.world == 1 &&
                   switched("HGRN_CUDA_GRAPH", resolve_device(args.device) == Device::cuda)) {
   if (env_.world > 1) log_init(env_.rank, env_.world, env_.prefixed);
@@ -81,8 +80,9 @@ void Trainer::join_ranks() {
                   env_.local_rank);
   Ranks::Options o;
   o.env = env_;
-  o.agreed = fmt::format("{}\n{}\n{}\n{}\n{}", config_json_, args_.resume, args_.init_from,
-                         args_.stop_after, device == Device::cuda ? "cuda" : "cpu");
+  o.agreed = fmt::format("{}\n{}\n{}\n{}\n{}\n{}", config_json_, args_.resume, args_.init_from,
+                         args_.stop_after, device == Device::cuda ? "cuda" : "cpu",
+                         may_run_ahead_ ? "ahead" : "waits");
   o.stopped = [this] { return signals_.received() != 0; };
   o.give_up = args_.give_up;
   ranks_ = std::make_unique<Ranks>(device, *ops_, o);
@@ -375,6 +375,8 @@ Exit Trainer::train() {
     if (advanced && due(t.eval_every)) evaluate();
     if (advanced && due(t.checkpoint_every)) save(/*wait=*/false);
     if (const int signal = stop_signal(); signal != 0) {
+      // Ranks that save must have begun the same collectives before.
+      if (!ranks_->alone() && ahead_error_) std::rethrow_exception(std::exchange(ahead_error_, {}));
       save(/*wait=*/true);
       if (ranks_->first())
         log_warn("stopped by signal {} after step {}; the same command{} goes on from there",
@@ -422,11 +424,12 @@ void Trainer::forward_backward(int64_t step) {
 }
 
 // The same for the step after this one, while the device still works on this one. Not where
-// something comes in between that reads gradients or waits for the device.
+// something comes in between that reads gradients or waits for the device. Several ranks decide
+// alike, since gradients leave for their sum here: by the step alone, not by a signal of one's own.
 void Trainer::run_ahead(int64_t step) {
   const TrainConfig& t = config_.train;
   const auto due = [&](int64_t every) { return every > 0 && (step - 1) % every == 0; };
-  if (!may_run_ahead_ || step > last_step_ || signals_.received() != 0) return;
+  if (!may_run_ahead_ || step > last_step_ || (ranks_->alone() && signals_.received() != 0)) return;
   if (due(t.eval_every) || due(t.checkpoint_every) || due(t.sample_every)) return;
   if (monitor_->looks_inside(step - 1) || monitor_->looks_inside(step)) return;
   ahead_ = true;
@@ -445,7 +448,7 @@ bool Trainer::train_step() {
 
   if (!std::exchange(ahead_, false)) forward_backward(step);
   if (ahead_error_) std::rethrow_exception(std::exchange(ahead_error_, nullptr));
-  sum_over_ranks();
+  const int64_t wish = sum_over_ranks();
   const double lr = learning_rate(config_.optim, t.steps, step);
   LossSpikes::Verdict spike;
   const int64_t nll = ops_->download_later(nll_sum_);
@@ -457,7 +460,7 @@ bool Trainer::train_step() {
   const StepVerdict verdict = optimizer_->verdict(update);
   double nll_sum = 0;
   ops_->fetch(&nll_sum, nll);
-  hear_ranks();
+  hear_ranks(wish);
   const double loss = nll_sum / double(tokens);
 
   step_ = step;
@@ -507,9 +510,10 @@ void Trainer::after_update(double loss, bool applied, LossSpikes::Verdict& spike
         step_, int(LossSpikes::kMaxInARow));
 }
 
-// Gradients, loss, and whether some rank was asked to stop: all ranks then do the same.
-void Trainer::sum_over_ranks() {
-  if (ranks_->alone()) return;
+// Gradients, loss, and whether some rank was asked to stop: all ranks then do the same. Returns the
+// download of the last.
+int64_t Trainer::sum_over_ranks() {
+  if (ranks_->alone()) return 0;
   const double mine = signals_.received();
   ops_->upload(stop_, &mine);
   asked_signal_ = int(mine);
@@ -517,14 +521,15 @@ void Trainer::sum_over_ranks() {
   const Comm::Ticket last = ranks_->comm().all_reduce(stop_);
   sync_->finish();
   ranks_->comm().wait(last);
+  return ops_->download_later(stop_);
 }
 
 // What sum_over_ranks() summed, once the host has waited for the step anyway: a wait before the
 // update would leave the device idle. Nothing of a step that was given up gets past here.
-void Trainer::hear_ranks() {
+void Trainer::hear_ranks(int64_t wish) {
   if (ranks_->alone()) return;
   double sum = 0;
-  ops_->download(&sum, stop_);
+  ops_->fetch(&sum, wish);
   ranks_->comm().throw_if_failed();
   agreed_signal_ = sum == 0 || asked_signal_ == 0 ? int(sum) : asked_signal_;
 }
@@ -557,6 +562,7 @@ void Trainer::rollback() {
   }
   ahead_ = false;  // its gradients are those of weights that go; the samples come again
   ahead_error_ = nullptr;
+  sync_->drop();
   failed_step_ = std::max(failed_step_, step_);
   check(++rollbacks_ <= kMaxRollbacks, Exit::nonfinite,
         "step {}: still not finite after {} rollbacks to {}; lower optim.lr", step_, kMaxRollbacks,

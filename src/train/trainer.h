@@ -1,9 +1,9 @@
 // The training loop. docs/tour.md follows one step through train_step().
 //
-// On a GPU with one rank the host stays ahead: forward and backward of a micro-batch are one
-// recorded graph, and those of the next step are started before the host waits for the loss of this
-// one, so that the card never waits for log lines. HGRN_CUDA_GRAPH and HGRN_RUN_AHEAD in the
-// environment (0, 1) switch the two off or, on a CPU, on; the bits are the same.
+// On a GPU the host stays ahead: forward and backward of the next step are started before it waits
+// for the loss of this one, so that the card never waits for log lines; with one rank those of a
+// micro-batch are one recorded graph. HGRN_RUN_AHEAD and HGRN_CUDA_GRAPH in the environment (0, 1)
+// switch the two off or, on a CPU, on; the bits are the same.
 #pragma once
 #include <cstdint>
 #include <exception>
@@ -69,8 +69,8 @@ class Trainer {
   bool train_step();
   void forward_backward(int64_t step);
   void run_ahead(int64_t step);
-  void sum_over_ranks();
-  void hear_ranks();
+  int64_t sum_over_ranks();
+  void hear_ranks(int64_t wish);
   int stop_signal();  // the same on all ranks after a step
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();

@@ -122,6 +122,67 @@ TEST_CASE("ranks: recomputation, stopping and rollback work over ranks", "[train
   CHECK(rollback.says("after 3 rollbacks"));
 }
 
+TEST_CASE("ranks: running ahead changes no byte and no policy", "[train]") {
+  NEEDS_GLOO();
+  const RankRuns r;
+  const Env on = {{"HGRN_RUN_AHEAD", "1"}};
+  const struct {
+    const char* name;
+    std::vector<std::string> set;
+    int code;
+  } cases[] = {
+      {"sharded", {}, 0},
+      {"whole", {"train.zero=0"}, 0},
+      {"bf16", {"train.reduce_dtype=bf16"}, 0},
+      {"looked at", {"train.monitor_every=3", "train.checkpoint_every=5"}, 0},
+      {"spikes left out",
+       {"train.spike_zscore=0.5", "train.spike_window=8", "train.on_spike=skip"},
+       0},
+      {"wild, rolled back",
+       {"optim.lr=1e30", "optim.warmup_steps=0", "optim.clip_norm=0", "train.checkpoint_every=1",
+        "train.on_nonfinite=rollback"},
+       4},
+  };
+  int number = 0;
+  for (const auto& c : cases) {
+    INFO(c.name);
+    const std::string n = std::to_string(number++), waits = "waits" + n, ahead = "ahead" + n;
+    std::vector<std::string> set = kTwelve;
+    set.insert(set.end(), c.set.begin(), c.set.end());
+    CHECK(r.launch(2, waits, set).wait() == c.code);
+    Process run = r.launch(2, ahead, set, {}, on);
+    CHECK(run.wait() == c.code);
+    INFO(run.output());
+    CHECK(r.losses(ahead) == r.losses(waits));
+    if (c.code != 0) {
+      CHECK(run.says("after 3 rollbacks"));
+      continue;
+    }
+    for (const char* name : {"model.safetensors", "optimizer-00001-of-00002.safetensors"}) {
+      CHECK(r.file(ahead, "00000012", name).size() > 1000);
+      CHECK(r.file(ahead, "00000012", name) == r.file(waits, "00000012", name));
+    }
+  }
+}
+
+TEST_CASE("ranks: a signal saves the step that ends, what is ahead is dropped", "[train]") {
+  NEEDS_GLOO();
+  const RankRuns r;
+  const Env on = {{"HGRN_RUN_AHEAD", "1"}};
+  const std::vector<std::string> steady = with(kTwelve, "optim.schedule=constant");
+  Process run = r.launch(2, "stopped", with(steady, "train.steps=1000000"), {}, on);
+  REQUIRE(run.wait_for_text("step       3/", 60));
+  run.signal(SIGTERM);
+  CHECK(run.wait() == 75);
+  INFO(run.output());
+  const size_t done = r.losses("stopped").size();
+  const std::vector<std::string> more = with(steady, "train.steps=" + std::to_string(done + 4));
+  CHECK(r.launch(2, "stopped", more, {}, on).wait() == 0);
+  CHECK(r.launch(2, "whole", more).wait() == 0);
+  CHECK(r.losses("stopped").size() == done + 4);
+  CHECK(r.losses("stopped") == r.losses("whole"));
+}
+
 // ---- buckets
 
 namespace {

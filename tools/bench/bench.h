@@ -20,6 +20,7 @@ double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f)
 struct OpTime {
   std::string name, shape;
   double us = 0, flops = 0, bytes = 0;  // bytes: what must move, each input and output once
+  double copy_us = 0;  // of a copy that moves as many bytes, where no products are in it
 };
 // Every operation of a training step at the config's shapes; `only`: a name, or empty for all.
 std::vector<OpTime> time_ops(Ops& ops, const Config& config, const std::string& only);

@@ -123,8 +123,22 @@ class Steps {
  private:
   using Clock = std::chrono::steady_clock;
 
-  // A step of Trainer::train_step().
+  // A step of Trainer::train_step(): where calls return before their work is done, the next one is
+  // begun before the host waits for this one.
   void step() {
+    if (!std::exchange(ahead_, false)) forward_backward();
+    const int64_t wish = agree();
+    const int64_t update = optimizer_.start_step(weights_.weights(), nll_sum_, 1e-5, count_, true);
+    sync_.gather_weights(weights_.weights());
+    if (ops_.asynchronous()) {
+      forward_backward();
+      ahead_ = true;
+    }
+    check(optimizer_.verdict(update).ok, "the step is not finite");
+    hear(wish);
+  }
+
+  void forward_backward() {
     const TrainConfig& t = config_.train;
     const int64_t share = t.global_batch / ranks_.world();
     const double scale = 1.0 / double(t.global_batch * config_.data.seq_len);
@@ -139,10 +153,6 @@ class Steps {
           {t.micro_batch, config_.data.seq_len, tokens_.data(), tokens_.data() + 1, nullptr}, scale,
           drop, nll_sum_);
     }
-    agree();
-    check(optimizer_.step(weights_.weights(), nll_sum_, 1e-5, count_).ok, "the step is not finite");
-    sync_.gather_weights(weights_.weights());
-    hear();
   }
 
   // The collectives of a step, in its order. The gradients that are summed again and again stay
@@ -151,30 +161,33 @@ class Steps {
     sync_.last_micro_batch(weights_.weights().grad);
     for (int64_t stage = config_.model.num_hidden_layers; stage >= -1; --stage)
       sync_.after_backward(int(stage));
-    agree();
+    const int64_t wish = agree();
     if (sync_.sharded()) comm_.wait(comm_.all_reduce(stop_));  // as the gradient's norm
     sync_.gather_weights(weights_.weights());
     sync_.before_forward(INT32_MAX);
-    hear();
+    hear(wish);
   }
 
-  void agree() {
-    if (ranks_.alone()) return;
+  int64_t agree() {
+    if (ranks_.alone()) return ops_.download_later(nll_sum_);
     const double mine = 0;
     ops_.upload(stop_, &mine);
     comm_.all_reduce(nll_sum_);
     const Comm::Ticket last = comm_.all_reduce(stop_);
     sync_.finish();
     comm_.wait(last);
+    return ops_.download_later(stop_);
   }
 
-  void hear() {
+  void hear(int64_t wish) {
     double sum = 0;
-    ops_.download(&sum, nll_sum_);
+    ops_.fetch(&sum, wish);
     comm_.throw_if_failed();
   }
 
   void settle() {
+    ahead_ = false;
+    sync_.drop();
     sync_.before_forward(INT32_MAX);
     ops_.synchronize();
     comm_.barrier();
@@ -214,7 +227,7 @@ class Steps {
   void *memory_ = nullptr, *gathered_memory_ = nullptr;  // the second may be the Comm's own
   std::vector<int32_t> tokens_;
   int64_t count_ = 0;
-  bool done_ = false;
+  bool ahead_ = false, done_ = false;
 };
 
 }  // namespace

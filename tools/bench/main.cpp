@@ -40,20 +40,23 @@ const Card* card_of(const Ops& ops) {
 void run_ops(Ops& ops, const Config& config, const Args& a) {
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   const Card* const card = card_of(ops);
-  std::printf("%-26s %-24s %12s %9s %9s %9s\n", "op", "shape", "us", "TFLOP/s", "GB/s", "roofline");
+  std::printf("%-26s %-24s %12s %9s %9s %9s %9s\n", "op", "shape", "us", "TFLOP/s", "GB/s",
+              "roofline", "of copy");
   for (const OpTime& t : time_ops(ops, config, a.only)) {
     const double s = t.us * 1e-6;
     const double share =
         card ? std::max(t.flops / card->gemm_flops, t.bytes / card->bytes_per_s) / s : 0;
-    std::printf("%-26s %-24s %12.1f %9.2f %9.1f %9s\n", t.name.c_str(), t.shape.c_str(), t.us,
+    std::printf("%-26s %-24s %12.1f %9.2f %9.1f %9s %9s\n", t.name.c_str(), t.shape.c_str(), t.us,
                 t.flops / s / 1e12, t.bytes / s / 1e9,
-                card ? fmt::format("{:.2f}", share).c_str() : "-");
+                card ? fmt::format("{:.2f}", share).c_str() : "-",
+                t.copy_us > 0 ? fmt::format("{:.2f}", t.copy_us / t.us).c_str() : "-");
     rows.push_back({{"name", t.name},
                     {"shape", t.shape},
                     {"us", t.us},
                     {"tflops", t.flops / s / 1e12},
                     {"gbps", t.bytes / s / 1e9}});
     if (card) rows.back()["roofline"] = share;
+    if (t.copy_us > 0) rows.back()["of_copy"] = t.copy_us / t.us;
   }
   if (!a.json.empty()) write_file_atomic(a.json, rows.dump(2) + "\n");
 }
