@@ -49,6 +49,7 @@ constexpr Case kSmall[] = {
     {"few rows", 9, 520, 192, Act::silu, false},
     {"several tiles a CTA", 5000, 1416, 328, Act::silu, true},
     {"several bands", 6100, 264, 192, Act::identity, true},
+    {"fewer steps than stages", 9000, 1416, 72, Act::silu, true},
 };
 constexpr Case kModels[] = {
     {"44M", 65536, 1408, 512, Act::identity, true}, {"150M", 53248, 2048, 768, Act::silu, false},

@@ -6,9 +6,9 @@
 // A persistent CTA an SM computes tiles of 128 rows and 256 columns: forward 128 of the gate and
 // the same 128 of up, backward 256 of dh. Twelve warps of three roles:
 //
-//   copy    one thread of warp 0: tiles of 64 deep of both operands into a ring of three stages
-//   (TMA) GLU     warps 1..3: take a finished tile from shared memory, do the elementwise part, and
-//   read
+//   copy    one thread of warp 0: tiles of 64 deep of both operands into a ring of three stages, by
+//           TMA
+//   GLU     warps 1..3: take a finished tile from shared memory, do the elementwise part, and read
 //           and write global memory in whole lines. All of it lies beside the next tile's products.
 //   product two warpgroups of 64 rows each: accumulators in registers, all 256 columns. At the end
 //           of a tile they leave it, rounded, in shared memory, and go on with the next.
@@ -16,7 +16,8 @@
 // Twelve warps leave each thread 168 registers: 128 of an accumulator and 40 to work with. Sixteen
 // would leave 128, for which wgmma does not compile, even where setmaxnreg moves registers later.
 //
-// mbarriers: full, empty (a stage), out_full, out_empty (a product warpgroup's half of the tile).
+// mbarriers: full, empty (a stage), out_full, out_empty (a product warpgroup's half of the tile),
+// bias_empty (the bias of a tile; two tiles' lie there in turn).
 // Tiles go to CTAs in a fixed order: sums do not depend on time. Clusters of two CTAs that share
 // the weights' tile by multicast were slower: each then waits for the other's products as well.
 //
@@ -65,7 +66,8 @@ constexpr int kFull = kBias + 2 * kColumns * 2;    // mbarriers
 constexpr int kEmpty = kFull + kStages * 8;
 constexpr int kOutFull = kEmpty + kStages * 8;
 constexpr int kOutEmpty = kOutFull + kGroups * 8;
-constexpr int kEnd = kOutEmpty + kGroups * 8;
+constexpr int kBiasEmpty = kOutEmpty + kGroups * 8;
+constexpr int kEnd = kBiasEmpty + 2 * 8;
 constexpr int kBytes = kEnd + 1024;  // to start at a multiple of 1024
 static_assert(kStageBytes % 1024 == 0 && kBytes <= 227 * 1024);
 
@@ -127,6 +129,9 @@ __device__ __forceinline__ void copy_thread(const CUtensorMap& left, const CUten
       mbarrier_await(smem + kEmpty + ring.stage * 8, ring.parity ^ 1, call.report, tiles.index, k);
       const uint32_t full = smem + kFull + ring.stage * 8;
       const uint32_t to = smem + ring.stage * kStageBytes;
+      if (kHasBias && k == 0)  // over the bias of two tiles ago
+        mbarrier_await(smem + kBiasEmpty + (turn & 1) * 8, (turn >> 1 & 1) ^ 1, call.report,
+                       tiles.index, k);
       const int bias_columns = kHasBias && k == 0 ? min(kColumns / 2, call.F - tile.column) : 0;
       mbarrier_expect(full, kStageBytes + 4 * bias_columns);
       tma_load(to, left, full, k * kDepth, int(tile.row));
@@ -141,7 +146,6 @@ __device__ __forceinline__ void copy_thread(const CUtensorMap& left, const CUten
       }
       if constexpr (kHasBias)
         if (k == 0) {
-          // Over the bias of two tiles ago: its readers have freed a stage of the tile between.
           const uint32_t bias_to = smem + kBias + (turn & 1) * kColumns * 2;
           const bf16* const bias = call.bias + tile.column;
           bulk_load(bias_to, bias, 2 * bias_columns, full);
@@ -218,6 +222,7 @@ __device__ __forceinline__ void product_group(const Call& call, uint32_t smem, i
     out_parity ^= 1;
     leave_tile<kHasBias>(acc, smem + kOut + group * kOutGroup,
                          smem + kBias + (turn & 1) * kColumns * 2);
+    if constexpr (kHasBias) mbarrier_arrive_warp(smem + kBiasEmpty + (turn & 1) * 8);
     mbarrier_arrive_warp(smem + kOutFull + group * 8);
   }
 }
@@ -394,6 +399,8 @@ __global__ __launch_bounds__(kThreads,
       mbarrier_init(smem + kOutFull + i * 8, kGroupThreads / 32);
       mbarrier_init(smem + kOutEmpty + i * 8, kGluWarps);
     }
+    for (int i = 0; i < 2; ++i)
+      mbarrier_init(smem + kBiasEmpty + i * 8, kGroups * kGroupThreads / 32);
     mbarrier_init_fence();
   }
   __syncthreads();

@@ -3,13 +3,14 @@
 # and with its dictionary in dict/. Ends with a table, a row a fuzzer; exit 1 if one found something
 # or did not run.
 # usage: run.sh SECONDS [JOBS]     JOBS processes a fuzzer (default 1)
+# FORMATS=...  these alone, separated by spaces (default: all)
 # AT_ONCE=N    fuzzers at a time (default: all)
 # OUT=DIR      keeps crashing inputs and the logs of the processes that met them
 # CORPUS=FILE  writes a .tar.gz of the seeds and of all that covers more than they do
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 seconds=${1:?usage: run.sh SECONDS [JOBS]} jobs=${2:-1}
-formats=(config shard safetensors manifest trainer_state tokenizer bpe shard_json)
+read -ra formats <<<"${FORMATS:-config shard safetensors manifest trainer_state tokenizer bpe shard_json}"
 bin=${BIN:-$here/bin} at_once=${AT_ONCE:-${#formats[@]}}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
