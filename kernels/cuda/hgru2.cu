@@ -14,14 +14,11 @@ namespace {
 using hgru2::Call;
 using hgru2::Split;
 
-// On a Hopper the kernels of hgru2_*_sm90.cu take over from the others. HGRN_HGRU2_SM90 in the
-// environment chooses, to compare them or where one is in doubt: 0 keeps the others, 1 takes
-// segments where there are more heads than multiprocessors, 2, the default, a Chain; 3 and 4 are 2
-// with hgru2_backward_wgmma_sm90.cu, 4 with dv in it, too.
-int sm90_kernels(int major) {
-  const char* const text = std::getenv("HGRN_HGRU2_SM90");
-  if (major != 9) return 0;
-  return text && text[0] >= '0' && text[0] <= '4' ? text[0] - '0' : 2;
+// On a Hopper the kernels of hgru2_*_sm90.cu take over from the others, unless HGRN_HGRU2_SM90=0 in
+// the environment says otherwise, to compare them or where they are in doubt.
+bool hopper_kernels(int major) {
+  const char* const set = std::getenv("HGRN_HGRU2_SM90");
+  return major == 9 && !(set && set[0] == '0');
 }
 
 class CudaHgru2 final : public SeqKernel {
@@ -36,7 +33,7 @@ class CudaHgru2 final : public SeqKernel {
     CUDA_CHECK(
         cudaDeviceGetAttribute(&smem_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device));
-    sm90_ = sm90_kernels(major_);
+    sm90_ = hopper_kernels(major_);
   }
 
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
@@ -117,7 +114,7 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   hgru2::Chain chain(const SeqShape& s) const {
-    if (sm90_ < 2 || s.n != 128 || !tensor_cores(s)) return {};
+    if (!sm90_ || s.n != 128 || !tensor_cores(s)) return {};
     return hgru2::plan_chain(s.B * s.H(), s.T, sms_);
   }
 
@@ -225,7 +222,8 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   DType dtype_;
-  int sms_ = 0, smem_limit_ = 0, major_ = 0, sm90_ = 0;
+  int sms_ = 0, smem_limit_ = 0, major_ = 0;
+  bool sm90_ = false;
   cudaStream_t stream_;
 };
 

@@ -538,7 +538,6 @@ int tensor_smem_bytes(int n) {
 
 void backward_tensor(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   if (c.split.segments > 1) scan_reverse(c, stream);
-  if (c.n == 128 && c.sm90 >= 3) return backward_wgmma_sm90(c, stream);
   if (c.n == 128 && c.sm90) return backward_sm90(c, stream);
   const bool silu = c.output_act == Act::silu;
   if (c.n == 128) return silu ? launch<128, true>(c, stream) : launch<128, false>(c, stream);

@@ -15,18 +15,25 @@
 // free (the tiles may be written again). State warps enter barriers without waiting; they wait at
 // mbarriers, for helpers only, and so do not wait for each other.
 //
+// The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
+// one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,
+// from shared memory themselves. What goes through ldmatrix seems to cost about 9 cycles an SM for
+// 512 bytes however the warps share it out: the times of three kernels fit that, no counter has
+// shown it.
+//
 // sum_v h dh, a part of dg, is the diagonal of the product h dh^T of bf16 tiles that are in
 // registers anyway: its rounding is lost in that of the other products.
 //
-// Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh), 16 bytes
-// longer than the data: eight rows of an ldmatrix then hit different banks, and every address is a
-// lane's constant plus an immediate.
+// Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh): x and dy in
+// the layout of wgmma's 128-byte swizzle, dh and dx in rows 16 bytes longer than the data. Either
+// way eight rows of an ldmatrix hit different banks.
 // Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #ifdef __CUDACC__
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
 #endif
 
 #include "cuda/hgru2_range.cuh"
+#include "cuda/wgmma.cuh"
 
 namespace hgrn::hgru2 {
 namespace {
@@ -38,11 +45,13 @@ constexpr int kStateRegisters = 208, kHelperRegisters = 88;
 // What the block starts with, 168 a thread, is all that there is to share out.
 static_assert(kStateThreads * kStateRegisters + kHelperThreads * kHelperRegisters <=
               168 * kThreads);
+constexpr int kGroup = 2;  // steps of 16 value columns whose operands are in registers at once
 enum Part { kQ, kF, kV, kDy };
 enum Barrier { kTiles = 1, kState = 2, kHelper = 3, kHandOver = 4 };
 
 constexpr int kPitch = N * 2 + 16;
-constexpr int kTile = kSub * kPitch;
+constexpr int kTile = kSub * N * 2, kHalf = kTile / 2;  // of x and dy
+constexpr int kOutTile = kSub * kPitch;
 constexpr int kH = N * N * 2;
 constexpr int kNarrow = N * 32;
 // Byte offsets in shared memory.
@@ -53,7 +62,7 @@ constexpr int kKey = kDh + N * kPitch;             // [N][16] bf16: k after
 constexpr int kKeyD = kKey + kNarrow;              // [N][16] bf16: k / mid
 constexpr int kQueryD = kKeyD + kNarrow;           // [N][16] bf16: q mid
 constexpr int kOut = kQueryD + kNarrow;            // [q, f, v][16 positions][N] bf16: dx
-constexpr int kScores = kOut + 3 * kTile;          // [A, D][16][16] bf16
+constexpr int kScores = kOut + 3 * kOutTile;       // [A, D][16][16] bf16
 constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt
 constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free
 constexpr int kBytes = kBarriers + 4 * 8;
@@ -63,6 +72,28 @@ constexpr int kLoaded = kBarriers, kFirst = kBarriers + 8, kScored = kBarriers +
 // Row of a token in a tile, and lane addresses for ldmatrix; 16-column step kk is at + 32 kk.
 //   tile_major:   blocks (tile 0, left), (tile 0, right), (tile 1, left), (tile 1, right)
 //   column_major: blocks (tile 0, left), (tile 1, left), (tile 0, right), (tile 1, right)
+// The same in a tile of x or dy: two halves of 64 columns, rows of 128 bytes, 16-byte columns
+// spread by the row's last three bits. at_step: 16-column step k.
+__device__ __forceinline__ uint32_t row_offset(int row, int column16) {
+  return uint32_t((column16 >> 3) * kHalf + row * 128 + (((column16 ^ row) & 7) << 4));
+}
+__device__ __forceinline__ uint32_t tile_major_lane(int lane) {
+  return row_offset(8 * (lane >> 4) + (lane & 7), (lane >> 3) & 1);
+}
+__device__ __forceinline__ uint32_t column_major_lane(int lane) {
+  return row_offset(lane & 15, lane >> 4);
+}
+__device__ __forceinline__ uint32_t at_step(uint32_t base, int k, int half = kHalf) {
+  return (base ^ ((k & 3) * 32)) + (k >> 2) * half;
+}
+// Such a tile as the B operand of a wgmma: 16 columns contracted, a token a column of the result;
+// or the tokens contracted, a column a column.
+__device__ __forceinline__ uint64_t contract_columns(uint32_t tile, int k) {
+  return wgmma_operand(tile + (k >> 2) * kHalf + (k & 3) * 32, 16, 1024);
+}
+__device__ __forceinline__ uint64_t contract_tokens(uint32_t tile) {
+  return wgmma_operand(tile, kHalf, 1024);
+}
 __device__ __forceinline__ int position_of(int token) {
   return 8 * ((token >> 1) & 1) + row_of(token);
 }
@@ -151,9 +182,9 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     take_over<kStateThreads>(dh, a, block.from, tid);
   float dbound[2] = {0.0f, 0.0f};
   const uint32_t tile_major = smem + padded_tile_major(lane);
-  const uint32_t column_major = smem + padded_column_major(lane);
+  const uint32_t own_raw = at_step(smem + tile_major_lane(lane), warp) + kRaw;
   const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
-  const uint32_t dh_store = smem + kDh + (own + (lane & 15)) * kPitch + (lane >> 4) * 16;
+  const uint32_t dh_store = smem + kDh + (own * kPitch + padded_column_major(lane));
   const uint32_t own_states = smem + kStates + tid * 16;
   Resets resets;
   resets.load(a, block.b, block.last_chunk, lane);
@@ -168,6 +199,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     };
     resets.load(a, block.b, chunk - 1, lane);
     mbarrier_wait(smem + kLoaded, chunk_parity);
+    fence_async_proxy();
 
     // ---- h before the sub-chunks 1, 2, 3 into slots 0, 1, 2; the saved one waits in slot 2
     {
@@ -178,7 +210,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       for (int sub = 0; sub < kSubs - 1; ++sub) {
         const Tokens tokens = tokens_of(sub);
         uint32_t raw[4];
-        ldmatrix_trans(raw, tile_major + warp * 32 + kRaw + (sub * 4 + kF) * kTile);
+        ldmatrix_trans(raw, own_raw + (sub * 4 + kF) * kTile);
         KeyGates key;
         key_gates(key, raw, bound, rest, q, tokens);
         float k_after[2][4];
@@ -202,17 +234,14 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll
       for (int sub = 0; sub < kSubs - 1; ++sub) {
 #pragma unroll
-        for (int k = 0; k < kWarps; ++k) {
-          uint32_t v[4];
-          ldmatrix_trans(v, column_major + kRaw + (sub * 4 + kV) * kTile + k * 32);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            float(&s)[4] = h[2 * k + i];
-            s[0] *= total[sub][0], s[1] *= total[sub][0];
-            s[2] *= total[sub][1], s[3] *= total[sub][1];
-            mma(s, key_b[sub], v[2 * i], v[2 * i + 1]);
-          }
+        for (int j = 0; j < N / 8; ++j) {
+          h[j][0] *= total[sub][0], h[j][1] *= total[sub][0];
+          h[j][2] *= total[sub][1], h[j][3] *= total[sub][1];
         }
+        wgmma_fence();
+        wgmma128(h, key_b[sub], contract_tokens(smem + kRaw + (sub * 4 + kV) * kTile));
+        wgmma_commit();
+        wgmma_wait_all(h);
         // Apart from the products: stores between them would hold back the next loads.
 #pragma unroll
         for (int k = 0; k < kWarps; ++k)
@@ -236,8 +265,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       uint32_t query_b[4], query_d[4], key_b[4], key_d[4];
       {
         uint32_t xq[4], xf[4];
-        ldmatrix_trans(xf, tile_major + warp * 32 + tile + kF * kTile);
-        ldmatrix_trans(xq, tile_major + warp * 32 + tile + kQ * kTile);
+        ldmatrix_trans(xf, own_raw + tile - kRaw + kF * kTile);
+        ldmatrix_trans(xq, own_raw + tile - kRaw + kQ * kTile);
         key_gates(key, xf, bound, rest, q, tokens);
         decay_products(decay, key.f, q, tokens);
         float up[2][4], down[2][4];
@@ -272,24 +301,33 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         const uint32_t state = own_states + (sub == 0 ? 0 : sub - 1) * kH;
         float diagonal[2][4] = {};
 #pragma unroll
-        for (int k = 0; k < kWarps; ++k) {
-          uint32_t d[4], frag[4];
+        for (int k0 = 0; k0 < kWarps; k0 += kGroup) {
+          uint32_t h[kGroup][4], d[kGroup][4];
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            d[e] =
-                pack_bf16(dh[2 * k + (e >> 1)][2 * (e & 1)], dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
-          stmatrix(dh_store + k * 32, d);
-          const uint4 h4 = ld_shared4(state + k * kStateThreads * 16);
-          const uint32_t h[4] = {h4.x, h4.y, h4.z, h4.w};
-          ldmatrix(frag, tile_major + tile + kDy * kTile + k * 32);
-          mma(iq[0], h, frag[0], frag[1]);
-          mma(iq[1], h, frag[2], frag[3]);
-          ldmatrix(frag, tile_major + tile + kV * kTile + k * 32);
-          mma(ik[0], d, frag[0], frag[1]);
-          mma(ik[1], d, frag[2], frag[3]);
-          // The A tile of dh is the B operand of its transpose.
-          mma(diagonal[0], h, d[0], d[2]);
-          mma(diagonal[1], h, d[1], d[3]);
+          for (int j = 0; j < kGroup; ++j) {
+            const int k = k0 + j;
+            const uint4 h4 = ld_shared4(state + k * kStateThreads * 16);
+            h[j][0] = h4.x, h[j][1] = h4.y, h[j][2] = h4.z, h[j][3] = h4.w;
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+              d[j][e] = pack_bf16(dh[2 * k + (e >> 1)][2 * (e & 1)],
+                                  dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
+          }
+#pragma unroll
+          for (int j = 0; j < kGroup; ++j) {
+            stmatrix(dh_store + (k0 + j) * 32, d[j]);
+            // The A tile of dh is the B operand of its transpose.
+            mma(diagonal[0], h[j], d[j][0], d[j][2]);
+            mma(diagonal[1], h[j], d[j][1], d[j][3]);
+          }
+          wgmma_fence();
+#pragma unroll
+          for (int j = 0; j < kGroup; ++j) {
+            wgmma16(iq, h[j], contract_columns(smem + tile + kDy * kTile, k0 + j));
+            wgmma16(ik, d[j], contract_columns(smem + tile + kV * kTile, k0 + j));
+          }
+          wgmma_commit();
+          wgmma_wait_all(iq, ik);
         }
         const int from = 4 * g + (g >> 1);
 #pragma unroll
@@ -302,17 +340,14 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 
       // ---- dh
 #pragma unroll
-      for (int k = 0; k < kWarps; ++k) {
-        uint32_t frag[4];
-        ldmatrix_trans(frag, column_major + tile + kDy * kTile + k * 32);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float(&s)[4] = dh[2 * k + i];
-          s[0] *= decay.total[0], s[1] *= decay.total[0];
-          s[2] *= decay.total[1], s[3] *= decay.total[1];
-          mma(s, query_b, frag[2 * i], frag[2 * i + 1]);
-        }
+      for (int j = 0; j < N / 8; ++j) {
+        dh[j][0] *= decay.total[0], dh[j][1] *= decay.total[0];
+        dh[j][2] *= decay.total[1], dh[j][3] *= decay.total[1];
       }
+      wgmma_fence();
+      wgmma128(dh, query_b, contract_tokens(smem + tile + kDy * kTile));
+      wgmma_commit();
+      wgmma_wait_all(dh);
       barrier_arrive(kState, kThreads);
       mbarrier_wait(smem + kScored, parity);
 
@@ -374,9 +409,9 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         }
         uint32_t packed[4];
         pack(packed, dxq);
-        stmatrix_trans(tile_major + warp * 32 + kOut + kQ * kTile, packed);
+        stmatrix_trans(tile_major + warp * 32 + kOut + kQ * kOutTile, packed);
         pack(packed, dxf);
-        stmatrix_trans(tile_major + warp * 32 + kOut + kF * kTile, packed);
+        stmatrix_trans(tile_major + warp * 32 + kOut + kF * kOutTile, packed);
       }
       parity ^= 1;
     }
@@ -410,9 +445,9 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 // A helper thread's part of the copies between device and shared memory: one 16-byte column of the
 // tokens token and token + 8 of a sub-chunk.
 struct Copies {
-  static constexpr int kHalf = 4 * kPitch;  // from the row of token t to that of t + 8
+  static constexpr int kEight = 4 * 128;  // from the row of token t to that of t + 8
   const __nv_bfloat16 *x, *dy;
-  uint32_t raw, state;
+  uint32_t raw, state, swizzled;
   int64_t D;
   int T, token, thread;
   __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& a, const Block& block, uint32_t smem,
@@ -421,7 +456,8 @@ struct Copies {
     const int column = thread % 16;
     x = a.x + block.b * a.T * 3 * D + block.head * N + column * 8;
     dy = a.dy + block.b * a.T * D + block.head * N + column * 8;
-    raw = smem + kRaw + position_of(token) * kPitch + column * 16;
+    raw = smem + kRaw + position_of(token) * 128 + (column >> 3) * kHalf;
+    swizzled = column & 7;
     state = smem + kStates + thread * 16;
   }
   __device__ __forceinline__ void sub_chunk(int chunk, int sub) const {  // zeros beyond T
@@ -430,7 +466,8 @@ struct Copies {
       const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token + 8 * half;
       const bool valid = t < T;
       const __nv_bfloat16* const from = valid ? x + t * 3 * D : x;
-      const uint32_t to = raw + sub * 4 * kTile + half * kHalf;
+      const uint32_t to = raw + sub * 4 * kTile + half * kEight +
+                          ((swizzled ^ position_of(token + 8 * half)) & 7) * 16;
 #pragma unroll
       for (int part = kQ; part <= kV; ++part)
         cp_async16(to + part * kTile, from + (valid ? part * D : 0), valid);
@@ -455,8 +492,8 @@ __device__ __forceinline__ void score_block(unsigned char* smem_bytes, int lane,
   for (int k = 0; k < kWarps; ++k) {
     uint32_t left[4], right[4];
     if (kGradient) {
-      ldmatrix(left, smem + padded_column_major(lane) + tile + kDy * kTile + k * 32);
-      ldmatrix(right, smem + padded_tile_major(lane) + tile + kV * kTile + k * 32);
+      ldmatrix(left, at_step(smem + column_major_lane(lane), k) + tile + kDy * kTile);
+      ldmatrix(right, at_step(smem + tile_major_lane(lane), k) + tile + kV * kTile);
     } else {
       ldmatrix_trans(left, smem + kQueryD + lane_narrow_row_major(lane) + k * 512);
       ldmatrix_trans(right, smem + kKeyD + lane_narrow_column_major(lane) + k * 512);
@@ -499,7 +536,7 @@ __device__ __forceinline__ void store_dx(const Call<__nv_bfloat16>& a, const Blo
     const int64_t row = at + i * 12 * a.D;
 #pragma unroll
     for (int part = kQ; part <= kV; ++part) {
-      uint4 v = ld_shared4(from + part * kTile + 2 * i * kPitch);
+      uint4 v = ld_shared4(from + part * kOutTile + 2 * i * kPitch);
       if (part == kV && a.input_act != Act::identity) {
         const uint4 raw = *reinterpret_cast<const uint4*>(a.x + row + part * a.D);
         const uint32_t* const x = reinterpret_cast<const uint32_t*>(&raw);
@@ -529,10 +566,9 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
     if (a.input_act != Act::identity) {
       barrier_sync(kHelper, kHelperThreads);
       for (int item = thread; item < kSubs * kSub * N / 8; item += kHelperThreads)
-        activate16(smem + kRaw + ((item / 256) * 4 + kV) * kTile + (item / 16) % 16 * kPitch +
-                       item % 16 * 16,
-                   a.input_act);
+        activate16(smem + kRaw + ((item / 256) * 4 + kV) * kTile + item % 256 * 16, a.input_act);
     }
+    fence_async_proxy();  // wgmma reads what the copies have written
     mbarrier_arrive_warp(smem + kLoaded);
   };
   Resets resets;
@@ -543,6 +579,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   cp_async_commit();
   loaded();
   const uint32_t column_major = smem + padded_column_major(lane) + warp * 64;
+  const uint32_t raw_columns = smem + column_major_lane(lane);
   const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
   int staged = -1;  // the first token of the sub-chunk whose dx waits in shared memory
 
@@ -572,7 +609,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       ldmatrix_trans(left, narrow_row + kScores);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        ldmatrix_trans(right, column_major + tile + kDy * kTile + j * 32);
+        ldmatrix_trans(right, at_step(raw_columns, 2 * warp + j) + tile + kDy * kTile);
         mma(dv[j][0], left, right[0], right[1]);
         mma(dv[j][1], left, right[2], right[3]);
       }
@@ -605,7 +642,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         const uint32_t packed[4] = {
             pack_bf16(dv[j][0][0], dv[j][0][1]), pack_bf16(dv[j][0][2], dv[j][0][3]),
             pack_bf16(dv[j][1][0], dv[j][1][1]), pack_bf16(dv[j][1][2], dv[j][1][3])};
-        stmatrix(column_major + kOut + kV * kTile + j * 32, packed);
+        stmatrix(column_major + kOut + kV * kOutTile + j * 32, packed);
       }
       if (sub == 1) {
         cp_async_wait<1>();
@@ -651,7 +688,8 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 void backward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
-  c.output_act == Act::silu ? launch<true>(c, stream) : launch<false>(c, stream);
+  const bool silu = c.output_act == Act::silu;
+  silu ? launch<true>(c, stream) : launch<false>(c, stream);
 }
 
 }  // namespace hgrn::hgru2

@@ -63,7 +63,7 @@ struct Call {
   void* states;          // saved states, one a 64 tokens
   Split split;           // tensor cores only
   Chain chain;           // sm90 only, and then nothing is split
-  int sm90;              // > 0: the Hopper kernels are wanted and the card is one: hgru2.cu
+  bool sm90;             // the Hopper kernels are wanted and the card is one: hgru2.cu
   // (split.boundaries() or chain.slots, n+1, n), scratch: hgru2_scan.cu, hgru2_range.cuh
   float* boundaries;
   // forward
@@ -92,7 +92,6 @@ void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 // n = 128 on Hopper: the same results, faster. The two above call them where Call::sm90 is set.
 void forward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
-void backward_wgmma_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 
 // Fill boundaries, before a forward or backward with split heads.
 void scan_forward(const Call<__nv_bfloat16>& call, cudaStream_t stream);

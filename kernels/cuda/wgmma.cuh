@@ -117,22 +117,6 @@ __device__ __forceinline__ void wgmma16(float (&c)[2][4], const uint32_t (&a)[4]
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 #endif
 }
-// The same with both operands in shared memory. A: 64 rows that lie next to each other in memory,
-// B: 16 columns that do, rows of 32 bytes in the layout of the 32-byte swizzle.
-__device__ __forceinline__ uint64_t wgmma_narrow_operand(uint32_t address) {
-  return uint64_t((address & 0x3ffffu) >> 4) | uint64_t(1) << 16 | uint64_t(256 >> 4) << 32 |
-         uint64_t(3) << 62;
-}
-__device__ __forceinline__ void wgmma16(float (&c)[2][4], uint64_t a, uint64_t b) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "%8, %9, 1, 1, 1, 1, 1;"
-      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
-        "+f"(c[1][2]), "+f"(c[1][3])
-      : "l"(a), "l"(b));
-#endif
-}
 // c += a b, 128 columns; in memory the columns of B lie next to each other.
 __device__ __forceinline__ void wgmma128(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
