@@ -435,50 +435,13 @@ __global__ __launch_bounds__(2 * N,
 #pragma unroll
         for (int m = 0; m < 4; ++m) diag[m] = __shfl_sync(0xffffffffu, diagonal, 4 * q + m);
         float dxq[2][4], dxf[2][4];
-        if (tokens.reset)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) {
-            const int i = m >> 1, p = m & 1;
-            if (tokens.cut_before_or_at(4 * q + m)) iq[i][p] = iq[i][2 + p] = 0.0f;
-            if (tokens.cut_after(4 * q + m)) ik[i][p] = ik[i][2 + p] = 0.0f;
-          }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
+        const auto all_columns = [&](int r) {
           cross[r] += __shfl_xor_sync(0xffffffffu, cross[r], 1);
-          cross[r] += __shfl_xor_sync(0xffffffffu, cross[r], 2);
-          float up[4], down[4];  // summands of the suffix and the exclusive prefix
-#pragma unroll
-          for (int m = 0; m < 4; ++m) {
-            const int i = m >> 1, e = 2 * r + (m & 1);
-            up[m] = element(query_b, r, m) * iq[i][e] +
-                    (element(query_d, r, m) * gq[i][e] - element(key_d, r, m) * gk[i][e]);
-            down[m] = element(key_b, r, m) * ik[i][e];
-          }
-          up[2] += up[3], up[1] += up[2], up[0] += up[1];
-          const float down01 = down[0] + down[1], down012 = down01 + down[2];
-          const Exchange ups(up[0]), downs(down012 + down[3]);
-          const float outer = ups.sum_after(q) + downs.sum_before(q) + decay.total[r] * cross[r];
-          float dg[4] = {up[0] + outer, up[1] + (down[0] + outer), up[2] + (down01 + outer),
-                         up[3] + (down012 + outer)};
-          if (tokens.reset)
-#pragma unroll
-            for (int m = 0; m < 4; ++m)
-              if ((tokens.reset >> (4 * q + m)) & 1u) dg[m] = 0.0f;
-#pragma unroll
-          for (int m = 0; m < 4; ++m) {
-            const int i = m >> 1, e = 2 * r + (m & 1);
-            const float dq =
-                decay.up[r][m] * (iq[i][e] * decay.outer_up[r] + gq[i][e] * decay.outer_mid[r]) +
-                diag[m] * (rest[r] * key.close[r][m]);
-            const float dk = decay.down[r][m] *
-                                 (ik[i][e] * decay.outer_down[r] + gk[i][e] * decay.inner_mid[r]) +
-                             diag[m] * query[r][m];
-            const float d = key.close[r][m] * (dg[m] * rcp_approx(key.f[r][m]) - dk);
-            dbound[r] += d;
-            dxq[r][m] = dq * slope[r][m];
-            dxf[r][m] = rest[r] * key.open[r][m] * d;
-          }
-        }
+          return cross[r] += __shfl_xor_sync(0xffffffffu, cross[r], 2);
+        };
+        channel_gradients(dxq, dxf, dbound, iq, ik, gq, gk, all_columns, diag,
+                          {key, decay, query, slope, rest, query_b, key_b, query_d, key_d}, tokens,
+                          q);
         store_channels(dx, 3 * D, dxq, g, q, tokens.valid);
         store_channels(dx + D, 3 * D, dxf, g, q, tokens.valid);
       }

@@ -279,4 +279,67 @@ __device__ __forceinline__ void activate16(uint32_t address, Act act) {
   st_shared(address, v);
 }
 
+// What the backward pass of a warp's 16 channels and 16 tokens takes from its forward part.
+struct ChannelTerms {
+  const KeyGates& key;
+  const Decay& decay;
+  const float (&query)[2][4], (&slope)[2][4], (&rest)[2];  // slope: of the query's gate
+  const uint32_t (&query_b)[4], (&key_b)[4], (&query_d)[4], (&key_d)[4];
+};
+
+// dq, dk and dlog f of them, and from those dx_q, dx_f and d bound (docs/notation.md, backward).
+// iq, ik: products of dy and of v with the states; gq, gk: with the diagonal block D; cross(r):
+// sum_v h dh; diag: D_tt. [r][m]: channel g + 8 r, token 4 q + m; iq, ik, gq, gk [m/2][2r + m%2].
+template <class Cross>
+__device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dxf)[2][4],
+                                                  float (&dbound)[2], float (&iq)[2][4],
+                                                  float (&ik)[2][4], const float (&gq)[2][4],
+                                                  const float (&gk)[2][4], const Cross& cross,
+                                                  const float (&diag)[4], const ChannelTerms& x,
+                                                  const Tokens& tokens, int q) {
+  if (tokens.reset)
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const int i = m >> 1, p = m & 1;
+      if (tokens.cut_before_or_at(4 * q + m)) iq[i][p] = iq[i][2 + p] = 0.0f;
+      if (tokens.cut_after(4 * q + m)) ik[i][p] = ik[i][2 + p] = 0.0f;
+    }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float h_dh = cross(r);
+    float up[4], down[4];  // summands of the suffix and the exclusive prefix
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const int i = m >> 1, e = 2 * r + (m & 1);
+      up[m] = element(x.query_b, r, m) * iq[i][e] +
+              (element(x.query_d, r, m) * gq[i][e] - element(x.key_d, r, m) * gk[i][e]);
+      down[m] = element(x.key_b, r, m) * ik[i][e];
+    }
+    up[2] += up[3], up[1] += up[2], up[0] += up[1];
+    const float down01 = down[0] + down[1], down012 = down01 + down[2];
+    const Exchange ups(up[0]), downs(down012 + down[3]);
+    const float outer = ups.sum_after(q) + downs.sum_before(q) + x.decay.total[r] * h_dh;
+    float dg[4] = {up[0] + outer, up[1] + (down[0] + outer), up[2] + (down01 + outer),
+                   up[3] + (down012 + outer)};
+    if (tokens.reset)
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+        if ((tokens.reset >> (4 * q + m)) & 1u) dg[m] = 0.0f;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const int i = m >> 1, e = 2 * r + (m & 1);
+      const float dq =
+          x.decay.up[r][m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
+          diag[m] * (x.rest[r] * x.key.close[r][m]);
+      const float dk = x.decay.down[r][m] *
+                           (ik[i][e] * x.decay.outer_down[r] + gk[i][e] * x.decay.inner_mid[r]) +
+                       diag[m] * x.query[r][m];
+      const float d = x.key.close[r][m] * (dg[m] * rcp_approx(x.key.f[r][m]) - dk);
+      dbound[r] += d;
+      dxq[r][m] = dq * x.slope[r][m];
+      dxf[r][m] = x.rest[r] * x.key.open[r][m] * d;
+    }
+  }
+}
+
 }  // namespace hgrn::hgru2
