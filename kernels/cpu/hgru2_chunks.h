@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/isa.h"
 #include "ops/seq_kernel.h"
 
 namespace hgrn::cpu {
@@ -34,7 +35,7 @@ struct Hgru2Chunks {
   void (*backward)(const Hgru2Head& head, float* work);
 };
 
-inline namespace isa_default {
+namespace isa_default {
 Hgru2Chunks hgru2_chunks();  // for the processors that HGRN_MARCH names
 }
 namespace isa_v4 {

@@ -5,3 +5,6 @@
 #ifndef HGRN_ISA
 #define HGRN_ISA isa_default  // what HGRN_MARCH says
 #endif
+namespace hgrn::cpu {
+inline namespace HGRN_ISA {}
+}  // namespace hgrn::cpu

@@ -36,18 +36,25 @@ inline const Vec& at(const float* p) {
   return *reinterpret_cast<const Vec*>(p);
 }
 
-// The first `count` of a vector's floats, wherever they lie; the others are 0.
-inline Vec load(const float* p, int64_t count) {
-  if (count >= kLanes) return *reinterpret_cast<const AnyVec*>(p);
+// The first `count` of a vector's floats, wherever they lie; the others are 0. The rare case is a
+// function of its own: beside it, g++ would pass every vector through memory.
+[[gnu::noinline, gnu::cold]] inline Vec load_part(const float* p, int64_t count) {
   Vec x{};
   for (int64_t l = 0; l < count; ++l) x[l] = p[l];
   return x;
 }
-inline void store(float* p, const Vec& x, int64_t count) {
-  if (count >= kLanes)
-    *reinterpret_cast<AnyVec*>(p) = x;
-  else
-    for (int64_t l = 0; l < count; ++l) p[l] = x[l];
+[[gnu::noinline, gnu::cold]] inline void store_part(float* p, Vec x, int64_t count) {
+  for (int64_t l = 0; l < count; ++l) p[l] = x[l];
+}
+inline Vec load(const float* p, int64_t count) {
+  if (count < kLanes) [[unlikely]]
+    return load_part(p, count);
+  return *reinterpret_cast<const AnyVec*>(p);
+}
+inline void store(float* p, Vec x, int64_t count) {
+  if (count < kLanes) [[unlikely]]
+    return store_part(p, x, count);
+  *reinterpret_cast<AnyVec*>(p) = x;
 }
 
 enum class Start { zero, keep, row_scaled, column_scaled };  // what C is before the product

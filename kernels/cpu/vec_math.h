@@ -86,6 +86,14 @@ inline T sigmoid_of(T x) {
   return 1.0f / (1.0f + exp_or_limit(-x));
 }
 
+template <class T>
+inline T abs_of(T x) {
+  if constexpr (std::is_arithmetic_v<T>)
+    return std::fabs(x);
+  else
+    return __builtin_bit_cast(T, __builtin_bit_cast(typename IntOf<T>::type, x) & 0x7fffffff);
+}
+
 // sigmoid(x) and sigmoid(-x) from one exponential that cannot overflow, neither by subtraction.
 template <class T>
 struct SigmoidPair {
@@ -93,7 +101,7 @@ struct SigmoidPair {
 };
 template <class T>
 inline SigmoidPair<T> sigmoid_pair(T x) {
-  const T e = exp_or_limit(x < constant<T>(0) ? x : -x);
+  const T e = exp_or_limit(-abs_of(x));
   const T near_one = 1.0f / (1.0f + e), near_zero = e * near_one;
   return {x < constant<T>(0) ? near_zero : near_one, x < constant<T>(0) ? near_one : near_zero};
 }
