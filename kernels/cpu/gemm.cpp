@@ -8,9 +8,17 @@
 #include <sstream>
 
 #include "cpu/cpu_ops.h"
+#include "cpu/narrow_gemm.h"
 
 namespace hgrn {
 namespace {
+
+cpu::NarrowGemm best_narrow() {
+#ifdef HGRN_CPU_V4
+  if (__builtin_cpu_supports("x86-64-v4")) return cpu::isa_v4::narrow_gemm();
+#endif
+  return cpu::isa_default::narrow_gemm();
+}
 
 template <class T>
 struct Product {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
@@ -31,6 +39,14 @@ struct Product {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
     else
       cblas_dgemm(CblasRowMajor, ta, tb, blasint(rows), blasint(cols), blasint(K), 1, a, lda, b,
                   ldb, beta, c, blasint(N));
+  }
+
+  // The same part for cpu::NarrowGemm; f32 only.
+  cpu::NarrowProduct narrow(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
+    const bool a = ta == CblasTrans, b = tb == CblasTrans;
+    const int64_t lda = a ? M : K, ldb = b ? K : N;
+    return {rows,  cols, K, A + (a ? m : m * lda), lda, a, B + (b ? n * ldb : n), ldb, b,
+            C + m * N + n, N, beta != 0};
   }
 };
 
@@ -56,21 +72,43 @@ int64_t share(int64_t i, int64_t shares, int64_t n) {
   return i == shares ? n : n * i / shares / kTile * kTile;
 }
 
+// Whether narrow_gemm.cpp is the faster one: many rows, but weights of which a BLAS, packing all
+// operands, has too little use. By the layer's size alone: never by the number of threads.
+template <class T>
+bool is_narrow(const Product<T>& p) {
+  const int64_t most = std::max({p.M, p.N, p.K}), least = std::min({p.M, p.N, p.K});
+  return std::is_same_v<T, float> && least >= 16 && most >= 256 && p.M * p.N / most * p.K <= 1 << 18;
+}
+
 // Each thread computes a part of C by itself. OpenBLAS's own threads pass packed panels to each
 // other and wait for them, which costs most where products are small or other programs hold a core.
 template <class T>
-void gemm(const Product<T>& p) {
+void gemm(const Product<T>& p, cpu::Scratch& scratch) {
   constexpr int64_t kMax = std::numeric_limits<blasint>::max();
   check(p.M <= kMax && p.N <= kMax && p.K <= kMax,
         "a matrix product of {} x {} x {} is too large for BLAS", p.M, p.N, p.K);
   const Grid grid(p.M, p.N, p.K);
-  if (grid.rows * grid.cols == 1) return p.part(0, 0, p.M, p.N);
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < grid.rows * grid.cols; ++i) {
-    const int64_t r = i / grid.cols, c = i % grid.cols;
-    const int64_t m = share(r, grid.rows, p.M), n = share(c, grid.cols, p.N);
-    p.part(m, n, share(r + 1, grid.rows, p.M) - m, share(c + 1, grid.cols, p.N) - n);
-  }
+  const int64_t parts = grid.rows * grid.cols;
+  const auto each_part = [&](const auto& f) {
+#pragma omp parallel for schedule(static) if (parts > 1)
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t r = i / grid.cols, c = i % grid.cols;
+      const int64_t m = share(r, grid.rows, p.M), n = share(c, grid.cols, p.N);
+      f(i, m, n, share(r + 1, grid.rows, p.M) - m, share(c + 1, grid.cols, p.N) - n);
+    }
+  };
+  if constexpr (std::is_same_v<T, float>)
+    if (is_narrow(p)) {
+      static const cpu::NarrowGemm narrow = best_narrow();
+      const int64_t each = (narrow.floats(p.narrow(0, 0, p.M, p.N)) + 15) / 16 * 16;
+      float* work = scratch.get<float>(size_t(each * parts));
+      return each_part([&](int64_t i, int64_t m, int64_t n, int64_t rows, int64_t cols) {
+        narrow.multiply(p.narrow(m, n, rows, cols), work + i * each);
+      });
+    }
+  each_part([&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) {
+    p.part(m, n, rows, cols);
+  });
 }
 
 template <class T>
@@ -105,7 +143,8 @@ void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     gemm<T>({CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(),
-             T(c ? 1 : 0), y.ptr<T>()});
+             T(c ? 1 : 0), y.ptr<T>()},
+            scratch_);
     if (b) add_bias(y.ptr<T>(), b.ptr<T>(), y.rows(), y.cols());
   });
 }
@@ -122,10 +161,12 @@ void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, T
     using T = decltype(zero);
     const T* grad = dy.ptr<T>();
     if (dx)
-      gemm<T>({CblasNoTrans, CblasNoTrans, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()});
+      gemm<T>({CblasNoTrans, CblasNoTrans, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()},
+              scratch_);
     if (dw)
       gemm<T>({CblasTrans, CblasNoTrans, O, w.cols(), rows, grad, x.ptr<T>(), T(dw.fresh ? 0 : 1),
-               dw.to.ptr<T>()});
+               dw.to.ptr<T>()},
+              scratch_);
     if (db) bias_backward(db, grad, rows, O, scratch_);
   });
 }

@@ -1,0 +1,152 @@
+// C (M,N) = op(A) op(B) + beta C for the linear layers of narrow models, fp32. A general BLAS packs
+// A and B and clears C on every call: with weights of a few hundred channels that is a sixth of its
+// time. Here B is packed in panels of two vectors, (kDepth, 2 kLanes) each, that stay in L1 while
+// rows of A go by; A is read where it lies, or, transposed, packed by plain copies of kRows floats.
+// Each element of C is summed over k in order, whatever the shares of the threads.
+// Twin: kernels/cuda/gemm.cu   Test: tests/ops/test_linear.cpp
+#include "cpu/narrow_gemm.h"
+
+#include <algorithm>
+
+#include "cpu/tiles.h"
+
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed inline only
+
+namespace hgrn::cpu {
+namespace {
+
+constexpr int kRows = kVecBytes == 64 ? 8 : 4;  // of a tile
+constexpr int64_t kPanel = 2 * kLanes;          // columns of a tile
+constexpr int64_t kDepth = 192;                 // of k at a time
+constexpr int64_t kBand = 16 * kRows;           // rows of A that stay in L2 while panels go by
+
+constexpr int64_t kAhead = 16;                  // rows asked for ahead of packing
+
+inline int64_t panels(int64_t N) {
+  return (N + kPanel - 1) / kPanel;
+}
+inline int64_t depth(const NarrowProduct& p) {
+  return std::min(kDepth, p.K);
+}
+
+// to (depth, kPanel) = B from (k, n) on, zeros beyond N.
+void pack_panel(float* to, const NarrowProduct& p, int64_t k, int64_t depth, int64_t n) {
+  const int64_t cols = std::min(kPanel, p.N - n);
+  if (!p.transpose_b) {
+    const float* from = p.B + k * p.ldb + n;
+    for (int64_t i = 0; i < depth; ++i, from += p.ldb, to += kPanel)
+      for (int64_t v = 0; v < kPanel; v += kLanes)
+        at(to + v) = v < cols ? load(from + v, cols - v) : Vec{};
+    return;
+  }
+  const float* from = p.B + n * p.ldb + k;
+  for (int64_t v = 0; v < kPanel; v += kLanes)
+    for (int64_t i = 0; i < depth; i += kLanes) {
+      Vec row[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r)
+        row[r] = v + r < cols ? load(from + (v + r) * p.ldb + i, depth - i) : Vec{};
+      transpose_stage<kLanes / 2>(row);
+      for (int64_t r = 0; r < std::min<int64_t>(kLanes, depth - i); ++r)
+        at(to + (i + r) * kPanel + v) = row[r];
+    }
+}
+
+// to (M / kRows, depth, kRows) = A^T from (k, m) on; M a multiple of kRows.
+void pack_rows(float* to, const NarrowProduct& p, int64_t k, int64_t depth, int64_t m, int64_t M) {
+  typedef float Piece __attribute__((vector_size(kRows * 4), aligned(4)));
+  for (int64_t i = 0; i < depth; ++i) {
+    const float* from = p.A + (k + i) * p.lda + m;
+    for (int64_t r = 0; r < M; r += 16) __builtin_prefetch(from + kAhead * p.lda + r);
+    for (int64_t r = 0; r < M; r += kRows)
+      *reinterpret_cast<Piece*>(to + (r * depth + i * kRows)) =
+          *reinterpret_cast<const Piece*>(from + r);
+  }
+}
+
+// One tile of C: `rows` of op(A), of which a(m,k) = a[m * row + k * step], by a packed panel.
+template <int rows, int vecs, class Row>
+inline void tile(float* C, int64_t ldc, bool add, const float* a, Row row, int64_t step,
+                 const float* B, int64_t depth) {
+  for (int m = 0; m < rows; ++m)  // C comes while the products run
+    for (int v = 0; v < vecs; ++v) __builtin_prefetch(C + m * ldc + v * kLanes, 1);
+  Vec acc[rows][vecs] = {};
+#pragma GCC unroll 1
+  for (int64_t k = 0; k < depth; ++k, a += step, B += kPanel) {
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; ++m) {
+      const float left = a[m * row];
+#pragma GCC unroll 2
+      for (int v = 0; v < vecs; ++v) acc[m][v] += left * at(B + v * kLanes);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < vecs; ++v) {
+      AnyVec& c = *reinterpret_cast<AnyVec*>(C + m * ldc + v * kLanes);
+      c = add ? c + acc[m][v] : acc[m][v];
+    }
+}
+
+// The same where only `cols` of the panel's columns are C's.
+template <int rows, class Row>
+inline void tile_of(int64_t cols, float* C, int64_t ldc, bool add, const float* a, Row row,
+                    int64_t step, const float* B, int64_t depth) {
+  if (cols >= kPanel) return tile<rows, 2>(C, ldc, add, a, row, step, B, depth);
+  if (cols == kLanes) return tile<rows, 1>(C, ldc, add, a, row, step, B, depth);
+  alignas(64) float out[rows * kPanel];
+  tile<rows, 2>(out, kPanel, false, a, row, step, B, depth);
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t n = 0; n < cols; ++n)
+      C[m * ldc + n] = add ? C[m * ldc + n] + out[m * kPanel + n] : out[m * kPanel + n];
+}
+
+struct Ones {  // a row stride of 1 that the compiler sees
+  friend constexpr int64_t operator*(int64_t m, Ones) { return m; }
+};
+
+// Rows [m, end) of C by all panels.
+void band(const NarrowProduct& p, bool add, int64_t k, int64_t depth, int64_t m, int64_t end,
+          const float* B, float* A) {
+  const int64_t whole = (end - m) / kRows * kRows;
+  if (p.transpose_a) pack_rows(A, p, k, depth, m, whole);
+  for (int64_t n = 0; n < p.N; n += kPanel, B += kPanel * depth) {
+    const int64_t cols = p.N - n;
+    float* C = p.C + m * p.ldc + n;
+    int64_t r = 0;
+    for (; r < whole; r += kRows)
+      if (p.transpose_a)
+        tile_of<kRows>(cols, C + r * p.ldc, p.ldc, add, A + r * depth, Ones{}, kRows, B, depth);
+      else
+        tile_of<kRows>(cols, C + r * p.ldc, p.ldc, add, p.A + (m + r) * p.lda + k, p.lda, 1, B,
+                       depth);
+    for (; m + r < end; ++r) {
+      const float* a = p.transpose_a ? p.A + k * p.lda + m + r : p.A + (m + r) * p.lda + k;
+      tile_of<1>(cols, C + r * p.ldc, p.ldc, add, a, Ones{}, p.transpose_a ? p.lda : 1, B, depth);
+    }
+  }
+}
+
+int64_t floats(const NarrowProduct& p) {
+  return depth(p) * (panels(p.N) * kPanel + (p.transpose_a ? kBand : 0));
+}
+
+void multiply(const NarrowProduct& p, float* work) {
+  float* A = work + depth(p) * panels(p.N) * kPanel;
+  for (int64_t k = 0; k < p.K; k += kDepth) {
+    const int64_t depth = std::min(kDepth, p.K - k);
+    for (int64_t n = 0; n < p.N; n += kPanel) pack_panel(work + n * depth, p, k, depth, n);
+    for (int64_t m = 0; m < p.M; m += kBand)
+      band(p, p.add || k > 0, k, depth, m, std::min(p.M, m + kBand), work, A);
+  }
+}
+
+}  // namespace
+
+inline namespace HGRN_ISA {
+NarrowGemm narrow_gemm() {
+  return {floats, multiply};
+}
+}  // namespace HGRN_ISA
+
+}  // namespace hgrn::cpu
