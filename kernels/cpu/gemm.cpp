@@ -98,8 +98,7 @@ void gemm(const Product<T>& p, cpu::Scratch& scratch) {
     }
   };
   if constexpr (std::is_same_v<T, float>)
-    if (is_narrow(p)) {
-      static const cpu::NarrowGemm narrow = best_narrow();
+    if (static const cpu::NarrowGemm narrow = best_narrow(); narrow.fast && is_narrow(p)) {
       const int64_t each = (narrow.floats(p.narrow(0, 0, p.M, p.N)) + 15) / 16 * 16;
       float* work = scratch.get<float>(size_t(each * parts));
       return each_part([&](int64_t i, int64_t m, int64_t n, int64_t rows, int64_t cols) {

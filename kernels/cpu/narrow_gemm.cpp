@@ -18,7 +18,8 @@ namespace {
 constexpr int kRows = kVecBytes == 64 ? 8 : 4;  // of a tile
 constexpr int64_t kPanel = 2 * kLanes;          // columns of a tile
 constexpr int64_t kDepth = 192;                 // of k at a time
-constexpr int64_t kBand = 16 * kRows;           // rows of A that stay in L2 while panels go by
+// Rows of C whose part of A stays in L2 while panels go by; A^T is packed in long pieces of its rows.
+constexpr int64_t kBand = 128, kPackedBand = 512;
 
 constexpr int64_t kAhead = 16;                  // rows asked for ahead of packing
 
@@ -29,25 +30,23 @@ inline int64_t depth(const NarrowProduct& p) {
   return std::min(kDepth, p.K);
 }
 
-// to (depth, kPanel) = B from (k, n) on, zeros beyond N.
-void pack_panel(float* to, const NarrowProduct& p, int64_t k, int64_t depth, int64_t n) {
-  const int64_t cols = std::min(kPanel, p.N - n);
-  if (!p.transpose_b) {
-    const float* from = p.B + k * p.ldb + n;
-    for (int64_t i = 0; i < depth; ++i, from += p.ldb, to += kPanel)
-      for (int64_t v = 0; v < kPanel; v += kLanes)
-        at(to + v) = v < cols ? load(from + v, cols - v) : Vec{};
-    return;
-  }
-  const float* from = p.B + n * p.ldb + k;
-  for (int64_t v = 0; v < kPanel; v += kLanes)
+// to (panels, depth, kPanel) = B from row k on, zeros beyond N.
+void pack_panels(float* to, const NarrowProduct& p, int64_t k, int64_t depth) {
+  for (int64_t i = 0; i < depth; ++i)
+    for (int64_t n = 0; n < p.N; n += kLanes)
+      at(to + n / kPanel * kPanel * depth + i * kPanel + n % kPanel) =
+          load(p.B + (k + i) * p.ldb + n, p.N - n);
+}
+void pack_panels_transposed(float* to, const NarrowProduct& p, int64_t k, int64_t depth) {
+  for (int64_t n = 0; n < p.N; n += kLanes)
     for (int64_t i = 0; i < depth; i += kLanes) {
       Vec row[kLanes];
       for (int64_t r = 0; r < kLanes; ++r)
-        row[r] = v + r < cols ? load(from + (v + r) * p.ldb + i, depth - i) : Vec{};
+        row[r] = n + r < p.N ? load(p.B + (n + r) * p.ldb + k + i, depth - i) : Vec{};
       transpose_stage<kLanes / 2>(row);
+      float* panel = to + n / kPanel * kPanel * depth + n % kPanel;
       for (int64_t r = 0; r < std::min<int64_t>(kLanes, depth - i); ++r)
-        at(to + (i + r) * kPanel + v) = row[r];
+        at(panel + (i + r) * kPanel) = row[r];
     }
 }
 
@@ -56,16 +55,16 @@ void pack_rows(float* to, const NarrowProduct& p, int64_t k, int64_t depth, int6
   typedef float Piece __attribute__((vector_size(kRows * 4), aligned(4)));
   for (int64_t i = 0; i < depth; ++i) {
     const float* from = p.A + (k + i) * p.lda + m;
-    for (int64_t r = 0; r < M; r += 16) __builtin_prefetch(from + kAhead * p.lda + r);
     for (int64_t r = 0; r < M; r += kRows)
       *reinterpret_cast<Piece*>(to + (r * depth + i * kRows)) =
           *reinterpret_cast<const Piece*>(from + r);
   }
 }
 
+// A function of its own: inlined, g++ spills the addresses of its rows.
 // One tile of C: `rows` of op(A), of which a(m,k) = a[m * row + k * step], by a packed panel.
 template <int rows, int vecs, class Row>
-inline void tile(float* C, int64_t ldc, bool add, const float* a, Row row, int64_t step,
+[[gnu::noinline]] void tile(float* C, int64_t ldc, bool add, const float* a, Row row, int64_t step,
                  const float* B, int64_t depth) {
   for (int m = 0; m < rows; ++m)  // C comes while the products run
     for (int v = 0; v < vecs; ++v) __builtin_prefetch(C + m * ldc + v * kLanes, 1);
@@ -128,16 +127,17 @@ void band(const NarrowProduct& p, bool add, int64_t k, int64_t depth, int64_t m,
 }
 
 int64_t floats(const NarrowProduct& p) {
-  return depth(p) * (panels(p.N) * kPanel + (p.transpose_a ? kBand : 0));
+  return depth(p) * (panels(p.N) * kPanel + (p.transpose_a ? std::min(p.M, kPackedBand) : 0));
 }
 
 void multiply(const NarrowProduct& p, float* work) {
   float* A = work + depth(p) * panels(p.N) * kPanel;
+  const int64_t rows = p.transpose_a ? kPackedBand : kBand;
   for (int64_t k = 0; k < p.K; k += kDepth) {
     const int64_t depth = std::min(kDepth, p.K - k);
-    for (int64_t n = 0; n < p.N; n += kPanel) pack_panel(work + n * depth, p, k, depth, n);
-    for (int64_t m = 0; m < p.M; m += kBand)
-      band(p, p.add || k > 0, k, depth, m, std::min(p.M, m + kBand), work, A);
+    (p.transpose_b ? pack_panels_transposed : pack_panels)(work, p, k, depth);
+    for (int64_t m = 0; m < p.M; m += rows)
+      band(p, p.add || k > 0, k, depth, m, std::min(p.M, m + rows), work, A);
   }
 }
 
@@ -145,7 +145,7 @@ void multiply(const NarrowProduct& p, float* work) {
 
 inline namespace HGRN_ISA {
 NarrowGemm narrow_gemm() {
-  return {floats, multiply};
+  return {floats, multiply, kVecBytes == 64};
 }
 }  // namespace HGRN_ISA
 

@@ -24,6 +24,7 @@ struct NarrowProduct {
 struct NarrowGemm {
   int64_t (*floats)(const NarrowProduct& p);  // workspace of a call, aligned to 64 bytes
   void (*multiply)(const NarrowProduct& p, float* work);
+  bool fast;  // with 32 vector registers of 16 floats; with 16 of 8 a BLAS is as good
 };
 
 namespace isa_default {
