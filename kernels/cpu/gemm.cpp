@@ -45,8 +45,9 @@ struct Product {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
   cpu::NarrowProduct narrow(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
     const bool a = ta == CblasTrans, b = tb == CblasTrans;
     const int64_t lda = a ? M : K, ldb = b ? K : N;
-    return {rows,  cols, K, A + (a ? m : m * lda), lda, a, B + (b ? n * ldb : n), ldb, b,
-            C + m * N + n, N, beta != 0};
+    return {
+        rows,          cols, K,        A + (a ? m : m * lda), lda, a, B + (b ? n * ldb : n), ldb, b,
+        C + m * N + n, N,    beta != 0};
   }
 };
 
@@ -77,7 +78,8 @@ int64_t share(int64_t i, int64_t shares, int64_t n) {
 template <class T>
 bool is_narrow(const Product<T>& p) {
   const int64_t most = std::max({p.M, p.N, p.K}), least = std::min({p.M, p.N, p.K});
-  return std::is_same_v<T, float> && least >= 16 && most >= 256 && p.M * p.N / most * p.K <= 1 << 18;
+  return std::is_same_v<T, float> && least >= 16 && most >= 256 &&
+         p.M * p.N / most * p.K <= 1 << 18;
 }
 
 // Each thread computes a part of C by itself. OpenBLAS's own threads pass packed panels to each
@@ -105,9 +107,8 @@ void gemm(const Product<T>& p, cpu::Scratch& scratch) {
         narrow.multiply(p.narrow(m, n, rows, cols), work + i * each);
       });
     }
-  each_part([&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) {
-    p.part(m, n, rows, cols);
-  });
+  each_part(
+      [&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) { p.part(m, n, rows, cols); });
 }
 
 template <class T>

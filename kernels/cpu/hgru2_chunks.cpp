@@ -80,7 +80,8 @@ struct Loader {
       const Vec k = room * s.minus;
       at(c.f + t * np + i) = h.reset && h.reset[first + t] ? Vec{} : bound + room * s.plus;
       at(c.k + t * np + i) = k;
-      if constexpr (slopes) at(c.f_slope + t * np + i) = k * s.plus, at(c.rest + t * np + i) = s.minus;
+      if constexpr (slopes)
+        at(c.f_slope + t * np + i) = k * s.plus, at(c.rest + t * np + i) = s.minus;
     }
     for (int64_t t = count; t < C; ++t)
       at(c.f + t * np + i) = Vec{} + 1.0f, at(c.k + t * np + i) = Vec{};
@@ -152,7 +153,8 @@ void scores(float* AT, const Chunk& c, int64_t np) {
   Vec sums[C][C];
   scores_of(sums, c, np);
   for (int s = 0; s < C; ++s)
-    for (int t = 0; t < C; t += kLanes) at(AT + s * C + t) = lane_sums(sums[s] + t);
+    for (int t = 0; t < C; t += kLanes)
+      at(AT + s * C + t) = t + kLanes <= s ? Vec{} : lane_sums(sums[s] + t);
 }
 
 // Y (C,np) += A X and Y += A^T X, without the zeros above A's diagonal.
@@ -219,27 +221,43 @@ struct ChunkGrads {
   static int64_t size(int64_t np) { return (7 * C + 1) * np; }
 };
 
-// dq, dk, df from the pairs (t,s) of tokens within the chunk, for kLanes channels from i on.
+// dq, dk, df from the pairs (t,s) of tokens within the chunk, for kLanes channels from i on. S
+// tokens s go together: they share what is read of t, and their sums do not wait for each other.
 void within_chunk(const ChunkGrads& g, const Chunk& c, const float* dA, int64_t np, int64_t i) {
+  constexpr int S = 4;
   Vec q[C], f[C], dq[C] = {}, df[C] = {};
   for (int t = 0; t < C; ++t) q[t] = at(c.q + t * np + i), f[t] = at(c.f + t * np + i);
-  for (int s = 0; s < C; ++s) {
-    Vec reach[C];  // k_s f_{s+1} ... f_t
-    Vec p = at(c.k + s * np + i);
-    reach[s] = p;
-    dq[s] += dA[s * C + s] * p;
-    for (int t = s + 1; t < C; ++t) {
-      p *= f[t];
-      reach[t] = p;
-      dq[t] += dA[t * C + s] * p;
+  for (int s = 0; s < C; s += S) {
+    Vec reach[C][S];  // k_s f_{s+1} ... f_t
+    Vec p[S];
+#pragma GCC unroll 4
+    for (int d = 0; d < S; ++d) {  // t = s + d: the tokens after it have not begun
+      const int t = s + d;
+      for (int j = 0; j < d; ++j) p[j] *= f[t];
+      p[d] = at(c.k + t * np + i);
+      for (int j = 0; j <= d; ++j) reach[t][j] = p[j], dq[t] += dA[t * C + s + j] * p[j];
     }
-    Vec a{};  // sum over t' >= t of dA_t's q_t' f_{t+1} ... f_t'
-    for (int t = C - 1; t > s; --t) {
-      a += dA[t * C + s] * q[t];
-      df[t] += a * reach[t - 1];
-      a *= f[t];
+    for (int t = s + S; t < C; ++t)
+#pragma GCC unroll 4
+      for (int j = 0; j < S; ++j) {
+        reach[t][j] = p[j] *= f[t];
+        dq[t] += dA[t * C + s + j] * p[j];
+      }
+    Vec a[S] = {};  // sums over t' >= t of dA_t's q_t' f_{t+1} ... f_t'
+    for (int t = C - 1; t >= s + S; --t)
+#pragma GCC unroll 4
+      for (int j = 0; j < S; ++j) {
+        a[j] += dA[t * C + s + j] * q[t];
+        df[t] += a[j] * reach[t - 1][j];
+        a[j] *= f[t];
+      }
+#pragma GCC unroll 4
+    for (int d = S - 1; d >= 0; --d) {
+      const int t = s + d;
+      for (int j = 0; j <= d; ++j) a[j] += dA[t * C + s + j] * q[t];
+      for (int j = 0; j < d; ++j) df[t] += a[j] * reach[t - 1][j], a[j] *= f[t];
+      at(g.dk + t * np + i) = a[d];
     }
-    at(g.dk + s * np + i) = a + dA[s * C + s] * q[s];
   }
   for (int t = 0; t < C; ++t) at(g.dq + t * np + i) = dq[t], at(g.df + t * np + i) = df[t];
 }
@@ -319,32 +337,30 @@ void load_dy(const ChunkGrads& g, const Hgru2Head& h, int64_t np, int64_t first,
     }
 }
 
-// dx = slope * dout, where slope is null for 1
-void store_row(float* dx, const float* dout, const float* slope, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes)
-    store(dx + i, slope ? at(dout + i) * at(slope + i) : at(dout + i), n - i);
-}
-
-// From gradients of q, f, k, v to those of the logits.
+// From gradients of q, f, k, v to those of the logits. df is overwritten.
 void store_dx(const ChunkGrads& g, const Chunk& c, const Hgru2Head& h, int64_t np, int64_t first,
               int64_t count) {
-  for (int64_t t = 0; t < count; ++t) {
-    float* dx = h.dx + (first + t) * 3 * h.D;
-    const bool reset = h.reset && h.reset[first + t];  // its gate was not used
-    float *df = g.df + t * np, *dk = g.dk + t * np;
-    for (int64_t i = 0; i < np; i += kLanes)
-      at(df + i) = (reset ? Vec{} : at(df + i)) - at(dk + i);
-    store_row(dx, g.dq + t * np, c.q_slope + t * np, h.n);
-    store_row(dx + h.D, df, c.f_slope + t * np, h.n);
-    store_row(dx + 2 * h.D, g.dv + t * np,
-              h.input_act == Act::identity ? nullptr : c.v_slope + t * np, h.n);
-    const float* rest = c.rest + t * np;
-    double* dbound = h.dbound;
-#pragma omp simd
-    for (int64_t i = 0; i < h.n; ++i) dbound[i] += double(rest[i] * df[i]);
-    for (int64_t i = 0; i < h.n; i += 16)
-      for (int part = 0; part < 3; ++part)
-        __builtin_prefetch(dx + part * h.D + i - C * 3 * h.D, 1);
+  typedef float HalfVec __attribute__((vector_size(kVecBytes / 2), may_alias));
+  typedef double DoubleVec __attribute__((vector_size(kVecBytes)));
+  for (int64_t i = 0; i < np; i += kLanes) {
+    DoubleVec sums[2] = {};  // of the bound's gradient
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t e = t * np + i, real = h.n - i;
+      float* dx = h.dx + (first + t) * 3 * h.D + i;
+      for (int part = 0; part < 3; ++part) __builtin_prefetch(dx + (part - 3 * C) * h.D, 1);
+      const bool reset = h.reset && h.reset[first + t];  // its gate was not used
+      const Vec gate = (reset ? Vec{} : at(g.df + e)) - at(g.dk + e);
+      store(dx, at(g.dq + e) * at(c.q_slope + e), real);
+      store(dx + h.D, gate * at(c.f_slope + e), real);
+      store(dx + 2 * h.D,
+            h.input_act == Act::identity ? at(g.dv + e) : at(g.dv + e) * at(c.v_slope + e), real);
+      at(g.df + e) = gate * at(c.rest + e);
+      const HalfVec* halves = reinterpret_cast<const HalfVec*>(g.df + e);
+      for (int part = 0; part < 2; ++part)
+        sums[part] += __builtin_convertvector(halves[part], DoubleVec);
+    }
+    for (int64_t l = 0; l < std::min<int64_t>(kLanes, h.n - i); ++l)
+      h.dbound[i + l] += sums[l / (kLanes / 2)][l % (kLanes / 2)];
   }
 }
 

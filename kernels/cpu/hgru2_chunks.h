@@ -9,7 +9,7 @@
 
 namespace hgrn::cpu {
 
-constexpr int64_t kHgru2Chunk = 16;                // tokens of a chunk
+constexpr int64_t kHgru2Chunk = 16;               // tokens of a chunk
 constexpr int64_t kHgru2Block = 4 * kHgru2Chunk;  // tokens between saved states
 
 struct Hgru2Head {
@@ -21,8 +21,8 @@ struct Hgru2Head {
   const uint8_t* reset;  // (T) or null
   float* saved;          // states (blocks, then saved_step floats on); null: not wanted
   int64_t saved_step;
-  float *y, *hT;     // forward: (T,D), (n,n) or null
-  const float* h0;   // forward: (n,n) or null
+  float *y, *hT;          // forward: (T,D), (n,n) or null
+  const float* h0;        // forward: (n,n) or null
   const float *dy, *dhT;  // backward: (T,D), (n,n) or null
   float *dx, *dh0;        // backward: (T,3D), (n,n) or null
   double* dbound;         // backward: (n), added to

@@ -18,10 +18,11 @@ namespace {
 constexpr int kRows = kVecBytes == 64 ? 8 : 4;  // of a tile
 constexpr int64_t kPanel = 2 * kLanes;          // columns of a tile
 constexpr int64_t kDepth = 192;                 // of k at a time
-// Rows of C whose part of A stays in L2 while panels go by; A^T is packed in long pieces of its rows.
+// Rows of C whose part of A stays in L2 while panels go by; A^T is packed in long pieces of its
+// rows.
 constexpr int64_t kBand = 128, kPackedBand = 512;
 
-constexpr int64_t kAhead = 16;                  // rows asked for ahead of packing
+constexpr int64_t kAhead = 16;  // rows asked for ahead of packing
 
 inline int64_t panels(int64_t N) {
   return (N + kPanel - 1) / kPanel;
@@ -65,7 +66,7 @@ void pack_rows(float* to, const NarrowProduct& p, int64_t k, int64_t depth, int6
 // One tile of C: `rows` of op(A), of which a(m,k) = a[m * row + k * step], by a packed panel.
 template <int rows, int vecs, class Row>
 [[gnu::noinline]] void tile(float* C, int64_t ldc, bool add, const float* a, Row row, int64_t step,
-                 const float* B, int64_t depth) {
+                            const float* B, int64_t depth) {
   for (int m = 0; m < rows; ++m)  // C comes while the products run
     for (int v = 0; v < vecs; ++v) __builtin_prefetch(C + m * ldc + v * kLanes, 1);
   Vec acc[rows][vecs] = {};
