@@ -8,20 +8,24 @@
 #include <sstream>
 
 #include "cpu/cpu_ops.h"
+#include "cpu/glu.h"
 #include "cpu/narrow_gemm.h"
 
 namespace hgrn {
 namespace {
 
-cpu::NarrowGemm best_narrow() {
+const cpu::NarrowGemm& narrow() {
+  static const cpu::NarrowGemm best = [] {
 #ifdef HGRN_CPU_V4
-  if (__builtin_cpu_supports("x86-64-v4")) return cpu::isa_v4::narrow_gemm();
+    if (__builtin_cpu_supports("x86-64-v4")) return cpu::isa_v4::narrow_gemm();
 #endif
-  return cpu::isa_default::narrow_gemm();
+    return cpu::isa_default::narrow_gemm();
+  }();
+  return best;
 }
 
 template <class T>
-struct Product {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
+struct GemmOf {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
   CBLAS_TRANSPOSE ta, tb;
   int64_t M, N, K;
   const T *A, *B;
@@ -76,16 +80,16 @@ int64_t share(int64_t i, int64_t shares, int64_t n) {
 // Whether narrow_gemm.cpp is the faster one: many rows, but weights of which a BLAS, packing all
 // operands, has too little use. By the layer's size alone: never by the number of threads.
 template <class T>
-bool is_narrow(const Product<T>& p) {
+bool is_narrow(const GemmOf<T>& p) {
   const int64_t most = std::max({p.M, p.N, p.K}), least = std::min({p.M, p.N, p.K});
-  return std::is_same_v<T, float> && least >= 16 && most >= 256 &&
+  return std::is_same_v<T, float> && narrow().fast && least >= 16 && most >= 256 &&
          p.M * p.N / most * p.K <= 1 << 18;
 }
 
 // Each thread computes a part of C by itself. OpenBLAS's own threads pass packed panels to each
 // other and wait for them, which costs most where products are small or other programs hold a core.
 template <class T>
-void gemm(const Product<T>& p, cpu::Scratch& scratch) {
+void gemm(const GemmOf<T>& p, cpu::Scratch& scratch) {
   constexpr int64_t kMax = std::numeric_limits<blasint>::max();
   check(p.M <= kMax && p.N <= kMax && p.K <= kMax,
         "a matrix product of {} x {} x {} is too large for BLAS", p.M, p.N, p.K);
@@ -100,15 +104,41 @@ void gemm(const Product<T>& p, cpu::Scratch& scratch) {
     }
   };
   if constexpr (std::is_same_v<T, float>)
-    if (static const cpu::NarrowGemm narrow = best_narrow(); narrow.fast && is_narrow(p)) {
-      const int64_t each = (narrow.floats(p.narrow(0, 0, p.M, p.N)) + 15) / 16 * 16;
+    if (is_narrow(p)) {
+      const int64_t each = (narrow().floats(p.narrow(0, 0, p.M, p.N)) + 15) / 16 * 16;
       float* work = scratch.get<float>(size_t(each * parts));
       return each_part([&](int64_t i, int64_t m, int64_t n, int64_t rows, int64_t cols) {
-        narrow.multiply(p.narrow(m, n, rows, cols), work + i * each);
+        narrow().multiply(p.narrow(m, n, rows, cols), work + i * each);
       });
     }
   each_part(
       [&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) { p.part(m, n, rows, cols); });
+}
+
+// A product by bands of rows, where is_narrow; f(rows, m, end) gets each band while it is in cache.
+// Without C the rows live no longer than that.
+template <class F>
+void by_bands(const GemmOf<float>& p, cpu::Scratch& scratch, const F& f) {
+  const Grid grid(p.M, p.N, p.K);
+  const int64_t parts = grid.rows * grid.cols;
+  const int64_t packed = narrow().floats(p.narrow(0, 0, p.M, p.N)),
+                each = (packed + (p.C ? 0 : cpu::kNarrowBand * p.N) + 15) / 16 * 16;
+  float* work = scratch.get<float>(size_t(each * parts));
+#pragma omp parallel for schedule(static) if (parts > 1)
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t first = share(i, parts, p.M);
+    cpu::NarrowProduct q = p.narrow(first, 0, share(i + 1, parts, p.M) - first, p.N);
+    q.reuse = !p.C;
+    if (q.reuse) q.C = work + i * each + packed;
+    const auto band = [&](int64_t m, int64_t end) {
+      f(q.C + (q.reuse ? 0 : m * p.N), first + m, first + end);
+    };
+    q.context = &band;
+    q.after = [](const void* context, int64_t m, int64_t end) {
+      (*static_cast<const decltype(band)*>(context))(m, end);
+    };
+    narrow().multiply(q, work + i * each);
+  }
 }
 
 template <class T>
@@ -168,6 +198,53 @@ void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, T
                dw.to.ptr<T>()},
               scratch_);
     if (db) bias_backward(db, grad, rows, O, scratch_);
+  });
+}
+
+void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) {
+  const int64_t rows = x.rows(), F = h.cols();
+  const GemmOf<float> p{CblasNoTrans, CblasTrans, rows, 2 * F,  x.cols(),
+                        nullptr,      nullptr,    0,    nullptr};
+  if (b || x.dtype != DType::f32 || !is_narrow(p))
+    return Ops::linear_glu_forward(h, gu, x, w, b, act);
+  check(w.rows() == 2 * F && x.cols() == w.cols() && gu.cols() == 2 * F && gu.rows() == rows &&
+            h.rows() == rows,
+        "linear_glu_forward: h {}, gu {}, x {}, w {} do not fit", h.shape.str(), gu.shape.str(),
+        x.shape.str(), w.shape.str());
+  GemmOf<float> full = p;
+  full.A = x.ptr<float>(), full.B = w.ptr<float>(), full.C = gu.ptr<float>();
+  float* out = h.ptr<float>();
+  cpu::with_act(act, [&]<Act A>() {
+    by_bands(full, scratch_, [&](const float* gate, int64_t m, int64_t end) {
+      for (; m < end; ++m, gate += 2 * F) cpu::glu_row<A>(out + m * F, gate, gate + F, F);
+    });
+  });
+}
+
+void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
+                                 Tensor gu, Tensor w, Act act) {
+  const int64_t rows = dy.rows(), F = w.cols();
+  const GemmOf<float> p{CblasNoTrans, CblasNoTrans, rows, F,      dy.cols(),
+                        nullptr,      nullptr,      0,    nullptr};
+  if (dy.dtype != DType::f32 || !is_narrow(p))
+    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act);
+  check(
+      dy.cols() == w.rows() && gu.cols() == 2 * F && gu.rows() == rows && dgu.numel() == gu.numel(),
+      "glu_linear_backward: dgu {}, dy {}, gu {}, w {} do not fit", dgu.shape.str(), dy.shape.str(),
+      gu.shape.str(), w.shape.str());
+  linear_backward({}, dw, db, dy, h, w);
+  GemmOf<float> full = p;
+  full.A = dy.ptr<float>(), full.B = w.ptr<float>();
+  float* out = dgu.ptr<float>();
+  const float* in = gu.ptr<float>();
+  cpu::with_act(act, [&]<Act A>() {
+    by_bands(full, scratch_, [&](const float* grad, int64_t m, int64_t end) {
+      for (; m < end; ++m, grad += F) {
+        float* dg = out + m * 2 * F;
+        const float* g = in + m * 2 * F;
+        cpu::glu_backward_row<A>(dg, dg + F, grad, g, g + F, F);
+      }
+    });
   });
 }
 

@@ -20,7 +20,7 @@ constexpr int64_t kPanel = 2 * kLanes;          // columns of a tile
 constexpr int64_t kDepth = 192;                 // of k at a time
 // Rows of C whose part of A stays in L2 while panels go by; A^T is packed in long pieces of its
 // rows.
-constexpr int64_t kBand = 128, kPackedBand = 512;
+constexpr int64_t kBand = kNarrowBand, kPackedBand = 512;
 
 constexpr int64_t kAhead = 16;  // rows asked for ahead of packing
 
@@ -112,7 +112,7 @@ void band(const NarrowProduct& p, bool add, int64_t k, int64_t depth, int64_t m,
   if (p.transpose_a) pack_rows(A, p, k, depth, m, whole);
   for (int64_t n = 0; n < p.N; n += kPanel, B += kPanel * depth) {
     const int64_t cols = p.N - n;
-    float* C = p.C + m * p.ldc + n;
+    float* C = p.C + (p.reuse ? 0 : m * p.ldc) + n;
     int64_t r = 0;
     for (; r < whole; r += kRows)
       if (p.transpose_a)
@@ -128,17 +128,35 @@ void band(const NarrowProduct& p, bool add, int64_t k, int64_t depth, int64_t m,
 }
 
 int64_t floats(const NarrowProduct& p) {
-  return depth(p) * (panels(p.N) * kPanel + (p.transpose_a ? std::min(p.M, kPackedBand) : 0));
+  const int64_t N = panels(p.N) * kPanel;
+  return p.transpose_a ? depth(p) * (N + std::min(p.M, kPackedBand)) : p.K * N;
 }
 
-void multiply(const NarrowProduct& p, float* work) {
+void pack(float* to, const NarrowProduct& p, int64_t k, int64_t depth) {
+  (p.transpose_b ? pack_panels_transposed : pack_panels)(to, p, k, depth);
+}
+
+// A^T B: k is long and C small.
+void multiply_transposed(const NarrowProduct& p, float* work) {
   float* A = work + depth(p) * panels(p.N) * kPanel;
-  const int64_t rows = p.transpose_a ? kPackedBand : kBand;
   for (int64_t k = 0; k < p.K; k += kDepth) {
     const int64_t depth = std::min(kDepth, p.K - k);
-    (p.transpose_b ? pack_panels_transposed : pack_panels)(work, p, k, depth);
-    for (int64_t m = 0; m < p.M; m += rows)
-      band(p, p.add || k > 0, k, depth, m, std::min(p.M, m + rows), work, A);
+    pack(work, p, k, depth);
+    for (int64_t m = 0; m < p.M; m += kPackedBand)
+      band(p, p.add || k > 0, k, depth, m, std::min(p.M, m + kPackedBand), work, A);
+  }
+}
+
+// A B: B is small and stays packed.
+void multiply(const NarrowProduct& p, float* work) {
+  if (p.transpose_a) return multiply_transposed(p, work);
+  const int64_t N = panels(p.N) * kPanel;
+  for (int64_t k = 0; k < p.K; k += kDepth) pack(work + k * N, p, k, std::min(kDepth, p.K - k));
+  for (int64_t m = 0; m < p.M; m += kBand) {
+    const int64_t end = std::min(p.M, m + kBand);
+    for (int64_t k = 0; k < p.K; k += kDepth)
+      band(p, p.add || k > 0, k, std::min(kDepth, p.K - k), m, end, work + k * N, nullptr);
+    if (p.after) p.after(p.context, m, end);
   }
 }
 

@@ -19,7 +19,13 @@ struct NarrowProduct {
   float* C;
   int64_t ldc;
   bool add;  // beta
+  // Called when rows [m, end) of C are done, at most kNarrowBand of them, while they are in cache;
+  // may be null. With reuse, C is (kNarrowBand, N) only and holds the rows of one call.
+  void (*after)(const void* context, int64_t m, int64_t end) = nullptr;
+  const void* context = nullptr;
+  bool reuse = false;
 };
+constexpr int64_t kNarrowBand = 128;
 
 struct NarrowGemm {
   int64_t (*floats)(const NarrowProduct& p);  // workspace of a call, aligned to 64 bytes
