@@ -66,6 +66,11 @@ class CpuOps final : public Ops {
   void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor sum,
                               Tensor w, Tensor stats, Norm kind, Dropout drop) override;
 
+  // gemm.cpp: with the GLU of rows that are in cache, where layers are narrow
+  void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
+  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h, Tensor gu,
+                           Tensor w, Act act) override;
+
   // glu.cpp
   void glu_forward(Tensor h, Tensor gu, Act act) override;
   void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;

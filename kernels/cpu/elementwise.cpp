@@ -107,7 +107,16 @@ void CpuOps::zero(Tensor t) {
 void CpuOps::copy(Tensor dst, Tensor src) {
   check(dst.dtype == src.dtype && dst.numel() == src.numel(), "copy: {} {} and {} {} differ",
         name_of(dst.dtype), dst.shape.str(), name_of(src.dtype), src.shape.str());
-  std::memmove(dst.data, src.data, dst.bytes());
+  auto* to = static_cast<char*>(dst.data);
+  const auto* from = static_cast<const char*>(src.data);
+  const auto bytes = int64_t(dst.bytes());
+  if (to < from + bytes && from < to + bytes) {  // they overlap
+    std::memmove(to, from, size_t(bytes));
+    return;
+  }
+  cpu::parallel_blocks(bytes, 4 * kBlock, bytes, [&](int64_t begin, int64_t end) {
+    std::memcpy(to + begin, from + begin, size_t(end - begin));
+  });
 }
 
 void CpuOps::upload(Tensor dst, const void* host) {

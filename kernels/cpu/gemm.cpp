@@ -8,12 +8,24 @@
 #include <sstream>
 
 #include "cpu/cpu_ops.h"
+#include "cpu/glu.h"
+#include "cpu/narrow_gemm.h"
 
 namespace hgrn {
 namespace {
 
+const cpu::NarrowGemm& narrow() {
+  static const cpu::NarrowGemm best = [] {
+#ifdef HGRN_CPU_V4
+    if (__builtin_cpu_supports("x86-64-v4")) return cpu::isa_v4::narrow_gemm();
+#endif
+    return cpu::isa_default::narrow_gemm();
+  }();
+  return best;
+}
+
 template <class T>
-struct Product {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
+struct GemmOf {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
   CBLAS_TRANSPOSE ta, tb;
   int64_t M, N, K;
   const T *A, *B;
@@ -31,6 +43,15 @@ struct Product {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
     else
       cblas_dgemm(CblasRowMajor, ta, tb, blasint(rows), blasint(cols), blasint(K), 1, a, lda, b,
                   ldb, beta, c, blasint(N));
+  }
+
+  // The same part for cpu::NarrowGemm; f32 only.
+  cpu::NarrowProduct narrow(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
+    const bool a = ta == CblasTrans, b = tb == CblasTrans;
+    const int64_t lda = a ? M : K, ldb = b ? K : N;
+    return {
+        rows,          cols, K,        A + (a ? m : m * lda), lda, a, B + (b ? n * ldb : n), ldb, b,
+        C + m * N + n, N,    beta != 0};
   }
 };
 
@@ -56,20 +77,67 @@ int64_t share(int64_t i, int64_t shares, int64_t n) {
   return i == shares ? n : n * i / shares / kTile * kTile;
 }
 
+// Whether narrow_gemm.cpp is the faster one: many rows, but weights of which a BLAS, packing all
+// operands, has too little use. By the layer's size alone: never by the number of threads.
+template <class T>
+bool is_narrow(const GemmOf<T>& p) {
+  const int64_t most = std::max({p.M, p.N, p.K}), least = std::min({p.M, p.N, p.K});
+  return std::is_same_v<T, float> && narrow().fast && least >= 16 && most >= 256 &&
+         p.M * p.N / most * p.K <= 1 << 18;
+}
+
 // Each thread computes a part of C by itself. OpenBLAS's own threads pass packed panels to each
 // other and wait for them, which costs most where products are small or other programs hold a core.
 template <class T>
-void gemm(const Product<T>& p) {
+void gemm(const GemmOf<T>& p, cpu::Scratch& scratch) {
   constexpr int64_t kMax = std::numeric_limits<blasint>::max();
   check(p.M <= kMax && p.N <= kMax && p.K <= kMax,
         "a matrix product of {} x {} x {} is too large for BLAS", p.M, p.N, p.K);
   const Grid grid(p.M, p.N, p.K);
-  if (grid.rows * grid.cols == 1) return p.part(0, 0, p.M, p.N);
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < grid.rows * grid.cols; ++i) {
-    const int64_t r = i / grid.cols, c = i % grid.cols;
-    const int64_t m = share(r, grid.rows, p.M), n = share(c, grid.cols, p.N);
-    p.part(m, n, share(r + 1, grid.rows, p.M) - m, share(c + 1, grid.cols, p.N) - n);
+  const int64_t parts = grid.rows * grid.cols;
+  const auto each_part = [&](const auto& f) {
+#pragma omp parallel for schedule(static) if (parts > 1)
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t r = i / grid.cols, c = i % grid.cols;
+      const int64_t m = share(r, grid.rows, p.M), n = share(c, grid.cols, p.N);
+      f(i, m, n, share(r + 1, grid.rows, p.M) - m, share(c + 1, grid.cols, p.N) - n);
+    }
+  };
+  if constexpr (std::is_same_v<T, float>)
+    if (is_narrow(p)) {
+      const int64_t each = (narrow().floats(p.narrow(0, 0, p.M, p.N)) + 15) / 16 * 16;
+      float* work = scratch.get<float>(size_t(each * parts));
+      return each_part([&](int64_t i, int64_t m, int64_t n, int64_t rows, int64_t cols) {
+        narrow().multiply(p.narrow(m, n, rows, cols), work + i * each);
+      });
+    }
+  each_part(
+      [&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) { p.part(m, n, rows, cols); });
+}
+
+// A product by bands of rows, where is_narrow; f(rows, m, end) gets each band while it is in cache.
+// Without C the rows live no longer than that.
+template <class F>
+void by_bands(const GemmOf<float>& p, cpu::Scratch& scratch, const F& f) {
+  const Grid grid(p.M, p.N, p.K);
+  const int64_t parts = grid.rows * grid.cols;
+  const int64_t packed = narrow().floats(p.narrow(0, 0, p.M, p.N)),
+                each = (packed + (p.C ? 0 : cpu::kNarrowBand * p.N) + 15) / 16 * 16;
+  float* work = scratch.get<float>(size_t(each * parts));
+#pragma omp parallel for schedule(static) if (parts > 1)
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t first = share(i, parts, p.M);
+    cpu::NarrowProduct q = p.narrow(first, 0, share(i + 1, parts, p.M) - first, p.N);
+    q.reuse = !p.C;
+    if (q.reuse) q.C = work + i * each + packed;
+    const auto band = [&](int64_t m, int64_t end) {
+      f(q.C + (q.reuse ? 0 : m * p.N), first + m, first + end);
+    };
+    q.context = &band;
+    q.after = [](const void* context, int64_t m, int64_t end) {
+      (*static_cast<const decltype(band)*>(context))(m, end);
+    };
+    narrow().multiply(q, work + i * each);
   }
 }
 
@@ -105,7 +173,8 @@ void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     gemm<T>({CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(),
-             T(c ? 1 : 0), y.ptr<T>()});
+             T(c ? 1 : 0), y.ptr<T>()},
+            scratch_);
     if (b) add_bias(y.ptr<T>(), b.ptr<T>(), y.rows(), y.cols());
   });
 }
@@ -122,11 +191,60 @@ void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, T
     using T = decltype(zero);
     const T* grad = dy.ptr<T>();
     if (dx)
-      gemm<T>({CblasNoTrans, CblasNoTrans, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()});
+      gemm<T>({CblasNoTrans, CblasNoTrans, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()},
+              scratch_);
     if (dw)
       gemm<T>({CblasTrans, CblasNoTrans, O, w.cols(), rows, grad, x.ptr<T>(), T(dw.fresh ? 0 : 1),
-               dw.to.ptr<T>()});
+               dw.to.ptr<T>()},
+              scratch_);
     if (db) bias_backward(db, grad, rows, O, scratch_);
+  });
+}
+
+void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) {
+  const int64_t rows = x.rows(), F = h.cols();
+  const GemmOf<float> p{CblasNoTrans, CblasTrans, rows, 2 * F,  x.cols(),
+                        nullptr,      nullptr,    0,    nullptr};
+  if (b || x.dtype != DType::f32 || !is_narrow(p))
+    return Ops::linear_glu_forward(h, gu, x, w, b, act);
+  check(w.rows() == 2 * F && x.cols() == w.cols() && gu.cols() == 2 * F && gu.rows() == rows &&
+            h.rows() == rows,
+        "linear_glu_forward: h {}, gu {}, x {}, w {} do not fit", h.shape.str(), gu.shape.str(),
+        x.shape.str(), w.shape.str());
+  GemmOf<float> full = p;
+  full.A = x.ptr<float>(), full.B = w.ptr<float>(), full.C = gu.ptr<float>();
+  float* out = h.ptr<float>();
+  cpu::with_act(act, [&]<Act A>() {
+    by_bands(full, scratch_, [&](const float* gate, int64_t m, int64_t end) {
+      for (; m < end; ++m, gate += 2 * F) cpu::glu_row<A>(out + m * F, gate, gate + F, F);
+    });
+  });
+}
+
+void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
+                                 Tensor gu, Tensor w, Act act) {
+  const int64_t rows = dy.rows(), F = w.cols();
+  const GemmOf<float> p{CblasNoTrans, CblasNoTrans, rows, F,      dy.cols(),
+                        nullptr,      nullptr,      0,    nullptr};
+  if (dy.dtype != DType::f32 || !is_narrow(p))
+    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act);
+  check(
+      dy.cols() == w.rows() && gu.cols() == 2 * F && gu.rows() == rows && dgu.numel() == gu.numel(),
+      "glu_linear_backward: dgu {}, dy {}, gu {}, w {} do not fit", dgu.shape.str(), dy.shape.str(),
+      gu.shape.str(), w.shape.str());
+  linear_backward({}, dw, db, dy, h, w);
+  GemmOf<float> full = p;
+  full.A = dy.ptr<float>(), full.B = w.ptr<float>();
+  float* out = dgu.ptr<float>();
+  const float* in = gu.ptr<float>();
+  cpu::with_act(act, [&]<Act A>() {
+    by_bands(full, scratch_, [&](const float* grad, int64_t m, int64_t end) {
+      for (; m < end; ++m, grad += F) {
+        float* dg = out + m * 2 * F;
+        const float* g = in + m * 2 * F;
+        cpu::glu_backward_row<A>(dg, dg + F, grad, g, g + F, F);
+      }
+    });
   });
 }
 

@@ -1,29 +1,10 @@
 // Gated linear unit. h = act(g) * u; du = dh act(g); dg = dh u act'(g).
 // h (N,F) gu (N,2F) = [g|u]
 // Twin: kernels/cuda/glu.cu   Test: tests/ops/test_glu.cpp
+#include "cpu/glu.h"
 #include "cpu/cpu_ops.h"
-#include "cpu/vec_math.h"
 
 namespace hgrn {
-namespace {
-
-template <class T, Act A>
-void forward_row(T* h, const T* g, const T* u, int64_t F) {
-  for (int64_t i = 0; i < F; ++i) h[i] = cpu::act_of<A>(g[i]) * u[i];
-}
-
-template <class T, Act A>
-void backward_row(T* dg, T* du, const T* dh, const T* g, const T* u, int64_t F) {
-#pragma omp simd
-  for (int64_t i = 0; i < F; ++i) {
-    const cpu::ActPair<T> a = cpu::act_pair<A>(g[i]);
-    const T grad = dh[i], up = u[i];
-    dg[i] = grad * up * a.slope;
-    du[i] = grad * a.value;
-  }
-}
-
-}  // namespace
 
 void CpuOps::glu_forward(Tensor h, Tensor gu, Act act) {
   const int64_t rows = h.rows(), F = h.cols();
@@ -35,7 +16,7 @@ void CpuOps::glu_forward(Tensor h, Tensor gu, Act act) {
     const T* in = gu.ptr<T>();
     cpu::with_act(act, [&]<Act A>() {
       cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
-        forward_row<T, A>(out + r * F, in + r * 2 * F, in + r * 2 * F + F, F);
+        cpu::glu_row<A>(out + r * F, in + r * 2 * F, in + r * 2 * F + F, F);
       });
     });
   });
@@ -53,7 +34,7 @@ void CpuOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
     cpu::with_act(act, [&]<Act A>() {
       cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
         const int64_t at = r * 2 * F;
-        backward_row<T, A>(out + at, out + at + F, grad + r * F, in + at, in + at + F, F);
+        cpu::glu_backward_row<A>(out + at, out + at + F, grad + r * F, in + at, in + at + F, F);
       });
     });
   });

@@ -1,44 +1,97 @@
-// Elementary functions that g++ -O3 vectorises: no branches, no calls, no tables. Float versions
-// are polynomials within 2 ulp, right at overflow, infinities and NaN; double versions are libm's.
+// Elementary functions without branches, calls or tables: of a float or a double, in loops that
+// g++ -O3 vectorises, and of a whole vector of floats (tiles.h). Float versions are polynomials
+// within 2 ulp, right at overflow, infinities and NaN; double versions are libm's.
 // Test: tests/ops/test_glu.cpp
 #pragma once
-#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
+#include "cpu/isa.h"
 #include "ops/seq_kernel.h"
 
 namespace hgrn::cpu {
+inline namespace HGRN_ISA {
+
+// The same constant in T: a number or every lane of a vector.
+template <class T>
+inline T constant(float x) {
+  if constexpr (std::is_arithmetic_v<T>)
+    return T(x);
+  else
+    return T{} + x;
+}
+
+// Integers of the same shape: of a float here, of vectors in tiles.h.
+template <class T>
+struct IntOf;
+template <>
+struct IntOf<float> {
+  using type = int32_t;
+};
 
 // e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln(2)/2, ln 2 in two parts (Cody & Waite).
-inline float exp_of(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  x = x > 89.0f ? 89.0f : x;             // overflows below; NaN fails both tests and stays
-  x = x < -104.0f ? -104.0f : x;         // underflows to 0 below
-  const float shifted = x * 1.44269504088896341f + kRound;
-  const float n = shifted - kRound;
-  const float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+template <class T>
+struct ExpParts {
+  T shifted, mantissa;  // n in the low bits of shifted; e^r
+};
+constexpr float kExpRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+template <class T>
+inline ExpParts<T> exp_parts(T x) {
+  const T shifted = x * 1.44269504088896341f + kExpRound;
+  const T n = shifted - kExpRound;
+  const T r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
+  T p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  return {shifted, p * (r * r) + r + 1.0f};
+}
+template <class T>
+inline T clamped(T x, float low, float high) {  // NaN fails both tests and stays
+  const T lowest = constant<T>(low), highest = constant<T>(high);
+  x = highest < x ? highest : x;
+  return lowest > x ? lowest : x;
+}
+
+inline float exp_of(float x) {
+  const ExpParts<float> e = exp_parts(clamped(x, -104.0f, 89.0f));
   // 2^n in two factors, since n runs from -150 to 128.
-  const int32_t whole = int32_t(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kRound));
-  const int32_t half = whole >> 1;
-  const float s1 = std::bit_cast<float>((uint32_t(half) + 127u) << 23);
-  const float s2 = std::bit_cast<float>((uint32_t(whole) - uint32_t(half) + 127u) << 23);
-  return p * s1 * s2;
+  const uint32_t whole = __builtin_bit_cast(uint32_t, e.shifted) - 0x4b400000u;
+  const uint32_t half = uint32_t(int32_t(whole) >> 1);
+  const float s1 = __builtin_bit_cast(float, (half + 127u) << 23);
+  const float s2 = __builtin_bit_cast(float, (whole - half + 127u) << 23);
+  return e.mantissa * s1 * s2;
 }
 inline double exp_of(double x) {
   return std::exp(x);
 }
 
+// e^x where a subnormal result counts as 0 and one above 2^127.5 as infinity: for sums with 1.
+template <class T>
+inline T exp_or_limit(T x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return std::exp(x);
+  } else {
+    using Int = typename IntOf<T>::type;
+    const ExpParts<T> e = exp_parts(clamped(x, -88.0f, 88.8f));  // n from -127 to 128
+    const Int scale = (__builtin_bit_cast(Int, e.shifted) - (0x4b400000 - 127)) << 23;
+    return e.mantissa * __builtin_bit_cast(T, scale);
+  }
+}
+
 template <class T>
 inline T sigmoid_of(T x) {
-  return T(1) / (T(1) + exp_of(-x));
+  return 1.0f / (1.0f + exp_or_limit(-x));
+}
+
+template <class T>
+inline T abs_of(T x) {
+  if constexpr (std::is_arithmetic_v<T>)
+    return std::fabs(x);
+  else
+    return __builtin_bit_cast(T, __builtin_bit_cast(typename IntOf<T>::type, x) & 0x7fffffff);
 }
 
 // sigmoid(x) and sigmoid(-x) from one exponential that cannot overflow, neither by subtraction.
@@ -48,8 +101,9 @@ struct SigmoidPair {
 };
 template <class T>
 inline SigmoidPair<T> sigmoid_pair(T x) {
-  const T e = exp_of(x < T(0) ? x : -x), near_one = T(1) / (T(1) + e), near_zero = e * near_one;
-  return {x < T(0) ? near_zero : near_one, x < T(0) ? near_one : near_zero};
+  const T e = exp_or_limit(-abs_of(x));
+  const T near_one = 1.0f / (1.0f + e), near_zero = e * near_one;
+  return {x < constant<T>(0) ? near_zero : near_one, x < constant<T>(0) ? near_one : near_zero};
 }
 
 template <Act A, class T>
@@ -67,11 +121,11 @@ struct ActPair {
 template <Act A, class T>
 inline ActPair<T> act_pair(T x) {
   if constexpr (A == Act::identity) {
-    return {x, T(1)};
+    return {x, constant<T>(1)};
   } else {
     const T s = sigmoid_of(x);
-    if constexpr (A == Act::sigmoid) return {s, s * (T(1) - s)};
-    if constexpr (A == Act::silu) return {x * s, s + x * s * (T(1) - s)};
+    if constexpr (A == Act::sigmoid) return {s, s * (1.0f - s)};
+    if constexpr (A == Act::silu) return {x * s, s + x * s * (1.0f - s)};
   }
 }
 
@@ -85,4 +139,5 @@ inline void with_act(Act act, const F& f) {
   }
 }
 
+}  // namespace HGRN_ISA
 }  // namespace hgrn::cpu

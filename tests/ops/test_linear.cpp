@@ -1,5 +1,7 @@
 // Twin of kernels/*/gemm.*
 #include <algorithm>
+#include <array>
+#include <tuple>
 
 #include "ops/op_test.h"
 
@@ -170,6 +172,38 @@ TEST_CASE("linear: every backend against double", "[ops]") {
     CHECK(relative_error(g.dx, expected.dx) < backend.reduced);
     CHECK(relative_error(g.dw, expected.dw) < backend.reduced);
     CHECK(relative_error(g.db, expected.db) < backend.reduced);
+  }
+}
+
+// Rows, widths and depths at and off the edges of the tiles, panels and depths of
+// kernels/cpu/narrow_gemm.cpp; the last is too wide for it.
+TEST_CASE("linear: narrow layers against double", "[ops]") {
+  for (const auto& [N, O, I] :
+       {std::tuple{300, 70, 33}, std::tuple{257, 272, 200}, std::tuple{1031, 17, 450},
+        std::tuple{16, 520, 400}, std::tuple{40, 640, 450}}) {
+    const Values x = exact(normals(size_t(N * I), 1)), w = exact(normals(size_t(O * I), 2)),
+                 dy = exact(normals(size_t(N * O), 3)), dw0 = exact(normals(size_t(O * I), 4));
+    const auto run = [&, n = N, o = O, i = I](Bench& b, bool fresh) {
+      const Tensor y = b.real({n, o}, Values(dy.size(), NAN)), tx = b.real({n, i}, x),
+                   dx = b.real({n, i}, Values(x.size(), NAN)), tw = b.real({o, i}, w),
+                   dw = b.real({o, i}, fresh ? Values(w.size(), NAN) : dw0, b->master_dtype());
+      b->linear_forward(y, tx, tw, {});
+      b->linear_backward(dx, {dw, fresh}, {}, b.real({n, o}, dy), tx, tw);
+      return std::array{b.read(y), b.read(dx), b.read(dw)};
+    };
+    Bench ref(reference_ops());
+    for (bool fresh : {false, true}) {
+      const auto expected = run(ref, fresh);
+      for (const Backend& backend : backends()) {
+        INFO(backend.name << ", N " << N << ", O " << O << ", I " << I << ", fresh " << fresh);
+        Bench b(backend.open());
+        const auto got = run(b, fresh), again = run(b, fresh);
+        for (size_t k = 0; k < got.size(); ++k) {
+          CHECK(relative_error(got[k], expected[k]) < backend.reduced);
+          CHECK(got[k] == again[k]);
+        }
+      }
+    }
   }
 }
 
