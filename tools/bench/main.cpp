@@ -124,7 +124,7 @@ void run_step(Ops& ops, const Config& config, const Args& a) {
                 o.ms, 100 * o.ms / t.ms);
   }
   std::printf("%-44s %6s %10.3f %7.1f%%\n", "all operations", "", sum, 100 * sum / t.ms);
-  std::printf("%-44s %6s %10.3f %7.1f%%\n", "of which matrix products (BLAS)", "", products,
+  std::printf("%-44s %6s %10.3f %7.1f%%\n", "of which matrix products", "", products,
               100 * products / t.ms);
   if (ops.asynchronous())
     std::printf("%-44s %6s %10.3f %7.1f%%\n", "the device idle", "", t.ms - sum,
