@@ -1,10 +1,8 @@
 // Developer tool: holds the products with the GLU in them (kernels/cuda/glu_gemm_sm90.cu) to a
 // reference and times them beside cuBLAS and an elementwise pass. Needs a Hopper.
 //
-//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -DFMT_HEADER_ONLY -DFMT_USE_CONSTEXPR=1 -Isrc
-//     -Ikernels -gencode=arch=compute_90a,code=sm_90a tools/glu_gemm_check.cu
-//     kernels/cuda/glu_gemm_sm90.cu -lcublas -o glu_gemm_check
-//   ./glu_gemm_check [small] [accuracy] [time]     default: all three
+//   cmake --build --preset release --target glu_gemm_check
+//   build/glu_gemm_check [small] [accuracy] [time]     default: all three
 //
 // small: shapes at the edges of tiles, against sums in double. accuracy: the shapes of the models,
 // against cuBLAS with its result in fp32. For each: every element; the rows behind the last are

@@ -1,9 +1,7 @@
 // Developer tool: holds the CUDA HGRU2 kernels to an fp64 recurrence and times them.
 //
-//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -DFMT_HEADER_ONLY -DFMT_USE_CONSTEXPR=1 -Isrc
-//     -Ikernels -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a
-//     tools/hgru2_check.cu kernels/cuda/hgru2*.cu -o hgru2_check
-//   ./hgru2_check [accuracy] [time] [small] [hopper] [compare]     default: accuracy and time
+//   cmake --build --preset release --target hgru2_check
+//   build/hgru2_check [accuracy] [time] [small] [hopper] [compare]     default: accuracy and time
 //
 // accuracy: every gate regime, T, head size, with and without h0, dhT and resets; a table of rms
 // errors over the rms of the reference, the same call twice bit for bit, and step() over the same

@@ -436,6 +436,55 @@ class Scaling(unittest.TestCase):
             self.assertIn("stopped after --limit", run(*command, "--limit", 0.01, code=1))
 
 
+class CheckKernels(unittest.TestCase):
+    """The script around the checks, with stand-ins for the card, the sanitizer and the programs."""
+
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.path = Path(self.folder.name)
+        for name, text in {
+                "bin/nvidia-smi": 'case "$*" in *compute_cap*) echo ${CAP:-9.0};; *) echo GPU 0;; esac',
+                "bin/compute-sanitizer": """case "$*" in *"${BAD:-none}"*) echo "RACECHECK SUMMARY: 4 hazards"; exit 9;; esac
+while [ "${1#--}" != "$1" ]; do shift 2; done
+exec "$@" """,
+                "build/hgru2_check": 'echo "$HGRN_HGRU2_SM90 $*"; case "$*" in *"${SLOW:-none}"*) sleep 30;; esac',
+                "build/glu_gemm_check": 'echo "$*"',
+                "build/tests/hgrn_tests": 'case "$*" in *"${GONE:-none}"*) echo "No test cases matched";; esac',
+        }.items():
+            file = self.path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("#!/bin/sh\n" + text + "\n")
+            file.chmod(0o755)
+
+    def check(self, *words, code=0, **environment):
+        return run(ROOT / "scripts/check_kernels.sh", *words, code=code,
+                   HGRN_BUILD=str(self.path / "build"),
+                   PATH=f"{self.path / 'bin'}:{os.environ['PATH']}", **environment)
+
+    def test_all_pass(self):
+        out = self.check()
+        self.assertRegex(out, r"check_kernels: (2\d) passed, 0 failed")
+        self.assertIn("| products with the GLU, small, racecheck | passed |", out)
+        self.assertNotIn("products with the GLU", self.check(CAP="8.0"))
+
+    def test_failures_are_told(self):
+        out = self.check("--log", self.path / "log", "--limit", "1", "GLU", "fp64", "operations", code=1,
+                         BAD="racecheck", SLOW="accuracy", GONE="[ops]")
+        self.assertIn("| products with the GLU, small, racecheck | FAILED: RACECHECK SUMMARY: 4 hazards |", out)
+        self.assertIn("| hgru2 against fp64 | FAILED: not over after 1 s |", out)
+        self.assertIn("| operations | FAILED: no test of that name |", out)
+        self.assertRegex(out, r"check_kernels: \d+ passed, 5 failed")
+        self.assertTrue(list((self.path / "log").glob("*.txt")))
+
+    def test_nothing_to_check(self):
+        self.check("nonsense", code=2)
+        (self.path / "bin/nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+        self.check(code=3)
+        (self.path / "build/glu_gemm_check").unlink()
+        self.check(code=3)
+
+
 class LongContext(unittest.TestCase):
     def test_pieces(self):
         tokens = array.array("H", [9, 1, 2, 3, 4, 5, 9, 6, 7, 8, 9, 1, 2])
