@@ -1,127 +1,16 @@
-// Every operation but the sequence kernels, at odd, even and wide shapes, against loops in double:
-// outputs start poisoned, two runs must give equal bits, and dropout masks must be those of
-// core/rng.h. Backends vectorise by width and cut rows into blocks; each such path is met here.
-// Twin of kernels/*; tests/ops/test_hgru2.cpp has the sequence kernel.
+// Every operation of a layer but the sequence kernels, at odd, even and wide shapes, against loops
+// in double: outputs start poisoned, two runs must give equal bits, and dropout masks must be those
+// of core/rng.h. Backends vectorise by width and cut rows into blocks; each such path is met here.
+// Twin of kernels/*; test_shapes_update.cpp has updates and copies, test_hgru2.cpp the recurrence.
 #include <algorithm>
 #include <array>
-#include <optional>
 
-#include "ops/op_test.h"
+#include "ops/shape_test.h"
 
 using namespace hgrn;
 using namespace hgrn::test;
 
 namespace {
-
-// A stream of numbers from the project's own generator.
-class Random {
- public:
-  explicit Random(uint64_t key) : key_(key) {}
-  int64_t below(int64_t n) { return int64_t(philox(key_, 0, n_++).v[0]) % n; }
-  double normal() {
-    const Philox p = philox(key_, 1, n_++);
-    const double u = (double(p.v[0]) + 1) / 4294967297.0, a = double(p.v[1]) / 4294967296.0;
-    return std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * a);
-  }
-  Values normals(int64_t n, double scale = 1, double mean = 0) {
-    Values h(static_cast<size_t>(n));
-    for (double& v : h) v = mean + scale * normal();
-    return h;
-  }
-
- private:
-  uint64_t key_, n_ = 0;
-};
-
-double round_to(DType t, double v) {
-  if (t == DType::bf16) {  // once, to nearest even: 8 bits of significand
-    int exponent;
-    const double significand = std::frexp(v, &exponent);
-    return std::ldexp(std::nearbyint(std::ldexp(significand, 8)), exponent - 8);
-  }
-  if (t == DType::f32) return double(float(v));
-  return v;
-}
-
-// A test's tensors on a backend.
-class Buffers : public Bench {
- public:
-  explicit Buffers(Ops& ops) : Bench(ops) {}
-  Tensor make(Shape shape, DType dtype) { return empty(shape, dtype); }
-  // Rounds `values` to dtype, in place too, so that a reference sees what the backend sees.
-  Tensor put(Values& values, Shape shape, DType dtype) {
-    const Tensor t = make(shape, dtype);
-    write(t, values);
-    return t;
-  }
-  void write(Tensor t, Values& values) {
-    if (t.dtype == DType::i32) {
-      const std::vector<int32_t> host(values.begin(), values.end());
-      ops().upload(t, host.data());
-      return;
-    }
-    for (double& v : values) v = round_to(t.dtype, v);
-    fill(t, values);
-  }
-  void poison(Tensor t) {
-    const std::vector<char> ones(t.bytes(), char(0xff));  // NaN in every type
-    ops().upload(t, ones.data());
-  }
-  std::vector<char> raw(Tensor t) {
-    std::vector<char> bytes(t.bytes());
-    ops().download(bytes.data(), t);
-    return bytes;
-  }
-};
-
-void report(bool ok, const std::string& what) {
-  INFO(what);
-  CHECK(ok);
-}
-
-struct Output {
-  const char* name;
-  Tensor t;
-  std::optional<Values> start;  // what the operation adds to; else the tensor is poisoned with NaN
-  Values want;
-  double tolerance;
-};
-
-// Runs an operation twice from the same start: equal bits, and close to what the loops gave.
-void compare(Ops& ops, Buffers& buffers, const std::string& op, const std::string& shape,
-             std::vector<Output> outputs, const std::function<void()>& call) {
-  std::vector<std::vector<char>> first;
-  for (int run = 0; run < 2; ++run) {
-    for (Output& o : outputs) {
-      if (o.start)
-        buffers.write(o.t, *o.start);
-      else
-        buffers.poison(o.t);
-    }
-    call();
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      Output& o = outputs[i];
-      std::vector<char> raw = buffers.raw(o.t);
-      const std::string what =
-          fmt::format("{} {} {}: {}", op, name_of(ops.act_dtype()), shape, o.name);
-      if (run == 0) {
-        const double error = relative_error(buffers.read(o.t), o.want);
-        report(error <= o.tolerance,
-               fmt::format("{}: error {:.3g}, allowed {:.3g}", what, error, o.tolerance));
-        first.push_back(std::move(raw));
-      } else {
-        report(raw == first[i], what + ": two runs differ");
-      }
-    }
-  }
-}
-
-struct Tolerance {
-  double act, f32;  // of outputs in act_dtype (bf16 rounds by up to 2^-8 of it), of f32 outputs
-};
-Tolerance tolerance(const Ops& ops) {
-  return ops.act_dtype() == DType::bf16 ? Tolerance{4e-3, 5e-5} : Tolerance{5e-6, 5e-6};
-}
 
 double kept(const Dropout& d, int64_t row, int64_t col) {  // the factor of core/rng.h
   if (d.p == 0) return 1;
@@ -389,103 +278,7 @@ void check_cross_entropy(Ops& ops, int64_t N, int64_t V, int64_t Vp, bool backwa
           [&] { ops.cross_entropy(tnll, tl, tt, V, backward, scale); });
 }
 
-void check_update(Ops& ops, int64_t n, bool ok) {
-  Buffers buffers(ops);
-  Random random(static_cast<uint64_t>(n));
-  const AdamStep step{3e-4, 0.9, 0.95, 1e-8, 0.1, 7};
-  Values w = random.normals(n), m = random.normals(n, 0.1), v = random.normals(n),
-         g = random.normals(n);
-  for (double& x : v) x = 0.01 * x * x;
-  const Tensor tg = buffers.put(g, {n}, DType::f32), tw = buffers.put(w, {n}, DType::f32);
-  const Tensor tm = buffers.put(m, {n}, DType::f32), tv = buffers.put(v, {n}, DType::f32);
-  const bool separate = ops.act_dtype() == DType::bf16;
-  const Tensor tc = separate ? buffers.make({n}, DType::bf16) : tw;
-  Values zero{0}, poison{ok ? 1.0 : std::nan("")}, sums{0};
-  double squares = 2.5, total = 2.5;
-  for (double x : g) squares += x * x, total += x;
-  const Tensor tsq = buffers.make({1}, DType::f64), tsum = buffers.make({1}, DType::f64);
-  const Tensor tnll = buffers.put(poison, {1}, DType::f64),
-               tcontrol = buffers.make({3}, DType::f64);
-  const std::string shape = fmt::format("n={} ok={}", n, ok);
-  const Values start{2.5};
-  compare(ops, buffers, "square_sum", shape, {{"out", tsq, start, {squares}, 1e-13}},
-          [&] { ops.square_sum(tsq, tg); });
-  compare(ops, buffers, "sum", shape, {{"out", tsum, start, {total}, 1e-10}},
-          [&] { ops.sum(tsum, tg); });
-  const double norm = std::sqrt(squares), factor = std::min(1.0, 1.0 / (norm + 1e-6));
-  compare(ops, buffers, "clip_control", shape,
-          {{"control", tcontrol, {}, {norm, factor, ok ? 1.0 : 0.0}, 1e-13}},
-          [&] { ops.clip_control(tcontrol, tsq, tnll, 1.0); });
-  Values w1 = w, m1 = m, v1 = v, c0(size_t(n), 0.5), c1 = c0;
-  for (int64_t i = 0; ok && i < n; ++i) {
-    const double gi = g[i] * factor;
-    m1[i] = step.beta1 * m[i] + (1 - step.beta1) * gi;
-    v1[i] = step.beta2 * v[i] + (1 - step.beta2) * gi * gi;
-    const double mh = m1[i] / (1 - std::pow(step.beta1, step.t)),
-                 vh = v1[i] / (1 - std::pow(step.beta2, step.t));
-    w1[i] = w[i] - step.lr * (mh / (std::sqrt(vh) + step.eps) + step.weight_decay * w[i]);
-    c1[i] = round_to(DType::bf16, w1[i]);
-  }
-  std::vector<Output> outputs{
-      {"master", tw, w, w1, 1e-7}, {"m", tm, m, m1, 1e-6}, {"v", tv, v, v1, 1e-6}};
-  if (separate) outputs.push_back({"compute", tc, c0, c1, 2e-4});
-  compare(ops, buffers, "adamw", shape, outputs,
-          [&] { ops.adamw(tw, tc, tm, tv, tg, step, tcontrol); });
-}
-
-void check_lower_bound(Ops& ops, int64_t L, int64_t D) {
-  Buffers buffers(ops);
-  Random random(uint64_t(L * 7 + D));
-  Values gamma = random.normals(L * D), dbeta = random.normals(L * D),
-         dgamma0 = random.normals(L * D);
-  for (double& v : dgamma0) v = float(v);
-  const Tensor tg = buffers.put(gamma, {L, D}, DType::f32),
-               tdb = buffers.put(dbeta, {L, D}, DType::f32);
-  Values beta(size_t(L * D), 0), dgamma = dgamma0;
-  for (int64_t d = 0; d < D; ++d) {
-    double sum = 0, dot = 0;
-    Values s(static_cast<size_t>(L)), ds(static_cast<size_t>(L), 0);
-    for (int64_t l = 0; l < L; ++l) sum += s[l] = std::exp(gamma[l * D + d]);
-    for (int64_t l = 0; l < L; ++l) s[l] /= sum;
-    for (int64_t l = 1; l < L; ++l) beta[l * D + d] = beta[(l - 1) * D + d] + s[l];
-    for (int64_t j = 1; j < L; ++j)
-      for (int64_t l = j; l < L; ++l) ds[j] += dbeta[l * D + d];
-    for (int64_t l = 0; l < L; ++l) dot += s[l] * ds[l];
-    for (int64_t l = 0; l < L; ++l) dgamma[l * D + d] += s[l] * (ds[l] - dot);
-  }
-  const std::string shape = fmt::format("L={} D={}", L, D);
-  const Tensor tbeta = buffers.make({L, D}, DType::f32), tdg = buffers.make({L, D}, DType::f32);
-  compare(ops, buffers, "lower_bound_forward", shape, {{"beta", tbeta, {}, beta, 1e-6}},
-          [&] { ops.lower_bound_forward(tbeta, tg); });
-  compare(ops, buffers, "lower_bound_backward", shape, {{"dgamma", tdg, dgamma0, dgamma, 1e-6}},
-          [&] { ops.lower_bound_backward(tdg, tdb, tg); });
-}
-
-void check_memory(Ops& ops) {
-  Buffers buffers(ops);
-  Random random(3);
-  const DType types[] = {DType::f32, DType::f64, DType::bf16};
-  for (const int64_t n : {int64_t(1), int64_t(1001), int64_t(700001)})  // the last is not staged
-    for (const DType from : types)
-      for (const DType to : types) {
-        Values values = random.normals(n), want;
-        const Tensor src = buffers.put(values, {n}, from), dst = buffers.make({n}, to);
-        for (double v : values) want.push_back(round_to(to, v));
-        compare(ops, buffers, "cast", fmt::format("{} to {}", name_of(from), name_of(to)),
-                {{"dst", dst, {}, want, 0}}, [&] { ops.cast(dst, src); });
-        if (from == to)
-          compare(ops, buffers, "copy", name_of(from), {{"dst", dst, {}, want, 0}},
-                  [&] { ops.copy(dst, src); });
-        compare(ops, buffers, "zero", name_of(to), {{"dst", dst, {}, Values(want.size(), 0), 0}},
-                [&] { ops.zero(dst); });
-      }
-}
-
-void check_all(Ops& ops, bool small) {
-  check_memory(ops);
-  for (const int64_t D : {1, 7, 192, 768, 1365}) check_lower_bound(ops, D == 1 ? 1 : 15, D);
-  for (const int64_t n : {1, 7, 1000, 4099, 300000})
-    for (const bool ok : {true, false}) check_update(ops, n, ok);
+void check_layers(Ops& ops, bool small) {
   using Shape3 = std::array<int64_t, 3>;
   std::vector<Shape3> linear = {
       {1, 1, 1}, {33, 7, 1}, {33, 192, 7}, {1, 768, 192}, {33, 1365, 192}};
@@ -524,34 +317,16 @@ void check_all(Ops& ops, bool small) {
   }
 }
 
-void check_backends(bool small) {
-  for (const Backend& backend : backends()) {
-    INFO(backend.name);
-    const std::unique_ptr<Ops> ops = backend.open();
-    check_all(*ops, small);
-  }
-}
-
 }  // namespace
 
-TEST_CASE("shapes: every operation at odd and even widths", "[ops][small]") {
-  check_backends(/*small=*/true);
+TEST_CASE("shapes: operations of a layer at odd and even widths", "[ops][small]") {
+  check_backends([](Ops& ops) { check_layers(ops, /*small=*/true); });
 }
 
-TEST_CASE("shapes: every operation at the widths of real models", "[ops][gpu]") {
+TEST_CASE("shapes: operations of a layer at the widths of real models", "[ops][gpu]") {
   if (!cuda_available()) {
     WARN("skipped: no GPU is visible, or this build has no CUDA");
     return;
   }
-  check_backends(/*small=*/false);
-}
-
-TEST_CASE("shapes: what a GPU cannot do is refused", "[ops][gpu]") {
-  if (!cuda_available()) {
-    WARN("skipped: no GPU is visible, or this build has no CUDA");
-    return;
-  }
-  const std::unique_ptr<Ops> ops = make_cuda_ops(DType::bf16, 0);
-  CHECK_THROWS_AS(ops->alloc(size_t(1) << 44, "a far too large tensor"), Error);
-  CHECK_THROWS_AS(make_cuda_ops(DType::f64, 0), Error);
+  check_backends([](Ops& ops) { check_layers(ops, /*small=*/false); });
 }
