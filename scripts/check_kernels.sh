@@ -56,7 +56,7 @@ if nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^9\.'; th
   under_sanitizer "products with the GLU, small" "$glu" small
 fi
 add "operations" "$tests" "[ops]"
-under_sanitizer "operations, odd and even widths" "$tests" "shapes: every operation at odd and even widths"
+under_sanitizer "operations, odd and even widths" "$tests" "[small]"
 under_sanitizer "one token" "$tests" "decode: linear layers of few rows\\, narrow,decode: a step of HGRU2 against double,sample: few tokens to draw from"
 
 check() {  # NUMBER: runs it and leaves a row of the table
