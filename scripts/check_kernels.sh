@@ -56,8 +56,8 @@ if nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^9\.'; th
   under_sanitizer "products with the GLU, small" "$glu" small
 fi
 add "operations" "$tests" "[ops]"
-under_sanitizer "operations, odd and even widths" "$tests" "[small]"
-under_sanitizer "one token" "$tests" "decode: linear layers of few rows\\, narrow,decode: a step of HGRU2 against double,sample: few tokens to draw from"
+under_sanitizer "operations, odd and even widths" "$tests" "[small]~[gpu]"
+under_sanitizer "one token" "$tests" "[small][gpu]"
 
 check() {  # NUMBER: runs it and leaves a row of the table
   local n=$1 code=0 out began took result=passed
