@@ -14,6 +14,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <csignal>
 #include <cstdlib>
 #include <deque>
 #include <exception>
@@ -243,6 +244,9 @@ bool gloo_built() {
 }
 
 std::unique_ptr<Comm> make_gloo_comm(const CommOptions& options) {
+  // Gloo writes to its sockets without MSG_NOSIGNAL: a peer that is gone would end this process
+  // before it can say so. Ignored, the write fails and with it the collective.
+  std::signal(SIGPIPE, SIG_IGN);
   return std::make_unique<GlooComm>(options);
 }
 
