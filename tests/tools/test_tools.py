@@ -362,6 +362,25 @@ class Ablations(unittest.TestCase):
                 xml.dom.minidom.parse(str(Path(d, "out/result", name)))
 
 
+class BenchOps(unittest.TestCase):
+    def test_memory_bound_operations_stand_beside_a_copy(self):
+        bench = os.environ.get("HGRN_BENCH", str(Path(HGRN).parent / "hgrn-bench"))
+        if not os.access(bench, os.X_OK):
+            self.skipTest(f"{bench} was not built")
+        with tempfile.TemporaryDirectory() as d:
+            table = Path(d, "ops.json")
+            run(bench, "ops", "--config", ROOT / "configs/quickstart.json", "--device", "cpu",
+                "--set", "data.seq_len=32", "--json", table)
+            rows = json.loads(table.read_text())
+        self.assertGreater(len(rows), 15)
+        for row in rows:
+            self.assertGreater(row["us"], 0, row)
+            bound_by_memory = row["tflops"] == 0
+            self.assertEqual("of_copy" in row, bound_by_memory, row)
+            if bound_by_memory:
+                self.assertGreater(row["of_copy"], 0, row)
+
+
 class Scaling(unittest.TestCase):
     """scripts/bench_scaling.sh on CPU ranks with a tiny model: every part runs, and its table says so."""
 
