@@ -169,7 +169,7 @@ void RendezvousServer::on_hello(Peer& peer, const wire::Frame& frame) {
     return refuse_all(Exit::usage,
                       fmt::format("{} has another config or other flags than rank 0; start all "
                                   "ranks with the same --config, --set, --device, --steps, "
-                                  "--resume and --init-from",
+                                  "--resume, --init-from and HGRN_RUN_AHEAD",
                                   peer.who));
   for (const Peer& other : peers_)
     if (other.rank == int(h.rank))

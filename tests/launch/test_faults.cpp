@@ -30,6 +30,19 @@ TEST_CASE("faults: a rank with another config stops all with exit 2", "[launch]"
   }
 }
 
+TEST_CASE("faults: a rank that runs ahead among ranks that do not stops all with exit 2",
+          "[launch]") {
+  NEEDS_GLOO();
+  const RankRuns r;
+  const int port = free_port();
+  Process a = r.rank(0, 2, port, r.train_words("run", kShort));
+  Process b = r.rank(1, 2, port, r.train_words("run", kShort), {{"HGRN_RUN_AHEAD", "1"}});
+  CHECK(a.wait() == 2);
+  CHECK(b.wait() == 2);
+  INFO(b.output());
+  CHECK(b.says("HGRN_RUN_AHEAD"));
+}
+
 TEST_CASE("faults: a late rank is waited for, one that never comes is named", "[launch]") {
   NEEDS_GLOO();
   const RankRuns r;

@@ -285,6 +285,17 @@ TEST_CASE("ranks: buckets travel while backward goes on, weights while forward d
     CHECK(sent == int64_t(grad.size()));
     sync.finish();
     CHECK(comm.waited == Comm::Ticket(comm.seen.size()));
+    // Gradients that are not wanted: the next may be written once these have arrived.
+    comm.seen.clear();
+    comm.waited = 0;
+    sync.last_micro_batch(flat);
+    sync.after_backward(3);
+    CHECK(comm.waited == 0);
+    sync.drop();
+    CHECK(comm.waited == Comm::Ticket(comm.seen.size()));
+    comm.waited = 0;
+    sync.finish();
+    CHECK(comm.waited == 0);  // nothing is under way any more
     Weights w;
     w.table = &lm.model.params();
     w.master = w.compute = flat;
