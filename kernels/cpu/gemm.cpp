@@ -78,12 +78,14 @@ int64_t share(int64_t i, int64_t shares, int64_t n) {
 }
 
 // Whether narrow_gemm.cpp is the faster one: many rows, but weights of which a BLAS, packing all
-// operands, has too little use. By the layer's size alone: never by the number of threads.
+// operands, has too little use, and which it can keep packed for each thread. By the layer's size
+// alone: never by the number of threads.
 template <class T>
 bool is_narrow(const GemmOf<T>& p) {
-  const int64_t most = std::max({p.M, p.N, p.K}), least = std::min({p.M, p.N, p.K});
-  return std::is_same_v<T, float> && narrow().fast && least >= 16 && most >= 256 &&
-         p.M * p.N / most * p.K <= 1 << 18;
+  const bool to_weights = p.ta == CblasTrans;  // dw = dy^T x
+  const int64_t rows = to_weights ? p.K : p.M, weights = to_weights ? p.M * p.N : p.N * p.K;
+  return std::is_same_v<T, float> && narrow().fast && std::min({p.M, p.N, p.K}) >= 16 &&
+         rows >= 256 && weights <= 1 << 18;
 }
 
 // Each thread computes a part of C by itself. OpenBLAS's own threads pass packed panels to each
