@@ -2,31 +2,36 @@
 // stream of CudaOps: a collective starts after the work before it, wait() holds the work after it;
 // the host waits for neither. NCCL's settings (NCCL_*) are left as the environment has them.
 //
-// NCCL's kernels take multiprocessors from those of the step. A gather needs none: from memory that
-// is registered as symmetric, NCCL 2.28 and newer has the copy engines do it (within a node's
-// NVLink; elsewhere its kernels take over by themselves). HGRN_NCCL_COPY_ENGINES=1 asks for it; it
-// is not the default, since ncclCommAbort does not end such a gather when a peer is gone: the rank
-// then ends only when its launcher ends it (docs/distributed.md).
+// NCCL's kernels take multiprocessors from those of the step. Copies need none: between memory that
+// is registered as symmetric, NCCL 2.28 and newer has the copy engines do gathers and exchanges
+// (within a node's NVLink). A sum over the ranks is then an exchange of parts, after which each
+// rank adds up its own (sum_parts.cu), and where all want it, a gather: as many bytes on the wires
+// as in a ring. HGRN_NCCL_COPY_ENGINES=1 asks for it.
 //
 // A collective whose peer is gone never ends, and with it the stream of CudaOps, on which the host
 // waits. So a thread looks several times a second: where the run is lost, NCCL met an error or
 // nothing has ended for too long, it aborts the communicator. The kernels end, the host goes on,
-// and throw_if_failed() keeps it from believing what it then reads. Twin: kernels/cpu/comm_gloo.cpp
+// and throw_if_failed() keeps it from believing what it then reads. Copies do not end so: they wait
+// on the device for a peer's word, and with them every call that waits for the device. The process
+// then ends by end_process(), with the message and the code that it would have ended with. Twin: kernels/cpu/comm_gloo.cpp
 // Test: tests/ops/test_comm.cpp, tests/train/test_gpu_ranks.cpp
 #include <nccl.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/sum_parts.h"
 #include "ops/comm.h"
 
 namespace hgrn {
@@ -87,7 +92,8 @@ class NcclComm final : public Comm {
     }
     ending_.notify_all();
     watch_.join();
-    if (comm_) release_gathered();
+    if (last_resort_.joinable()) last_resort_.join();
+    if (comm_) release_shared();
     if (comm_) ncclCommDestroy(comm_);
     for (cudaEvent_t e : done_) cudaEventDestroy(e);
     cudaEventDestroy(ready_);
@@ -97,7 +103,14 @@ class NcclComm final : public Comm {
 
   bool close() override {
     if (!failed_ && !idle_within(2)) give_up("it had not ended when the run did");
-    return idle_within(failed_ ? 0.5 : 0);  // after an abort: the kernels see it and end
+    const bool idle = idle_within(failed_ ? 0.5 : 0);  // after an abort: the kernels see it and end
+    if (!idle && copies()) end_process();
+    return idle;
+  }
+
+  void last_words(const Error& e) override {
+    const std::lock_guard lock(watch_mutex_);
+    if (!last_words_) last_words_ = e;
   }
 
   std::string describe() const override {
@@ -108,13 +121,28 @@ class NcclComm final : public Comm {
   }
 
   Ticket all_reduce(Tensor x) override {
-    return post(x, [&] {
-      return ncclAllReduce(x.data, x.data, size_t(x.numel()), type_of(x.dtype), ncclSum, comm_,
-                           stream_);
-    });
+    const int64_t even = x.numel() / (world() * kSumAlign) * (world() * kSumAlign);
+    if (!by_copies(x, even)) {
+      return post(x, [&] {
+        return ncclAllReduce(x.data, x.data, size_t(x.numel()), type_of(x.dtype), ncclSum, comm_,
+                             stream_);
+      });
+    }
+    const Tensor flat = x.view({x.numel()}), most = flat.slice(0, even);
+    reduce_scatter(most);
+    const Ticket ticket = all_gather(most);
+    if (even == x.numel()) return ticket;
+    return all_reduce(flat.slice(even, x.numel() - even));
   }
   Ticket reduce_scatter(Tensor x) override {
     const Tensor own = part(x);
+    if (by_copies(x, x.numel())) {
+      return post(x, [&] {
+        const ncclResult_t r = exchange(x, own.numel());
+        if (r == ncclSuccess) sum_parts(own, landing_, world(), stream_);
+        return r;
+      });
+    }
     return post(x, [&] {
       return ncclReduceScatter(x.data, own.data, size_t(own.numel()), type_of(x.dtype), ncclSum,
                                comm_, stream_);
@@ -134,20 +162,13 @@ class NcclComm final : public Comm {
   }
 
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-  void* alloc_gathered(size_t bytes) override {
+  void* alloc_shared(size_t bytes, size_t reduced) override {
     if (world() == 1 || bytes == 0 || !copy_engines_) return nullptr;
-    Gathered g;
-    nccl_check(ncclMemAlloc(&g.memory, bytes), "memory for the weights (ncclMemAlloc)");
-    ncclResult_t r = ncclSuccess;
-    {
-      const std::lock_guard lock(call_mutex_);
-      if (!failed_)
-        r = ncclCommWindowRegister(comm_, g.memory, bytes, &g.window, NCCL_WIN_COLL_SYMMETRIC);
+    if (reduced > landing_bytes_) {
+      landing_ = shared_memory(reduced);
+      landing_bytes_ = landing_ ? reduced : 0;
     }
-    throw_if_failed();
-    if (r != ncclSuccess) g.window = nullptr;  // then it is memory like any other
-    gathered_.push_back(g);
-    return g.memory;
+    return shared_memory(bytes);
   }
 #endif
 
@@ -183,6 +204,8 @@ class NcclComm final : public Comm {
   // for the gathers of one step of the largest models.
   static constexpr size_t kEvents = 2048;
   static constexpr auto kLook = std::chrono::milliseconds(100);
+  static constexpr auto kGrace = std::chrono::seconds(3);
+  static constexpr size_t kFewBytes = size_t(1) << 20;  // sums of less go through NCCL's kernels
 
   void connect(const ncclUniqueId& id) {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
@@ -201,11 +224,60 @@ class NcclComm final : public Comm {
     nccl_check(ncclCommInitRank(&comm_, world(), id, rank()), "ncclCommInitRank");
   }
 
-  void release_gathered() {
+  // Whether a sum over the ranks of x, of whose elements `even` split into parts, can do without
+  // multiprocessors: the parts change places by copies, and each rank adds up its own.
+  bool by_copies(Tensor x, int64_t even) const {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-    for (const Gathered& g : gathered_) {
-      if (g.window) ncclCommWindowDeregister(comm_, g.window);
-      ncclMemFree(g.memory);
+    if (x.bytes() < kFewBytes || x.bytes() > landing_bytes_ || even % (world() * kSumAlign) != 0)
+      return false;
+    const auto* const from = static_cast<const char*>(x.data);
+    for (const Shared& s : shared_)
+      if (s.memory <= from && from + x.bytes() <= s.memory + s.bytes) return true;
+#else
+    (void)x, (void)even;
+#endif
+    return false;
+  }
+
+  // Part r of x goes to rank r, which has it as its part `rank` of landing_.
+  ncclResult_t exchange(Tensor x, int64_t elements) {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+    return ncclAlltoAll(x.data, landing_, size_t(elements), type_of(x.dtype), comm_, stream_);
+#else
+    (void)x, (void)elements;
+    return ncclInvalidUsage;
+#endif
+  }
+
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+  // Memory that NCCL's copies reach on every rank; null where that cannot be had.
+  void* shared_memory(size_t bytes) {
+    Shared s;
+    s.bytes = bytes;
+    void* memory = nullptr;
+    nccl_check(ncclMemAlloc(&memory, bytes), "memory of collectives (ncclMemAlloc)");
+    ncclResult_t r = ncclSuccess;
+    {
+      const std::lock_guard lock(call_mutex_);
+      if (!failed_)
+        r = ncclCommWindowRegister(comm_, memory, bytes, &s.window, NCCL_WIN_COLL_SYMMETRIC);
+    }
+    throw_if_failed();
+    if (r != ncclSuccess || !s.window) {
+      ncclMemFree(memory);
+      return nullptr;
+    }
+    s.memory = static_cast<char*>(memory);
+    shared_.push_back(s);
+    return memory;
+  }
+#endif
+
+  void release_shared() {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+    for (const Shared& s : shared_) {
+      ncclCommWindowDeregister(comm_, s.window);
+      ncclMemFree(s.memory);
     }
 #endif
   }
@@ -224,7 +296,9 @@ class NcclComm final : public Comm {
     ncclResult_t r = ncclSuccess;
     {
       const std::lock_guard lock(call_mutex_);
+      calling_ = true;
       if (!failed_) r = call();  // else comm_ is gone
+      calling_ = false;
     }
     if (r != ncclSuccess && r != ncclInProgress)
       give_up(fmt::format("{} ({})", ncclGetErrorString(r), ncclGetLastError(nullptr)));
@@ -252,11 +326,43 @@ class NcclComm final : public Comm {
       if (failed_) return;
       why_ = why;
       failed_ = true;
+      if (copies())
+        last_resort_ = std::thread([this] {
+          std::unique_lock ending(watch_mutex_);
+          if (!ending_.wait_for(ending, kGrace, [&] { return ended_; })) {
+            ending.unlock();
+            end_process();
+          }
+        });
     }
     const bool alone = call_mutex_.try_lock_for(std::chrono::seconds(1));
     ncclCommAbort(comm_);
     comm_ = nullptr;
     if (alone) call_mutex_.unlock();
+  }
+
+  bool copies() const {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+    return !shared_.empty();
+#else
+    return false;
+#endif
+  }
+
+  // As main() would, were it let: whoever waits for the device waits for ever.
+  [[noreturn]] void end_process() {
+    Error e(Exit::failed, "");
+    try {
+      throw_if_failed();
+    } catch (const Error& why) {
+      e = why;
+    }
+    {
+      const std::lock_guard lock(watch_mutex_);
+      if (last_words_) e = *last_words_;
+    }
+    std::fprintf(stderr, "error: %s\n", e.what());
+    std::_Exit(int(e.code()));
   }
 
   void watch() {
@@ -285,11 +391,13 @@ class NcclComm final : public Comm {
     if (state != ncclSuccess && state != ncclInProgress) return ncclGetErrorString(state);
     const Ticket posted = posted_;
     const Ticket before = ended;
-    while (ended < posted &&
+    // A call that stands waits for room among copies that stand; it may keep others from the device.
+    const bool calling = calling_;
+    while (!calling && ended < posted &&
            cudaEventQuery(done_[size_t(ended + 1) % kEvents]) != cudaErrorNotReady)
       ++ended;
     const auto now = Clock::now();
-    if (ended > before || ended == posted) moved = now;
+    if (ended > before || (ended == posted && !calling)) moved = now;
     if (std::chrono::duration<double>(now - moved).count() < timeout_s_) return {};
     return fmt::format("it did not end within {:g} s (HGRN_COLLECTIVE_TIMEOUT)", timeout_s_);
   }
@@ -304,22 +412,26 @@ class NcclComm final : public Comm {
   cudaEvent_t ready_ = nullptr, done_[kEvents] = {};
   void* flag_ = nullptr;
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-  struct Gathered {
-    void* memory = nullptr;
+  struct Shared {
+    char* memory = nullptr;
+    size_t bytes = 0;
     ncclWindow_t window = nullptr;
   };
-  std::vector<Gathered> gathered_;  // after an abort it stays until the process ends
+  std::vector<Shared> shared_;  // after an abort it stays until the process ends
+  void* landing_ = nullptr;     // parts of the other ranks, until they are added up
+  size_t landing_bytes_ = 0;
   bool copy_engines_ = false;
 #endif
   std::atomic<Ticket> posted_ = 0;
-  std::atomic<bool> failed_ = false;
+  std::atomic<bool> failed_ = false, calling_ = false;
 
   std::timed_mutex call_mutex_;  // of calls that use comm_
-  std::mutex watch_mutex_;       // of the two below, and of failed_ becoming true
+  std::mutex watch_mutex_;       // of the three below, and of failed_ becoming true
   std::string why_;
+  std::optional<Error> last_words_;
   bool ended_ = false;
   std::condition_variable ending_;
-  std::thread watch_;
+  std::thread watch_, last_resort_;
 };
 
 }  // namespace

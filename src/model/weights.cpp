@@ -64,7 +64,7 @@ void fill(float* w, const Param& p, uint64_t key, const Draw& draw) {
 }  // namespace
 
 void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bool with_grad,
-                       Arena* compute_arena) {
+                       Arena* shared) {
   weights_.table = &table;
   const bool narrow = ops.act_dtype() != ops.master_dtype();
   weights_.master_first = 0;
@@ -76,10 +76,10 @@ void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bo
   }
   weights_.master =
       arena.take("master weights", {table.total() - weights_.master_first}, ops.master_dtype());
-  weights_.compute = narrow ? (compute_arena ? *compute_arena : arena)
-                                  .take("compute weights", {table.total()}, ops.act_dtype())
+  Arena& moved = shared ? *shared : arena;
+  weights_.compute = narrow ? moved.take("compute weights", {table.total()}, ops.act_dtype())
                             : weights_.master;
-  if (with_grad) weights_.grad = arena.take("gradients", {table.total()}, ops.master_dtype());
+  if (with_grad) weights_.grad = moved.take("gradients", {table.total()}, ops.master_dtype());
 }
 
 void WeightStore::set(Ops& ops, const std::vector<float>& master) {

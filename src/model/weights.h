@@ -13,9 +13,9 @@ namespace hgrn {
 class WeightStore {
  public:
   // Takes the buffers from the arena (unbound: only counted).
-  // `compute_arena`: another one for the compute weights, where they are apart from the master's.
+  // `shared`: another one for what ranks exchange, compute weights and gradients.
   void take(Arena& arena, const Ops& ops, const ParamTable& table, bool with_grad,
-            Arena* compute_arena = nullptr);
+            Arena* shared = nullptr);
 
   const Weights& weights() const { return weights_; }
   // Flat host values, table.total() of them; the compute copy follows.

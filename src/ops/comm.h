@@ -39,11 +39,12 @@ class Comm {
   // x = that of rank `root`.
   virtual Ticket broadcast(Tensor x, int root) = 0;
 
-  // Memory from which all_gather() is faster, or costs the device less, than from any other; of one
-  // size on all ranks, which ask for it in the same order. It goes with this Comm. Null: there is
-  // nothing of the kind, and any memory does as well.
-  virtual void* alloc_gathered(size_t bytes) {
-    (void)bytes;
+  // Memory between which collectives are faster, or cost the device less, than between any other;
+  // of one size on all ranks, which ask for it in the same order. `reduced`: bytes of the largest
+  // tensor in it that is summed over the ranks. It goes with this Comm. Null: there is nothing of
+  // the kind, and any memory does as well.
+  virtual void* alloc_shared(size_t bytes, size_t reduced) {
+    (void)bytes, (void)reduced;
     return nullptr;
   }
 
@@ -57,6 +58,8 @@ class Comm {
   // Before the tensors' memory goes: waits shortly for what still travels. False: a collective does
   // not end, since the run has failed; the memory must then be left until the process ends.
   virtual bool close() { return true; }
+  // What the program is about to end with, for the case that the device does not let it.
+  virtual void last_words(const Error& e) { (void)e; }
 
  private:
   const int rank_, world_;

@@ -89,8 +89,14 @@ GradSync::GradSync(Comm& comm, Ops& ops, const LanguageModel& model, const Train
   all_ = {{0, model.params().total()}};
 }
 
-void GradSync::take(Arena& arena) {
-  if (bf16_) staging_ = arena.take("gradients on their way (bf16)", {all_[0].end}, DType::bf16);
+void GradSync::take(Arena& shared) {
+  if (bf16_) staging_ = shared.take("gradients on their way (bf16)", {all_[0].end}, DType::bf16);
+}
+
+size_t GradSync::largest_sum_bytes() const {
+  int64_t most = 0;
+  for (const Bucket& b : buckets_) most = std::max(most, b.end - b.begin);
+  return size_t(most) * (bf16_ ? sizeof(uint16_t) : sizeof(float));
 }
 
 // ---- gradients

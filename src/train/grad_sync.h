@@ -33,7 +33,9 @@ std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t 
 class GradSync {
  public:
   GradSync(Comm& comm, Ops& ops, const LanguageModel& model, const TrainConfig& config);
-  void take(Arena& arena);  // memory of its own: staging for train.reduce_dtype bf16
+  // Memory of its own: staging for train.reduce_dtype bf16. `shared`: what collectives move.
+  void take(Arena& shared);
+  size_t largest_sum_bytes() const;  // of one collective that sums
 
   const std::vector<Bucket>& buckets() const { return buckets_; }
   // What this rank updates (all without ZeRO), and what it writes to its checkpoint file.

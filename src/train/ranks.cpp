@@ -125,7 +125,9 @@ Error Ranks::failed(const Error& e) {
     }
   }
   rendezvous_->failed(e);
-  return Error(e.code(), text.find(name) != std::string::npos ? text : name + ": " + text);
+  const Error last(e.code(), text.find(name) != std::string::npos ? text : name + ": " + text);
+  if (comm_) comm_->last_words(last);
+  return last;
 }
 
 }  // namespace hgrn

@@ -113,7 +113,7 @@ Trainer::~Trainer() {
 void Trainer::leave_memory_in_use() {
   if (ranks_->close()) return;
   state_memory_.release();
-  gathered_memory_.release();
+  shared_memory_.release();
 }
 
 void Trainer::open_tokenizer_and_eos() {
@@ -139,29 +139,29 @@ void Trainer::allocate() {
       std::make_unique<RunMonitor>(RunMonitor::Run{config_, out_, *ops_, *model_, *sync_, *ranks_,
                                                    weights_, tokenizer_.get(), eos_},
                                    args_.monitor);
-  Arena arena("weights and optimizer"), gathered("compute weights");
+  Arena arena("weights and optimizer"), shared("weights and gradients that ranks exchange");
   auto layout = [&] {
     weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true,
-                  sync_->sharded() ? &gathered : nullptr);
+                  ranks_->alone() ? nullptr : &shared);
     optimizer_->take(arena, model_->params(), sync_->updated(),
                      sync_->sharded() ? &ranks_->comm() : nullptr);
-    sync_->take(arena);
+    sync_->take(shared);
     monitor_->take(arena);
     nll_sum_ = arena.take("loss", {1}, DType::f64);
     stop_ = arena.take("loss", {1}, DType::f64);
   };
   layout();
-  check_memory(arena.peak() + gathered.peak());
+  check_memory(arena.peak() + shared.peak());
   const auto free = [this](void* p) { ops_->free(p); };
   state_memory_ = {ops_->alloc(arena.peak(), arena.name()), free};
   arena.bind(state_memory_.get());
-  if (gathered.peak() > 0) {
-    void* memory = ranks_->comm().alloc_gathered(gathered.peak());
+  if (shared.peak() > 0) {
+    void* memory = ranks_->comm().alloc_shared(shared.peak(), sync_->largest_sum_bytes());
     if (!memory) {
-      memory = ops_->alloc(gathered.peak(), gathered.name());
-      gathered_memory_ = {memory, free};
+      memory = ops_->alloc(shared.peak(), shared.name());
+      shared_memory_ = {memory, free};
     }
-    gathered.bind(memory);
+    shared.bind(memory);
   }
   layout();
   model_->use(weights_.weights());

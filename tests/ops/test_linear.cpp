@@ -139,6 +139,12 @@ TEST_CASE("linear: the candidates of a product, of which one is taken", "[ops][g
       CHECK(std::count_if(trials.begin(), trials.end(), [](const auto& t) { return t.chosen; }) ==
             1);
       for (const ProductTrial& t : trials) CHECK(t.us > 0);
+      // Timed for longer, the slow ones are left out, what was chosen is not.
+      const auto sustained = b->time_product({kind, 256, 128, 384, true}, 4, 3, 2);
+      CHECK(sustained.size() <= trials.size());
+      CHECK(std::count_if(sustained.begin(), sustained.end(),
+                          [](const auto& t) { return t.chosen; }) == 1);
+      for (const ProductTrial& t : sustained) CHECK(t.us > 0);
     }
   }
 }

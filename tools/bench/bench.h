@@ -55,8 +55,9 @@ struct ProductTime {
   const ProductTrial& chosen() const;
 };
 // Every matrix product of a training step, by each of the algorithms that the backend's library
-// would choose first. Fails where the backend has no choice.
-std::vector<ProductTime> time_products(Ops& ops, const Config& config, int candidates, int runs);
+// would choose first. sustain_ms as Ops::time_product(). Fails where the backend has no choice.
+std::vector<ProductTime> time_products(Ops& ops, const Config& config, int candidates, int runs,
+                                       double sustain_ms);
 
 struct CommTime {
   int ranks = 1, zero = 0;

@@ -30,7 +30,9 @@ class Switch final : public Comm {
   Ticket reduce_scatter(Tensor x) override { return count(x) ? comm_.reduce_scatter(x) : 0; }
   Ticket all_gather(Tensor x) override { return count(x) ? comm_.all_gather(x) : 0; }
   Ticket broadcast(Tensor x, int root) override { return count(x) ? comm_.broadcast(x, root) : 0; }
-  void* alloc_gathered(size_t size) override { return comm_.alloc_gathered(size); }
+  void* alloc_shared(size_t size, size_t reduced) override {
+    return comm_.alloc_shared(size, reduced);
+  }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
   void barrier() override { comm_.barrier(); }
   void throw_if_failed() override { comm_.throw_if_failed(); }
@@ -56,22 +58,22 @@ class Steps {
         model_(ops, config.model, config.optim.decay == DecayKind::all),
         optimizer_(ops, config.optim),
         sync_(comm_, ops, model_, config.train) {
-    Arena arena("weights and optimizer"), gathered("compute weights");
+    Arena arena("weights and optimizer"), shared("weights and gradients that ranks exchange");
     for (int pass = 0; pass < 2; ++pass) {
       weights_.take(arena, ops, model_.params(), /*with_grad=*/true,
-                    sync_.sharded() ? &gathered : nullptr);
+                    ranks.alone() ? nullptr : &shared);
       optimizer_.take(arena, model_.params(), sync_.updated(), sync_.sharded() ? &comm_ : nullptr);
-      sync_.take(arena);
+      sync_.take(shared);
       nll_sum_ = arena.take("loss", {1}, DType::f64);
       stop_ = arena.take("loss", {1}, DType::f64);
       if (pass > 0) continue;
       arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
-      if (gathered.peak() == 0) continue;
-      void* memory = comm_.alloc_gathered(gathered.peak());
-      if (!memory) memory = gathered_memory_ = ops.alloc(gathered.peak(), gathered.name());
-      gathered.bind(memory);
+      if (shared.peak() == 0) continue;
+      void* memory = comm_.alloc_shared(shared.peak(), sync_.largest_sum_bytes());
+      if (!memory) memory = shared_memory_ = ops.alloc(shared.peak(), shared.name());
+      shared.bind(memory);
     }
-    state_bytes = arena.peak() + gathered.peak();
+    state_bytes = arena.peak() + shared.peak();
     weights_.set(ops, initial_weights(model_.params(), config.train.seed));
     optimizer_.zero_state();
     ops.zero(weights_.weights().grad);
@@ -88,7 +90,7 @@ class Steps {
   ~Steps() {  // after an error collectives may still write there, until the process ends
     if (!done_) return;
     ops_.free(memory_);
-    if (gathered_memory_) ops_.free(gathered_memory_);
+    if (shared_memory_) ops_.free(shared_memory_);
   }
 
   // Medians of `runs` steps of each kind, on the slowest rank.
@@ -224,7 +226,7 @@ class Steps {
   GradSync sync_;
   WeightStore weights_;
   Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
-  void *memory_ = nullptr, *gathered_memory_ = nullptr;  // the second may be the Comm's own
+  void *memory_ = nullptr, *shared_memory_ = nullptr;  // the second may be the Comm's own
   std::vector<int32_t> tokens_;
   int64_t count_ = 0;
   bool ahead_ = false, done_ = false;
