@@ -10,6 +10,12 @@
 //   Helper warps 8..11: what crosses the channels, from the tiles of the state warps:
 //     A, D, dv; and all traffic with device memory: loads ahead, dx from shared memory.
 //
+// Where the values pass through a gate (kGated), the helpers do that to the pieces that each of
+// them has copied, a sub-chunk after the copy and up to a chunk ahead of the use, while the state
+// warps are at their products; only the first sub-chunk of a chunk arrives too late for that, and
+// there the state warps have gates of their own to do first. The derivative goes to dv in the
+// helpers' registers, from values read again from device memory, a sub-chunk ahead.
+//
 // Between the roles, once a sub-chunk: kTiles (k, q of A and of dv are written; dx of the sub-chunk
 // before, too), kState (bf16(dh) is written; x, dy and h are no longer read), scores (D is there),
 // free (the tiles may be written again). State warps enter barriers without waiting; they wait at
@@ -64,10 +70,10 @@ constexpr int kQueryD = kKeyD + kNarrow;           // [N][16] bf16: q mid
 constexpr int kOut = kQueryD + kNarrow;            // [q, f, v][16 positions][N] bf16: dx
 constexpr int kScores = kOut + 3 * kOutTile;       // [A, D][16][16] bf16
 constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt
-constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free
-constexpr int kBytes = kBarriers + 4 * 8;
+constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free, gated
+constexpr int kBytes = kBarriers + 5 * 8;
 constexpr int kLoaded = kBarriers, kFirst = kBarriers + 8, kScored = kBarriers + 16,
-              kFree = kBarriers + 24;
+              kFree = kBarriers + 24, kValues = kBarriers + 32;
 
 // Row of a token in a tile, and lane addresses for ldmatrix; 16-column step kk is at + 32 kk.
 //   tile_major:   blocks (tile 0, left), (tile 0, right), (tile 1, left), (tile 1, right)
@@ -162,7 +168,8 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
   }
 }
 
-template <bool kSilu>
+// kSilu: of the queries. kGated: the values pass through input_act, and kValues says when.
+template <bool kSilu, bool kGated>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -221,6 +228,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         scale_after(k_after, total[sub], key.f, q, tokens);
         cut_after(k_after, q, tokens);
         pack(key_b[sub], k_after);
+      }
+      if (kGated) {
+        mbarrier_wait(smem + kValues, chunk_parity);
+        fence_async_proxy();
       }
       float h[N / 8][4];
 #pragma unroll
@@ -406,9 +417,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 // A helper thread's part of the copies between device and shared memory: one 16-byte column of the
 // tokens token and token + 8 of a sub-chunk.
 struct Copies {
-  static constexpr int kEight = 4 * 128;  // from the row of token t to that of t + 8
+  static constexpr int kEight = 4 * 128;  // from the row of token t to that of t + 8; the columns
+  static constexpr int kSpread = 4 << 4;  // of the second are spread by a row with bit 2 set
   const __nv_bfloat16 *x, *dy;
-  uint32_t raw, state, swizzled;
+  uint32_t raw, state;
   int64_t D;
   int T, token, thread;
   __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& a, const Block& block, uint32_t smem,
@@ -417,9 +429,12 @@ struct Copies {
     const int column = thread % 16;
     x = a.x + block.b * a.T * 3 * D + block.head * N + column * 8;
     dy = a.dy + block.b * a.T * D + block.head * N + column * 8;
-    raw = smem + kRaw + position_of(token) * 128 + (column >> 3) * kHalf;
-    swizzled = column & 7;
+    raw = smem + kRaw + row_offset(position_of(token), column);
     state = smem + kStates + thread * 16;
+  }
+  // Where this thread's piece of q goes; those of f, v, dy are kTile further each.
+  __device__ __forceinline__ uint32_t piece(int sub, int half) const {
+    return (raw ^ (half * kSpread)) + sub * 4 * kTile + half * kEight;
   }
   __device__ __forceinline__ void sub_chunk(int chunk, int sub) const {  // zeros beyond T
 #pragma unroll
@@ -427,13 +442,23 @@ struct Copies {
       const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token + 8 * half;
       const bool valid = t < T;
       const __nv_bfloat16* const from = valid ? x + t * 3 * D : x;
-      const uint32_t to = raw + sub * 4 * kTile + half * kEight +
-                          ((swizzled ^ position_of(token + 8 * half)) & 7) * 16;
+      const uint32_t to = piece(sub, half);
 #pragma unroll
       for (int part = kQ; part <= kV; ++part)
         cp_async16(to + part * kTile, from + (valid ? part * D : 0), valid);
       cp_async16(to + kDy * kTile, valid ? dy + t * D : dy, valid);
     }
+  }
+  // The values this thread has copied, and waited for, through their gate.
+  __device__ __forceinline__ void gate_values(int sub, Act act) const {
+    const uint32_t at[2] = {piece(sub, 0) + kV * kTile, piece(sub, 1) + kV * kTile};
+    uint4 v[2] = {ld_shared4(at[0]), ld_shared4(at[1])};
+    if (act == Act::silu)
+      v[0] = activated<true>(v[0], act), v[1] = activated<true>(v[1], act);
+    else
+      v[0] = activated<false>(v[0], act), v[1] = activated<false>(v[1], act);
+    st_shared(at[0], v[0]);
+    st_shared(at[1], v[1]);
   }
   __device__ __forceinline__ void saved_state(const void* states, int64_t index, int slot) const {
     const uint4* const from = static_cast<const uint4*>(states) + index * (kH / 16) + thread;
@@ -496,25 +521,53 @@ __device__ __forceinline__ void store_dx(const Call<__nv_bfloat16>& a, const Blo
     if (t0 + first + 4 * i >= a.T) break;
     const int64_t row = at + i * 12 * a.D;
 #pragma unroll
-    for (int part = kQ; part <= kV; ++part) {
-      uint4 v = ld_shared4(from + part * kOutTile + 2 * i * kPitch);
-      if (part == kV && a.input_act != Act::identity) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(a.x + row + part * a.D);
-        const uint32_t* const x = reinterpret_cast<const uint32_t*>(&raw);
-        uint32_t* const d = reinterpret_cast<uint32_t*>(&v);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          float unused, slope_low, slope_high;
-          query_gate(unused, slope_low, low_bf16(x[e]), a.input_act, 1.0f);
-          query_gate(unused, slope_high, high_bf16(x[e]), a.input_act, 1.0f);
-          d[e] = pack_bf16(low_bf16(d[e]) * slope_low, high_bf16(d[e]) * slope_high);
-        }
-      }
-      *reinterpret_cast<uint4*>(a.dx + row + part * a.D) = v;
-    }
+    for (int part = kQ; part <= kV; ++part)
+      *reinterpret_cast<uint4*>(a.dx + row + part * a.D) =
+          ld_shared4(from + part * kOutTile + 2 * i * kPitch);
   }
 }
 
+// The values of a sub-chunk before their gate, where a helper thread has dv: 32 columns from that
+// of the warp on, in the order of mma.cuh. They are long gone from shared memory when dv is there,
+// so they are read again; a sub-chunk's work hides the way to them.
+struct Ungated {
+  uint32_t v[2][2][2];  // [16 columns][8 columns][token_of(.., g)]
+  __device__ __forceinline__ void load(const Call<__nv_bfloat16>& a, const Block& block, int warp,
+                                       int lane, int t0) {
+    const int g = lane >> 2, q = lane & 3;
+    const __nv_bfloat16* const from =
+        a.x + ((block.b * a.T + t0) * 3 + 2) * a.D + block.head * N + 32 * warp + 2 * q;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool valid = t0 + token_of(r, g) < a.T;
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          v[j][i][r] = valid ? *reinterpret_cast<const uint32_t*>(from + token_of(r, g) * 3 * a.D +
+                                                                  16 * j + 8 * i)
+                             : 0;
+    }
+  }
+  // dv times the gate's derivative.
+  template <bool kSilu>
+  __device__ __forceinline__ void scale(float (&dv)[2][2][4], Act act) const {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float unused, low, high;
+          query_gate<kSilu>(unused, low, low_bf16(v[j][i][r]), act, 1.0f);
+          query_gate<kSilu>(unused, high, high_bf16(v[j][i][r]), act, 1.0f);
+          dv[j][i][2 * r] *= low;
+          dv[j][i][2 * r + 1] *= high;
+        }
+  }
+};
+
+template <bool kGated>
 __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
                                             unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -522,15 +575,18 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   const int thread = threadIdx.x - kStateThreads, warp = thread >> 5, lane = thread & 31;
   const int T = int(a.T);
   const Copies copies(a, block, smem, thread);
-  const auto loaded = [&] {  // of a whole chunk
+  // Of a whole chunk: the copies have arrived, and then its values from `gate_from` down are gated;
+  // those behind are. Between the two, state warps read q, f, dy and h, but no values.
+  const auto loaded = [&](int gate_from) {
     cp_async_wait<0>();
-    if (a.input_act != Act::identity) {
-      barrier_sync(kHelper, kHelperThreads);
-      for (int item = thread; item < kSubs * kSub * N / 8; item += kHelperThreads)
-        activate16(smem + kRaw + ((item / 256) * 4 + kV) * kTile + item % 256 * 16, a.input_act);
-    }
     fence_async_proxy();  // wgmma reads what the copies have written
     mbarrier_arrive_warp(smem + kLoaded);
+    if (kGated) {
+#pragma unroll 1
+      for (int sub = gate_from; sub >= 0; --sub) copies.gate_values(sub, a.input_act);
+      fence_async_proxy();  // and what this thread has written to any sub-chunk
+      mbarrier_arrive_warp(smem + kValues);
+    }
   };
   Resets resets;
   resets.load(a, block.b, block.last_chunk, lane);
@@ -538,7 +594,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   for (int sub = 0; sub < kSubs; ++sub) copies.sub_chunk(block.last_chunk, sub);
   copies.saved_state(a.states, block.bh * block.chunks + block.last_chunk, 2);
   cp_async_commit();
-  loaded();
+  loaded(kSubs - 1);
   const uint32_t column_major = smem + padded_column_major(lane) + warp * 64;
   const uint32_t raw_columns = smem + column_major_lane(lane);
   const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
@@ -553,6 +609,8 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
     for (int sub = kSubs - 1; sub >= 0; --sub) {
       const Tokens tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
       const uint32_t tile = kRaw + sub * 4 * kTile;
+      Ungated ungated;
+      if (kGated) ungated.load(a, block, warp, lane, t0 + kSub * sub);
       barrier_sync(kTiles, kThreads);
       if (warp == 0)
         score_block<false>(smem_bytes, lane, tile, tokens);
@@ -573,6 +631,12 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         ldmatrix_trans(right, at_step(raw_columns, 2 * warp + j) + tile + kDy * kTile);
         mma(dv[j][0], left, right[0], right[1]);
         mma(dv[j][1], left, right[2], right[3]);
+      }
+      // The sub-chunk refilled in the last turn, while the state warps are at their products. Only
+      // the thread that has copied a piece touches it before kValues.
+      if (kGated && sub < kSubs - 1 && chunk > block.first_chunk) {
+        cp_async_wait<0>();
+        copies.gate_values(sub + 1, a.input_act);
       }
       barrier_sync(kState, kThreads);
 
@@ -598,6 +662,12 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         }
       }
       mbarrier_arrive_warp(smem + kFree);
+      if (kGated) {
+        if (a.input_act == Act::silu)
+          ungated.scale<true>(dv, a.input_act);
+        else
+          ungated.scale<false>(dv, a.input_act);
+      }
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const uint32_t packed[4] = {
@@ -610,35 +680,35 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         mbarrier_arrive_warp(smem + kFirst);
       }
     }
-    if (chunk > block.first_chunk) loaded();
+    if (chunk > block.first_chunk) loaded(0);
   }
   barrier_sync(kTiles, kThreads);
   if (warp >= 2) store_dx(a, block, smem, thread - 64, staged);
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kGated>
 __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_bfloat16> a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
   if (threadIdx.x == 0) {
     const uint32_t smem = smem_address(smem_bytes);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
+    for (int i = 0; i < 5; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
   }
   __syncthreads();
   if (threadIdx.x < kStateThreads) {
     registers_grow<kStateRegisters>();
-    state_warp<kSilu>(a, smem_bytes);
+    state_warp<kSilu, kGated>(a, smem_bytes);
   } else {
     registers_shrink<kHelperRegisters>();
-    helper_warp(a, smem_bytes);
+    helper_warp<kGated>(a, smem_bytes);
   }
 #endif
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kGated>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  const auto kernel = backward_kernel<kSilu>;
+  const auto kernel = backward_kernel<kSilu, kGated>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
@@ -650,7 +720,10 @@ void backward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
   const bool silu = c.output_act == Act::silu;
-  silu ? launch<true>(c, stream) : launch<false>(c, stream);
+  if (c.input_act != Act::identity)
+    silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
+  else
+    silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
 }
 
 }  // namespace hgrn::hgru2

@@ -269,14 +269,19 @@ __device__ __forceinline__ void partial_scores(float (&c)[2][4], const uint32_t 
   }
 }
 
-// x := act(x) over 16-byte pieces of shared memory.
-__device__ __forceinline__ void activate16(uint32_t address, Act act) {
-  uint4 v = ld_shared4(address);
+// act(x) of eight bf16.
+template <bool kSilu = false>
+__device__ __forceinline__ uint4 activated(uint4 v, Act act) {
   uint32_t* const p = reinterpret_cast<uint32_t*>(&v);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    p[i] = pack_bf16(query_gate(low_bf16(p[i]), act, 1.0f), query_gate(high_bf16(p[i]), act, 1.0f));
-  st_shared(address, v);
+    p[i] = pack_bf16(query_gate<kSilu>(low_bf16(p[i]), act, 1.0f),
+                     query_gate<kSilu>(high_bf16(p[i]), act, 1.0f));
+  return v;
+}
+// x := act(x) over 16-byte pieces of shared memory.
+__device__ __forceinline__ void activate16(uint32_t address, Act act) {
+  st_shared(address, activated(ld_shared4(address), act));
 }
 
 // What the backward pass of a warp's 16 channels and 16 tokens takes from its forward part.
