@@ -70,7 +70,7 @@ constexpr int kQueryD = kKeyD + kNarrow;           // [N][16] bf16: q mid
 constexpr int kOut = kQueryD + kNarrow;            // [q, f, v][16 positions][N] bf16: dx
 constexpr int kScores = kOut + 3 * kOutTile;       // [A, D][16][16] bf16
 constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt
-constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free, gated
+constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free, values
 constexpr int kBytes = kBarriers + 5 * 8;
 constexpr int kLoaded = kBarriers, kFirst = kBarriers + 8, kScored = kBarriers + 16,
               kFree = kBarriers + 24, kValues = kBarriers + 32;
@@ -452,13 +452,9 @@ struct Copies {
   // The values this thread has copied, and waited for, through their gate.
   __device__ __forceinline__ void gate_values(int sub, Act act) const {
     const uint32_t at[2] = {piece(sub, 0) + kV * kTile, piece(sub, 1) + kV * kTile};
-    uint4 v[2] = {ld_shared4(at[0]), ld_shared4(at[1])};
-    if (act == Act::silu)
-      v[0] = activated<true>(v[0], act), v[1] = activated<true>(v[1], act);
-    else
-      v[0] = activated<false>(v[0], act), v[1] = activated<false>(v[1], act);
-    st_shared(at[0], v[0]);
-    st_shared(at[1], v[1]);
+    const uint4 v[2] = {ld_shared4(at[0]), ld_shared4(at[1])};
+    st_shared(at[0], activated(v[0], act));
+    st_shared(at[1], activated(v[1], act));
   }
   __device__ __forceinline__ void saved_state(const void* states, int64_t index, int slot) const {
     const uint4* const from = static_cast<const uint4*>(states) + index * (kH / 16) + thread;
@@ -550,7 +546,6 @@ struct Ungated {
     }
   }
   // dv times the gate's derivative.
-  template <bool kSilu>
   __device__ __forceinline__ void scale(float (&dv)[2][2][4], Act act) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
@@ -559,8 +554,8 @@ struct Ungated {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float unused, low, high;
-          query_gate<kSilu>(unused, low, low_bf16(v[j][i][r]), act, 1.0f);
-          query_gate<kSilu>(unused, high, high_bf16(v[j][i][r]), act, 1.0f);
+          query_gate<false, true>(unused, low, low_bf16(v[j][i][r]), act, 1.0f);
+          query_gate<false, true>(unused, high, high_bf16(v[j][i][r]), act, 1.0f);
           dv[j][i][2 * r] *= low;
           dv[j][i][2 * r + 1] *= high;
         }
@@ -620,6 +615,12 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         store_dx(a, block, smem, thread - 64, staged);
       staged = t0 + kSub * sub;
       mbarrier_arrive_warp(smem + kScored);
+      // The sub-chunk refilled in the last turn, while the state warps are at their products. Only
+      // the thread that has copied a piece touches it before kValues.
+      if (kGated && sub < kSubs - 1 && chunk > block.first_chunk) {
+        cp_async_wait<0>();
+        copies.gate_values(sub + 1, a.input_act);
+      }
       barrier_sync(kHelper, kHelperThreads);
 
       // ---- dv, 32 value columns a warp
@@ -631,12 +632,6 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         ldmatrix_trans(right, at_step(raw_columns, 2 * warp + j) + tile + kDy * kTile);
         mma(dv[j][0], left, right[0], right[1]);
         mma(dv[j][1], left, right[2], right[3]);
-      }
-      // The sub-chunk refilled in the last turn, while the state warps are at their products. Only
-      // the thread that has copied a piece touches it before kValues.
-      if (kGated && sub < kSubs - 1 && chunk > block.first_chunk) {
-        cp_async_wait<0>();
-        copies.gate_values(sub + 1, a.input_act);
       }
       barrier_sync(kState, kThreads);
 
@@ -662,12 +657,8 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         }
       }
       mbarrier_arrive_warp(smem + kFree);
-      if (kGated) {
-        if (a.input_act == Act::silu)
-          ungated.scale<true>(dv, a.input_act);
-        else
-          ungated.scale<false>(dv, a.input_act);
-      }
+      // Always so; the compiler does not know, and takes none of this work ahead of the arrival.
+      if (kGated && a.input_act != Act::identity) ungated.scale(dv, a.input_act);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const uint32_t packed[4] = {
