@@ -16,10 +16,16 @@
 // there the state warps have gates of their own to do first. The derivative goes to dv in the
 // helpers' registers, from values read again from device memory, a sub-chunk ahead.
 //
-// Between the roles, once a sub-chunk: kTiles (k, q of A and of dv are written; dx of the sub-chunk
-// before, too), kState (bf16(dh) is written; x, dy and h are no longer read), scores (D is there),
-// free (the tiles may be written again). State warps enter barriers without waiting; they wait at
-// mbarriers, for helpers only, and so do not wait for each other.
+// Between the roles, once a chunk: loaded (what the gates need, and h), values (the rest: v, dy). A
+// sub-chunk's q and f are refilled when its gates are done, v and dy when its products are; so the
+// state warps go from a chunk's last sub-chunk straight to the gates of the next one, and its last
+// copies, v and dy of sub-chunk 0, arrive meanwhile.
+//
+// Between the roles, once a sub-chunk: kTiles (k, q of A and of dv are written, q and f no longer
+// read; dx of the sub-chunk before is written, too), kState (bf16(dh) is written; v, dy and h are
+// no longer read), scores (D is there), free (the tiles may be written again). State warps enter
+// barriers without waiting; they wait at mbarriers, for helpers only, and so do not wait for each
+// other.
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,
@@ -168,8 +174,8 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
   }
 }
 
-// kSilu: of the queries. kGated: the values pass through input_act, and kValues says when.
-template <bool kSilu, bool kGated>
+// kSilu: of the queries.
+template <bool kSilu>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -206,7 +212,6 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     };
     resets.load(a, block.b, chunk - 1, lane);
     mbarrier_wait(smem + kLoaded, chunk_parity);
-    fence_async_proxy();
 
     // ---- h before the sub-chunks 1, 2, 3 into slots 0, 1, 2; the saved one waits in slot 2
     {
@@ -229,10 +234,6 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         cut_after(k_after, q, tokens);
         pack(key_b[sub], k_after);
       }
-      if (kGated) {
-        mbarrier_wait(smem + kValues, chunk_parity);
-        fence_async_proxy();
-      }
       float h[N / 8][4];
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) {
@@ -242,6 +243,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         h[2 * k + 1][0] = low_bf16(v.z), h[2 * k + 1][1] = high_bf16(v.z);
         h[2 * k + 1][2] = low_bf16(v.w), h[2 * k + 1][3] = high_bf16(v.w);
       }
+      mbarrier_wait(smem + kValues, chunk_parity);
+      fence_async_proxy();
 #pragma unroll
       for (int sub = 0; sub < kSubs - 1; ++sub) {
 #pragma unroll
@@ -436,16 +439,24 @@ struct Copies {
   __device__ __forceinline__ uint32_t piece(int sub, int half) const {
     return (raw ^ (half * kSpread)) + sub * 4 * kTile + half * kEight;
   }
-  __device__ __forceinline__ void sub_chunk(int chunk, int sub) const {  // zeros beyond T
+  __device__ __forceinline__ void gates(int chunk, int sub) const {  // q, f; zeros beyond T
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token + 8 * half;
       const bool valid = t < T;
       const __nv_bfloat16* const from = valid ? x + t * 3 * D : x;
       const uint32_t to = piece(sub, half);
+      cp_async16(to + kQ * kTile, from, valid);
+      cp_async16(to + kF * kTile, from + (valid ? D : 0), valid);
+    }
+  }
+  __device__ __forceinline__ void values(int chunk, int sub) const {  // v, dy; zeros beyond T
 #pragma unroll
-      for (int part = kQ; part <= kV; ++part)
-        cp_async16(to + part * kTile, from + (valid ? part * D : 0), valid);
+    for (int half = 0; half < 2; ++half) {
+      const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token + 8 * half;
+      const bool valid = t < T;
+      const uint32_t to = piece(sub, half);
+      cp_async16(to + kV * kTile, valid ? x + (t * 3 + 2) * D : x, valid);
       cp_async16(to + kDy * kTile, valid ? dy + t * D : dy, valid);
     }
   }
@@ -570,26 +581,31 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   const int thread = threadIdx.x - kStateThreads, warp = thread >> 5, lane = thread & 31;
   const int T = int(a.T);
   const Copies copies(a, block, smem, thread);
-  // Of a whole chunk: the copies have arrived, and then its values from `gate_from` down are gated;
-  // those behind are. Between the two, state warps read q, f, dy and h, but no values.
-  const auto loaded = [&](int gate_from) {
-    cp_async_wait<0>();
-    fence_async_proxy();  // wgmma reads what the copies have written
+  // All copies have arrived but the newest, v and dy of sub-chunk 0.
+  const auto gates_loaded = [&] {
+    cp_async_wait<1>();
     mbarrier_arrive_warp(smem + kLoaded);
-    if (kGated) {
+  };
+  // And those; the values from `from` down are not gated yet, those behind are.
+  const auto values_loaded = [&](int from) {
+    cp_async_wait<0>();
+    if (kGated)
 #pragma unroll 1
-      for (int sub = gate_from; sub >= 0; --sub) copies.gate_values(sub, a.input_act);
-      fence_async_proxy();  // and what this thread has written to any sub-chunk
-      mbarrier_arrive_warp(smem + kValues);
-    }
+      for (int sub = from; sub >= 0; --sub) copies.gate_values(sub, a.input_act);
+    fence_async_proxy();  // wgmma reads what this thread has copied and gated
+    mbarrier_arrive_warp(smem + kValues);
   };
   Resets resets;
   resets.load(a, block.b, block.last_chunk, lane);
 #pragma unroll 1
-  for (int sub = 0; sub < kSubs; ++sub) copies.sub_chunk(block.last_chunk, sub);
+  for (int sub = 0; sub < kSubs; ++sub) copies.gates(block.last_chunk, sub);
   copies.saved_state(a.states, block.bh * block.chunks + block.last_chunk, 2);
   cp_async_commit();
-  loaded(kSubs - 1);
+#pragma unroll 1
+  for (int sub = 0; sub < kSubs; ++sub) copies.values(block.last_chunk, sub);
+  cp_async_commit();
+  gates_loaded();
+  values_loaded(kSubs - 1);
   const uint32_t column_major = smem + padded_column_major(lane) + warp * 64;
   const uint32_t raw_columns = smem + column_major_lane(lane);
   const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
@@ -598,6 +614,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll 1
   for (int chunk = block.last_chunk; chunk >= block.first_chunk; --chunk) {
     const int t0 = chunk * kChunk;
+    const bool more = chunk > block.first_chunk;
     const uint64_t reset = resets.bits();
     resets.load(a, block.b, chunk - 1, lane);
 #pragma unroll 1
@@ -615,10 +632,13 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         store_dx(a, block, smem, thread - 64, staged);
       staged = t0 + kSub * sub;
       mbarrier_arrive_warp(smem + kScored);
-      // The sub-chunk refilled in the last turn, while the state warps are at their products. Only
-      // the thread that has copied a piece touches it before kValues.
-      if (kGated && sub < kSubs - 1 && chunk > block.first_chunk) {
-        cp_async_wait<0>();
+      // The state warps have the gates' inputs in registers.
+      if (more) copies.gates(chunk - 1, sub);
+      cp_async_commit();
+      // The values refilled in the last turn, while the state warps are at their products. Only the
+      // thread that has copied a piece touches it before kValues.
+      if (kGated && sub < kSubs - 1 && more) {
+        cp_async_wait<1>();
         copies.gate_values(sub + 1, a.input_act);
       }
       barrier_sync(kHelper, kHelperThreads);
@@ -640,11 +660,12 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         copies.saved_state(a.states, block.bh * block.chunks + chunk, 0);
         cp_async_commit();
       }
-      if (chunk > block.first_chunk) {
-        copies.sub_chunk(chunk - 1, sub);
+      if (more) {
+        copies.values(chunk - 1, sub);
         if (sub == kSubs - 1) copies.saved_state(a.states, block.bh * block.chunks + chunk - 1, 2);
       }
       cp_async_commit();
+      if (more && sub == 0) gates_loaded();
 
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) {
@@ -671,7 +692,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         mbarrier_arrive_warp(smem + kFirst);
       }
     }
-    if (chunk > block.first_chunk) loaded(0);
+    if (more) values_loaded(0);
   }
   barrier_sync(kTiles, kThreads);
   if (warp >= 2) store_dx(a, block, smem, thread - 64, staged);
@@ -689,7 +710,7 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
   __syncthreads();
   if (threadIdx.x < kStateThreads) {
     registers_grow<kStateRegisters>();
-    state_warp<kSilu, kGated>(a, smem_bytes);
+    state_warp<kSilu>(a, smem_bytes);
   } else {
     registers_shrink<kHelperRegisters>();
     helper_warp<kGated>(a, smem_bytes);

@@ -142,6 +142,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
     load(step + 2);  // over x of two steps ago, which the state warps have read
     if (turn >= kStages)
       store_y(a, y, copy_at + kY + stage * kYStage, int64_t(t0) - kStages * kStep + token);
+
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
