@@ -462,6 +462,12 @@ std::vector<Case> accuracy_cases() {
     c.reset = 0.01;
   }
   add(kRegimes[5], 17, 512, 8, 128);
+  // Gates on the values where a CTA has several chunks: two waves of whole heads, and a chain.
+  for (const Act output : {Act::sigmoid, Act::silu}) {
+    Case& c = add(kRegimes[0], 67, 200, 4, 128);
+    c.options = {output, Act::silu, 1.0f};
+    c.reset = 0.01;
+  }
   for (int64_t n : {1, 2, 4, 8, 16, 32, 33, 96, 256})
     for (DType type : {DType::f32, DType::bf16}) {
       Case& c = add(kRegimes[n % 9], 2, n == 256 ? 90 : 150, 4, n);
@@ -494,6 +500,14 @@ std::vector<Case> small_cases() {
       c.dtype = n == 9 ? DType::f32 : DType::bf16;
       cases.push_back(c);
     }
+  // Gates on the values, and segments of several chunks.
+  Case gated;
+  gated.regime = kRegimes[0];
+  gated.shape = {1, 2100, 128, 128};
+  gated.states = true;
+  gated.reset = 0.02;
+  gated.options = {Act::sigmoid, Act::silu, 1.0f};
+  cases.push_back(gated);
   // More heads than multiprocessors of a Hopper: a chain.
   Case chain;
   chain.regime = kRegimes[0];
@@ -538,7 +552,10 @@ double median_us(F&& launch, int repeats = 33) {
 
 constexpr double kRoofline = 3.0e12;  // bytes/s, a device-to-device copy on an H100
 
-void time_shape(int64_t B, int64_t T, int64_t H, int64_t n, int repeats = 33) {
+constexpr SeqOptions kGatedValues{Act::sigmoid, Act::silu, 1.0f};  // of the 44M model
+
+void time_shape(int64_t B, int64_t T, int64_t H, int64_t n, int repeats = 33,
+                const SeqOptions& o = {}) {
   const SeqShape s{B, T, H * n, n};
   const auto kernel = make_cuda_hgru2(DType::bf16, nullptr);
   constexpr int kSets = 2;  // each larger than the L2 cache
@@ -567,7 +584,6 @@ void time_shape(int64_t B, int64_t T, int64_t H, int64_t n, int repeats = 33) {
       saved[i].push_back(make(spec.dtype, spec.shape, false));
     saved_bytes = double(saved[i][0].bytes());
   }
-  SeqOptions o;
   const auto forward = [&](int i) {
     kernel->forward(s, o, y[i % kSets], Tensor(), in[i % kSets], saved[i % kSets]);
   };
@@ -587,9 +603,10 @@ void time_shape(int64_t B, int64_t T, int64_t H, int64_t n, int repeats = 33) {
                            11 * tile + 2 * saved_bytes};
   const char* names[3] = {"forward", "backward", "both"};
   for (int i = 0; i < 3; ++i)
-    std::printf("hgru2 %-8s | B=%d T=%d H=%d n=%d | %8.1f us | %6.0f GB/s | %3.0f %% of 3.0 TB/s\n",
-                names[i], int(B), int(T), int(H), int(n), us[i], bytes[i] / us[i] / 1e3,
-                100 * bytes[i] / (us[i] * 1e-6) / kRoofline);
+    std::printf(
+        "hgru2 %-8s | B=%d T=%d H=%d n=%d%s | %8.1f us | %6.0f GB/s | %3.0f %% of 3.0 TB/s\n",
+        names[i], int(B), int(T), int(H), int(n), o.input_act == Act::silu ? " silu_i" : "", us[i],
+        bytes[i] / us[i] / 1e3, 100 * bytes[i] / (us[i] * 1e-6) / kRoofline);
 }
 
 void time_step(int64_t B, int64_t H, int64_t n) {
@@ -617,6 +634,7 @@ void compare() {
     time_shape(26, 2048, 6, 128);
     time_shape(15, 2048, 8, 128);
     time_shape(2, 2048, 8, 128);
+    time_shape(128, 512, 4, 128, 33, kGatedValues);
     std::fflush(stdout);
   }
 }
@@ -646,6 +664,9 @@ int main(int argc, char** argv) {
       time_shape(26, 2048, 6, 128);
       time_shape(15, 2048, 8, 128);
       time_shape(2, 2048, 8, 128);
+      // What gates on the values cost.
+      time_shape(128, 512, 4, 128);
+      time_shape(128, 512, 4, 128, 33, kGatedValues);
       time_shape(128, 512, 8, 64);
       time_shape(10, 2048, 16, 32);
       // Few heads of many tokens are cut into segments; the last shape fills an H100 without that.

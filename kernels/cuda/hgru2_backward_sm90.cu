@@ -10,10 +10,22 @@
 //   Helper warps 8..11: what crosses the channels, from the tiles of the state warps:
 //     A, D, dv; and all traffic with device memory: loads ahead, dx from shared memory.
 //
-// Between the roles, once a sub-chunk: kTiles (k, q of A and of dv are written; dx of the sub-chunk
-// before, too), kState (bf16(dh) is written; x, dy and h are no longer read), scores (D is there),
-// free (the tiles may be written again). State warps enter barriers without waiting; they wait at
-// mbarriers, for helpers only, and so do not wait for each other.
+// Where the values pass through a gate (kGated), the helpers do that to the pieces that each of
+// them has copied, a sub-chunk after the copy and up to a chunk ahead of the use, while the state
+// warps are at their products; only the first sub-chunk of a chunk arrives too late for that, and
+// there the state warps have gates of their own to do first. The derivative goes to dv in the
+// helpers' registers, from values read again from device memory, a sub-chunk ahead.
+//
+// Between the roles, once a chunk: loaded (what the gates need, and h), values (the rest: v, dy). A
+// sub-chunk's q and f are refilled when its gates are done, v and dy when its products are; so the
+// state warps go from a chunk's last sub-chunk straight to the gates of the next one, and its last
+// copies, v and dy of sub-chunk 0, arrive meanwhile.
+//
+// Between the roles, once a sub-chunk: kTiles (k, q of A and of dv are written, q and f no longer
+// read; dx of the sub-chunk before is written, too), kState (bf16(dh) is written; v, dy and h are
+// no longer read), scores (D is there), free (the tiles may be written again). State warps enter
+// barriers without waiting; they wait at mbarriers, for helpers only, and so do not wait for each
+// other.
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,
@@ -64,10 +76,10 @@ constexpr int kQueryD = kKeyD + kNarrow;           // [N][16] bf16: q mid
 constexpr int kOut = kQueryD + kNarrow;            // [q, f, v][16 positions][N] bf16: dx
 constexpr int kScores = kOut + 3 * kOutTile;       // [A, D][16][16] bf16
 constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt
-constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free
-constexpr int kBytes = kBarriers + 4 * 8;
+constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free, values
+constexpr int kBytes = kBarriers + 5 * 8;
 constexpr int kLoaded = kBarriers, kFirst = kBarriers + 8, kScored = kBarriers + 16,
-              kFree = kBarriers + 24;
+              kFree = kBarriers + 24, kValues = kBarriers + 32;
 
 // Row of a token in a tile, and lane addresses for ldmatrix; 16-column step kk is at + 32 kk.
 //   tile_major:   blocks (tile 0, left), (tile 0, right), (tile 1, left), (tile 1, right)
@@ -162,6 +174,7 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
   }
 }
 
+// kSilu: of the queries.
 template <bool kSilu>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
@@ -199,7 +212,6 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     };
     resets.load(a, block.b, chunk - 1, lane);
     mbarrier_wait(smem + kLoaded, chunk_parity);
-    fence_async_proxy();
 
     // ---- h before the sub-chunks 1, 2, 3 into slots 0, 1, 2; the saved one waits in slot 2
     {
@@ -231,6 +243,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         h[2 * k + 1][0] = low_bf16(v.z), h[2 * k + 1][1] = high_bf16(v.z);
         h[2 * k + 1][2] = low_bf16(v.w), h[2 * k + 1][3] = high_bf16(v.w);
       }
+      mbarrier_wait(smem + kValues, chunk_parity);
+      fence_async_proxy();
 #pragma unroll
       for (int sub = 0; sub < kSubs - 1; ++sub) {
 #pragma unroll
@@ -406,9 +420,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 // A helper thread's part of the copies between device and shared memory: one 16-byte column of the
 // tokens token and token + 8 of a sub-chunk.
 struct Copies {
-  static constexpr int kEight = 4 * 128;  // from the row of token t to that of t + 8
+  static constexpr int kEight = 4 * 128;  // from the row of token t to that of t + 8; the columns
+  static constexpr int kSpread = 4 << 4;  // of the second are spread by a row with bit 2 set
   const __nv_bfloat16 *x, *dy;
-  uint32_t raw, state, swizzled;
+  uint32_t raw, state;
   int64_t D;
   int T, token, thread;
   __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& a, const Block& block, uint32_t smem,
@@ -417,23 +432,40 @@ struct Copies {
     const int column = thread % 16;
     x = a.x + block.b * a.T * 3 * D + block.head * N + column * 8;
     dy = a.dy + block.b * a.T * D + block.head * N + column * 8;
-    raw = smem + kRaw + position_of(token) * 128 + (column >> 3) * kHalf;
-    swizzled = column & 7;
+    raw = smem + kRaw + row_offset(position_of(token), column);
     state = smem + kStates + thread * 16;
   }
-  __device__ __forceinline__ void sub_chunk(int chunk, int sub) const {  // zeros beyond T
+  // Where this thread's piece of q goes; those of f, v, dy are kTile further each.
+  __device__ __forceinline__ uint32_t piece(int sub, int half) const {
+    return (raw ^ (half * kSpread)) + sub * 4 * kTile + half * kEight;
+  }
+  __device__ __forceinline__ void gates(int chunk, int sub) const {  // q, f; zeros beyond T
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token + 8 * half;
       const bool valid = t < T;
       const __nv_bfloat16* const from = valid ? x + t * 3 * D : x;
-      const uint32_t to = raw + sub * 4 * kTile + half * kEight +
-                          ((swizzled ^ position_of(token + 8 * half)) & 7) * 16;
+      const uint32_t to = piece(sub, half);
+      cp_async16(to + kQ * kTile, from, valid);
+      cp_async16(to + kF * kTile, from + (valid ? D : 0), valid);
+    }
+  }
+  __device__ __forceinline__ void values(int chunk, int sub) const {  // v, dy; zeros beyond T
 #pragma unroll
-      for (int part = kQ; part <= kV; ++part)
-        cp_async16(to + part * kTile, from + (valid ? part * D : 0), valid);
+    for (int half = 0; half < 2; ++half) {
+      const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token + 8 * half;
+      const bool valid = t < T;
+      const uint32_t to = piece(sub, half);
+      cp_async16(to + kV * kTile, valid ? x + (t * 3 + 2) * D : x, valid);
       cp_async16(to + kDy * kTile, valid ? dy + t * D : dy, valid);
     }
+  }
+  // The values this thread has copied, and waited for, through their gate.
+  __device__ __forceinline__ void gate_values(int sub, Act act) const {
+    const uint32_t at[2] = {piece(sub, 0) + kV * kTile, piece(sub, 1) + kV * kTile};
+    const uint4 v[2] = {ld_shared4(at[0]), ld_shared4(at[1])};
+    st_shared(at[0], activated(v[0], act));
+    st_shared(at[1], activated(v[1], act));
   }
   __device__ __forceinline__ void saved_state(const void* states, int64_t index, int slot) const {
     const uint4* const from = static_cast<const uint4*>(states) + index * (kH / 16) + thread;
@@ -496,25 +528,52 @@ __device__ __forceinline__ void store_dx(const Call<__nv_bfloat16>& a, const Blo
     if (t0 + first + 4 * i >= a.T) break;
     const int64_t row = at + i * 12 * a.D;
 #pragma unroll
-    for (int part = kQ; part <= kV; ++part) {
-      uint4 v = ld_shared4(from + part * kOutTile + 2 * i * kPitch);
-      if (part == kV && a.input_act != Act::identity) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(a.x + row + part * a.D);
-        const uint32_t* const x = reinterpret_cast<const uint32_t*>(&raw);
-        uint32_t* const d = reinterpret_cast<uint32_t*>(&v);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          float unused, slope_low, slope_high;
-          query_gate(unused, slope_low, low_bf16(x[e]), a.input_act, 1.0f);
-          query_gate(unused, slope_high, high_bf16(x[e]), a.input_act, 1.0f);
-          d[e] = pack_bf16(low_bf16(d[e]) * slope_low, high_bf16(d[e]) * slope_high);
-        }
-      }
-      *reinterpret_cast<uint4*>(a.dx + row + part * a.D) = v;
-    }
+    for (int part = kQ; part <= kV; ++part)
+      *reinterpret_cast<uint4*>(a.dx + row + part * a.D) =
+          ld_shared4(from + part * kOutTile + 2 * i * kPitch);
   }
 }
 
+// The values of a sub-chunk before their gate, where a helper thread has dv: 32 columns from that
+// of the warp on, in the order of mma.cuh. They are long gone from shared memory when dv is there,
+// so they are read again; a sub-chunk's work hides the way to them.
+struct Ungated {
+  uint32_t v[2][2][2];  // [16 columns][8 columns][token_of(.., g)]
+  __device__ __forceinline__ void load(const Call<__nv_bfloat16>& a, const Block& block, int warp,
+                                       int lane, int t0) {
+    const int g = lane >> 2, q = lane & 3;
+    const __nv_bfloat16* const from =
+        a.x + ((block.b * a.T + t0) * 3 + 2) * a.D + block.head * N + 32 * warp + 2 * q;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool valid = t0 + token_of(r, g) < a.T;
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          v[j][i][r] = valid ? *reinterpret_cast<const uint32_t*>(from + token_of(r, g) * 3 * a.D +
+                                                                  16 * j + 8 * i)
+                             : 0;
+    }
+  }
+  // dv times the gate's derivative.
+  __device__ __forceinline__ void scale(float (&dv)[2][2][4], Act act) const {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float unused, low, high;
+          query_gate<false, true>(unused, low, low_bf16(v[j][i][r]), act, 1.0f);
+          query_gate<false, true>(unused, high, high_bf16(v[j][i][r]), act, 1.0f);
+          dv[j][i][2 * r] *= low;
+          dv[j][i][2 * r + 1] *= high;
+        }
+  }
+};
+
+template <bool kGated>
 __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
                                             unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -522,23 +581,31 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   const int thread = threadIdx.x - kStateThreads, warp = thread >> 5, lane = thread & 31;
   const int T = int(a.T);
   const Copies copies(a, block, smem, thread);
-  const auto loaded = [&] {  // of a whole chunk
-    cp_async_wait<0>();
-    if (a.input_act != Act::identity) {
-      barrier_sync(kHelper, kHelperThreads);
-      for (int item = thread; item < kSubs * kSub * N / 8; item += kHelperThreads)
-        activate16(smem + kRaw + ((item / 256) * 4 + kV) * kTile + item % 256 * 16, a.input_act);
-    }
-    fence_async_proxy();  // wgmma reads what the copies have written
+  // All copies have arrived but the newest, v and dy of sub-chunk 0.
+  const auto gates_loaded = [&] {
+    cp_async_wait<1>();
     mbarrier_arrive_warp(smem + kLoaded);
+  };
+  // And those; the values from `from` down are not gated yet, those behind are.
+  const auto values_loaded = [&](int from) {
+    cp_async_wait<0>();
+    if (kGated)
+#pragma unroll 1
+      for (int sub = from; sub >= 0; --sub) copies.gate_values(sub, a.input_act);
+    fence_async_proxy();  // wgmma reads what this thread has copied and gated
+    mbarrier_arrive_warp(smem + kValues);
   };
   Resets resets;
   resets.load(a, block.b, block.last_chunk, lane);
 #pragma unroll 1
-  for (int sub = 0; sub < kSubs; ++sub) copies.sub_chunk(block.last_chunk, sub);
+  for (int sub = 0; sub < kSubs; ++sub) copies.gates(block.last_chunk, sub);
   copies.saved_state(a.states, block.bh * block.chunks + block.last_chunk, 2);
   cp_async_commit();
-  loaded();
+#pragma unroll 1
+  for (int sub = 0; sub < kSubs; ++sub) copies.values(block.last_chunk, sub);
+  cp_async_commit();
+  gates_loaded();
+  values_loaded(kSubs - 1);
   const uint32_t column_major = smem + padded_column_major(lane) + warp * 64;
   const uint32_t raw_columns = smem + column_major_lane(lane);
   const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
@@ -547,12 +614,15 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll 1
   for (int chunk = block.last_chunk; chunk >= block.first_chunk; --chunk) {
     const int t0 = chunk * kChunk;
+    const bool more = chunk > block.first_chunk;
     const uint64_t reset = resets.bits();
     resets.load(a, block.b, chunk - 1, lane);
 #pragma unroll 1
     for (int sub = kSubs - 1; sub >= 0; --sub) {
       const Tokens tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
       const uint32_t tile = kRaw + sub * 4 * kTile;
+      Ungated ungated;
+      if (kGated) ungated.load(a, block, warp, lane, t0 + kSub * sub);
       barrier_sync(kTiles, kThreads);
       if (warp == 0)
         score_block<false>(smem_bytes, lane, tile, tokens);
@@ -562,6 +632,15 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         store_dx(a, block, smem, thread - 64, staged);
       staged = t0 + kSub * sub;
       mbarrier_arrive_warp(smem + kScored);
+      // The state warps have the gates' inputs in registers.
+      if (more) copies.gates(chunk - 1, sub);
+      cp_async_commit();
+      // The values refilled in the last turn, while the state warps are at their products. Only the
+      // thread that has copied a piece touches it before kValues.
+      if (kGated && sub < kSubs - 1 && more) {
+        cp_async_wait<1>();
+        copies.gate_values(sub + 1, a.input_act);
+      }
       barrier_sync(kHelper, kHelperThreads);
 
       // ---- dv, 32 value columns a warp
@@ -581,11 +660,12 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         copies.saved_state(a.states, block.bh * block.chunks + chunk, 0);
         cp_async_commit();
       }
-      if (chunk > block.first_chunk) {
-        copies.sub_chunk(chunk - 1, sub);
+      if (more) {
+        copies.values(chunk - 1, sub);
         if (sub == kSubs - 1) copies.saved_state(a.states, block.bh * block.chunks + chunk - 1, 2);
       }
       cp_async_commit();
+      if (more && sub == 0) gates_loaded();
 
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) {
@@ -598,6 +678,8 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         }
       }
       mbarrier_arrive_warp(smem + kFree);
+      // Always so; the compiler does not know, and takes none of this work ahead of the arrival.
+      if (kGated && a.input_act != Act::identity) ungated.scale(dv, a.input_act);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const uint32_t packed[4] = {
@@ -610,20 +692,20 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         mbarrier_arrive_warp(smem + kFirst);
       }
     }
-    if (chunk > block.first_chunk) loaded();
+    if (more) values_loaded(0);
   }
   barrier_sync(kTiles, kThreads);
   if (warp >= 2) store_dx(a, block, smem, thread - 64, staged);
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kGated>
 __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_bfloat16> a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
   if (threadIdx.x == 0) {
     const uint32_t smem = smem_address(smem_bytes);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
+    for (int i = 0; i < 5; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
   }
   __syncthreads();
   if (threadIdx.x < kStateThreads) {
@@ -631,14 +713,14 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
     state_warp<kSilu>(a, smem_bytes);
   } else {
     registers_shrink<kHelperRegisters>();
-    helper_warp(a, smem_bytes);
+    helper_warp<kGated>(a, smem_bytes);
   }
 #endif
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kGated>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  const auto kernel = backward_kernel<kSilu>;
+  const auto kernel = backward_kernel<kSilu, kGated>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
@@ -650,7 +732,10 @@ void backward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
   const bool silu = c.output_act == Act::silu;
-  silu ? launch<true>(c, stream) : launch<false>(c, stream);
+  if (c.input_act != Act::identity)
+    silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
+  else
+    silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
 }
 
 }  // namespace hgrn::hgru2

@@ -7,7 +7,8 @@
 //   Gate warps 0..7: warp w computes the gates of the channels c = 16w..16w+15 and writes the tiles
 //   q before, k after, q mid, k / mid; they load x two steps ahead and store y.
 //   State warps 8..15: warp 8+w owns the value columns v = 16w..16w+15 of S^T in fp32 registers: y,
-//   S; the first two compute A, one for each sub-chunk.
+//   S; the first two compute A, one for each sub-chunk. No other warp reads those columns of the
+//   values, so where these pass through a gate (kGated), it is in this warp's registers.
 //
 // Nothing that the gate warps do depends on the state, so they run up to two steps ahead: tiles, A
 // and y have two stages. mbarriers a stage: full (tiles and totals are written, v has arrived),
@@ -141,11 +142,6 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
     load(step + 2);  // over x of two steps ago, which the state warps have read
     if (turn >= kStages)
       store_y(a, y, copy_at + kY + stage * kYStage, int64_t(t0) - kStages * kStep + token);
-    if (a.input_act != Act::identity)
-      for (int item = tid; item < kStep * 16; item += kRole)
-        activate16(smem + raw + ((item / 256) * 3 + 2) * kTile + (item / 16) % 16 * kPitch +
-                       item % 16 * 16,
-                   a.input_act);
 
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
@@ -243,6 +239,7 @@ __device__ __forceinline__ void score_block(uint32_t tiles, uint32_t out, int la
     }
 }
 
+template <bool kGated>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -288,6 +285,15 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       mbarrier_arrive_warp(smem + kScored + stage * 8);
     }
 
+    uint4 gated[2];  // v of both sub-chunks, tile_major
+    if (kGated)
+#pragma unroll
+      for (int sub = 0; sub < 2; ++sub) {
+        uint32_t v[4];
+        ldmatrix_trans(v, tile_major + value + sub * 3 * kTile);
+        gated[sub] = activated(make_uint4(v[0], v[1], v[2], v[3]), a.input_act);
+      }
+
     float y[2][2][4];  // [sub][8 columns][..]
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
@@ -309,7 +315,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll
         for (int e = 0; e < 4; ++e) y[sub][i][e] = out[0][i][e] + out[1][i][e];
       uint32_t v[4];
-      ldmatrix_trans(v, tile_major + value + sub * 3 * kTile);
+      if (kGated)
+        v[0] = gated[sub].x, v[1] = gated[sub].y, v[2] = gated[sub].z, v[3] = gated[sub].w;
+      else
+        ldmatrix_trans(v, tile_major + value + sub * 3 * kTile);
       float2 total[N / 8];
 #pragma unroll
       for (int j = 0; j < N / 8; ++j)
@@ -335,7 +344,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     for (int sub = 0; sub < 2; ++sub) {
       uint32_t left[4], v[4];
       ldmatrix(left, smem + lane_narrow_column_major(lane) + scores + sub * 512);
-      ldmatrix_trans(v, column_major + value + sub * 3 * kTile);
+      if (kGated)  // the same blocks, in the order of column_major
+        v[0] = gated[sub].x, v[1] = gated[sub].z, v[2] = gated[sub].y, v[3] = gated[sub].w;
+      else
+        ldmatrix_trans(v, column_major + value + sub * 3 * kTile);
       mma(y[sub][0], left, v[0], v[1]);
       mma(y[sub][1], left, v[2], v[3]);
       const uint32_t packed[4] = {
@@ -353,7 +365,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       for (int e = 0; e < 4; ++e) a.hT[block.bh * N * N + state_at(j, e)] = S[j][e];
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kGated>
 __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bfloat16> a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
@@ -372,14 +384,14 @@ __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bf
     gate_warp<kSilu>(a, smem_bytes);
   } else {
     registers_grow<kStateRegisters>();
-    state_warp(a, smem_bytes);
+    state_warp<kGated>(a, smem_bytes);
   }
 #endif
 }
 
-template <bool kSilu>
+template <bool kSilu, bool kGated>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  const auto kernel = forward_kernel<kSilu>;
+  const auto kernel = forward_kernel<kSilu, kGated>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
@@ -390,7 +402,11 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 void forward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
-  c.output_act == Act::silu ? launch<true>(c, stream) : launch<false>(c, stream);
+  const bool silu = c.output_act == Act::silu;
+  if (c.input_act != Act::identity)
+    silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
+  else
+    silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
 }
 
 }  // namespace hgrn::hgru2

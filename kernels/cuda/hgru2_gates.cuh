@@ -208,14 +208,15 @@ __device__ __forceinline__ void cut_after(float (&v)[2][4], int q, const Tokens&
 
 // value = scale * act(x), slope = its derivative. Selects instead of branches: the eight elements
 // of a thread then share one basic block, and their special-function latencies overlap. kSilu: act
-// is known to be silu.
-template <bool kSilu = false>
+// is known to be silu; kGate: known not to be identity.
+template <bool kSilu = false, bool kGate = kSilu>
 __device__ __forceinline__ float query_gate(float x, Act act, float scale) {
   const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
   if (kSilu) return scale * x * s;
-  return scale * ((act == Act::sigmoid ? 1.0f : x) * (act == Act::identity ? 1.0f : s));
+  const bool identity = !kGate && act == Act::identity;
+  return scale * ((act == Act::sigmoid ? 1.0f : x) * (identity ? 1.0f : s));
 }
-template <bool kSilu = false>
+template <bool kSilu = false, bool kGate = kSilu>
 __device__ __forceinline__ void query_gate(float& value, float& slope, float x, Act act,
                                            float scale) {
   const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
@@ -225,11 +226,11 @@ __device__ __forceinline__ void query_gate(float& value, float& slope, float x, 
     slope = fmaf(value, 1.0f - s, open);
     return;
   }
-  const float open = act == Act::identity ? 1.0f : s;
+  const bool identity = !kGate && act == Act::identity;
+  const float open = identity ? 1.0f : s;
   const float a = (act == Act::sigmoid ? 1.0f : x) * open;
   value = scale * a;
-  slope = scale *
-          ((act == Act::sigmoid ? 0.0f : open) + (act == Act::identity ? 0.0f : a * (1.0f - s)));
+  slope = scale * ((act == Act::sigmoid ? 0.0f : open) + (identity ? 0.0f : a * (1.0f - s)));
 }
 
 // Elements [r][m] as the four registers of an A tile (rows = channels, columns = positions).
@@ -269,14 +270,18 @@ __device__ __forceinline__ void partial_scores(float (&c)[2][4], const uint32_t 
   }
 }
 
-// x := act(x) over 16-byte pieces of shared memory.
-__device__ __forceinline__ void activate16(uint32_t address, Act act) {
-  uint4 v = ld_shared4(address);
+// act(x) of eight bf16; act is not identity.
+__device__ __forceinline__ uint4 activated(uint4 v, Act act) {
   uint32_t* const p = reinterpret_cast<uint32_t*>(&v);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    p[i] = pack_bf16(query_gate(low_bf16(p[i]), act, 1.0f), query_gate(high_bf16(p[i]), act, 1.0f));
-  st_shared(address, v);
+    p[i] = pack_bf16(query_gate<false, true>(low_bf16(p[i]), act, 1.0f),
+                     query_gate<false, true>(high_bf16(p[i]), act, 1.0f));
+  return v;
+}
+// x := act(x) over 16-byte pieces of shared memory.
+__device__ __forceinline__ void activate16(uint32_t address, Act act) {
+  st_shared(address, activated(ld_shared4(address), act));
 }
 
 // What the backward pass of a warp's 16 channels and 16 tokens takes from its forward part.
