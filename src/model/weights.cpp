@@ -77,8 +77,8 @@ void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bo
   weights_.master =
       arena.take("master weights", {table.total() - weights_.master_first}, ops.master_dtype());
   Arena& moved = shared ? *shared : arena;
-  weights_.compute = narrow ? moved.take("compute weights", {table.total()}, ops.act_dtype())
-                            : weights_.master;
+  weights_.compute =
+      narrow ? moved.take("compute weights", {table.total()}, ops.act_dtype()) : weights_.master;
   if (with_grad) weights_.grad = moved.take("gradients", {table.total()}, ops.master_dtype());
 }
 

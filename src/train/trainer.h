@@ -95,7 +95,7 @@ class Trainer {
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<GradSync> sync_;
   Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
-  std::unique_ptr<void, std::function<void(void*)>> state_memory_;     // freed before ops_ goes
+  std::unique_ptr<void, std::function<void(void*)>> state_memory_;   // freed before ops_ goes
   std::unique_ptr<void, std::function<void(void*)>> shared_memory_;  // the same; or of the Comm
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<RunMonitor> monitor_;

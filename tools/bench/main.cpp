@@ -92,10 +92,9 @@ void run_gemm(Ops& ops, const Config& config, const Args& a) {
     chosen_ms += double(t.calls) * chosen.us / 1e3;
     best_ms += double(t.calls) * best.us / 1e3;
     const std::string shape = Shape{t.product.N, t.product.O, t.product.I}.str();
-    std::printf("%-24s %-22s %6lld %10.1f %9.1f %10.1f %9.1f %6.1f%%  %s\n",
-                t.name.c_str(), shape.c_str(), static_cast<long long>(t.calls), chosen.us,
-                t.tflops(chosen), best.us, t.tflops(best), 100 * (chosen.us / best.us - 1),
-                best.algorithm.c_str());
+    std::printf("%-24s %-22s %6lld %10.1f %9.1f %10.1f %9.1f %6.1f%%  %s\n", t.name.c_str(),
+                shape.c_str(), static_cast<long long>(t.calls), chosen.us, t.tflops(chosen),
+                best.us, t.tflops(best), 100 * (chosen.us / best.us - 1), best.algorithm.c_str());
     rows.push_back({{"name", t.name}, {"shape", shape}, {"calls", t.calls}});
     for (const ProductTrial& p : t.trials)
       rows.back()["candidates"].push_back({{"algorithm", p.algorithm},
@@ -229,9 +228,10 @@ int run(int argc, char** argv) {
       ->add_option("--candidates", a.candidates, "algorithms of each product, best-ranked first")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  gemm_app->add_option("--sustain", a.sustain_ms,
-                       "time the fastest again, each for so many ms without a pause (the card's "
-                       "limit of power); leave the others out")
+  gemm_app
+      ->add_option("--sustain", a.sustain_ms,
+                   "time the fastest again, each for so many ms without a pause (the card's "
+                   "limit of power); leave the others out")
       ->check(CLI::NonNegativeNumber);
   for (CLI::App* app : {ops_app, step_app, comm_app, gemm_app})
     app->add_option("--json", a.json, "write the table to this file");
