@@ -19,6 +19,14 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
+// Lets a kernel that was launched with `early` take the places that this one's CTAs leave; what it
+// does before its wait_for_previous() must need nothing of this one.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // Early start is safe in a recorded graph alone: elsewhere the kernel before may write the weights.
 inline bool may_start_early(cudaStream_t stream, int compute_major) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
