@@ -230,6 +230,7 @@ template <int kVec>
 __global__ __launch_bounds__(kColumnThreads) void embedding_cut_runs_kernel(
     float* dw, const float* heads, const float* tails, const int* token, int64_t N, int64_t D,
     float scale, bool fresh) {
+  constexpr int kAhead = 8;
   wait_for_previous();
   const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
   const int64_t piece = blockIdx.x, begin = piece * kPiece, end = begin + kPiece;
@@ -248,11 +249,16 @@ __global__ __launch_bounds__(kColumnThreads) void embedding_cut_runs_kernel(
   for (int64_t q = piece + 1;; q += 32) {
     const int64_t at = (q + threadIdx.x % 32) * kPiece;
     const int found = __popc(__ballot_sync(kFullMask, at < N && token[at] == t));  // of 32 pieces
-    if (col < D) {
-#pragma unroll 8
-      for (int i = 0; i < found; ++i) {
+    for (int i = 0; i < found && col < D; i += kAhead) {
+      Pack<float, kVec> packs[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k)
+        if (i + k < found) packs[k].load(heads + (q + i + k) * D + col);
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (i + k >= found) continue;
         float v[kVec];
-        load<kVec>(v, heads + (q + i) * D + col);
+        packs[k].unpack(v);
 #pragma unroll
         for (int j = 0; j < kVec; ++j) sum[j] += v[j];
       }
