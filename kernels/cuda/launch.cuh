@@ -1,6 +1,7 @@
-// Early launch of the kernels of a decoding step (programmatic dependent launch, sm_90). Inside a
-// recorded graph a kernel's CTAs may start while those of the kernel before still run: they load
-// weights, which nothing in the graph writes, and then wait for it in wait_for_previous().
+// Early launch (programmatic dependent launch, sm_90): a kernel's CTAs may start while those of the
+// kernel before still run. Those of a decoding step, inside a recorded graph, load weights, which
+// nothing in the graph writes, and then wait in wait_for_previous(). The later launches of one
+// operation wait before all else: they only come sooner.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -27,7 +28,8 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
-// Early start is safe in a recorded graph alone: elsewhere the kernel before may write the weights.
+// Before its wait a kernel may load weights in a recorded graph alone: elsewhere the kernel before
+// may write them.
 inline bool may_start_early(cudaStream_t stream, int compute_major) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   return compute_major >= 9 && cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
