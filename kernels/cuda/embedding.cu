@@ -23,7 +23,8 @@ constexpr int kThreads = 256;
 constexpr int kColumnThreads = 128;
 constexpr int kPiece = 32;  // sorted rows; a lane each
 constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / 32;
-constexpr int kMaxRange = 512;  // tokens a CTA of the sort; 64 KiB of counts
+constexpr int kSortBatch = 256;  // rows that a warp reads at once
+constexpr int kMaxRange = 512;   // tokens a CTA of the sort; 64 KiB of counts
 
 template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const int* tokens,
@@ -58,7 +59,8 @@ __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const
 
 // A counting sort. CTA c owns the tokens c range .. (c+1) range - 1 and reads all N tokens, twice:
 // it counts its own, and those of lower CTAs, after which its first place comes; then it places its
-// rows. No CTA waits for another. A warp counts and places a share of the rows, in order.
+// rows. No CTA waits for another. A warp counts and places a share of the rows, in order, and the
+// second time reads only those groups of 32 that it found a token of its own in.
 // row, token (N): the row numbers by token, and their tokens. Where dw is given, its rows of tokens
 // that do not occur become zero.
 template <int kVec>
@@ -66,8 +68,10 @@ __global__ __launch_bounds__(kSortThreads) void embedding_sort_kernel(int* row, 
                                                                       float* dw, const int* tokens,
                                                                       int64_t N, int V, int range,
                                                                       int64_t D) {
-  constexpr int kAhead = 8, kNone = 0x7fffffff;
+  constexpr int kAhead = kSortBatch / 32, kNone = 0x7fffffff;
   extern __shared__ int counts[];  // [kSortWarps][range]; then where the warp's next row goes
+  // [kSortWarps][batches]: a bit for each group of a batch
+  uint8_t* const found = reinterpret_cast<uint8_t*>(counts + kSortWarps * range);
   __shared__ int sums[kSortWarps];
   __shared__ unsigned absent[kMaxRange / 32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = int(blockIdx.x) * range;
@@ -77,19 +81,26 @@ __global__ __launch_bounds__(kSortThreads) void embedding_sort_kernel(int* row, 
 
   const int64_t share = (N + kSortThreads - 1) / kSortThreads * 32;
   const int64_t begin = warp * share, end = min(begin + share, N);
-  const auto load_tokens = [&](int(&t)[kAhead], int64_t at) {
+  uint8_t* const own_found = found + warp * ((share + kSortBatch - 1) / kSortBatch);
+  const auto load_tokens = [&](int(&t)[kAhead], int64_t at, unsigned groups) {
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) t[k] = at + 32 * k < end ? tokens[at + 32 * k] : kNone;
+    for (int k = 0; k < kAhead; ++k)
+      t[k] = (groups >> k & 1) && at + 32 * k < end ? tokens[at + 32 * k] : kNone;
   };
   int lower = 0;
-  for (int64_t at = begin + lane; at < end; at += 32 * kAhead) {
+  for (int64_t base = begin, batch = 0; base < end; base += kSortBatch, ++batch) {
     int t[kAhead];
-    load_tokens(t, at);
+    load_tokens(t, base + lane, ~0u);
+    unsigned groups = 0;
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       lower += t[k] < first;
-      if (unsigned(t[k] - first) < unsigned(range)) atomicAdd(own + t[k] - first, 1);
+      if (unsigned(t[k] - first) >= unsigned(range)) continue;
+      atomicAdd(own + t[k] - first, 1);
+      groups |= 1u << k;
     }
+    groups = __reduce_or_sync(kFullMask, groups);
+    if (lane == 0) own_found[batch] = uint8_t(groups);
   }
   lower = block_sum<kSortThreads>(lower, sums);
 
@@ -117,14 +128,15 @@ __global__ __launch_bounds__(kSortThreads) void embedding_sort_kernel(int* row, 
     }
   __syncthreads();
 
-  for (int64_t base = begin; base < end; base += 32 * kAhead) {
+  for (int64_t base = begin, batch = 0; base < end; base += kSortBatch, ++batch) {
+    const unsigned groups = own_found[batch];
     int t[kAhead];
-    load_tokens(t, base + lane);
+    load_tokens(t, base + lane, groups);
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
+      if (!(groups >> k & 1)) continue;
       const bool in = unsigned(t[k] - first) < unsigned(range);
       const unsigned lanes = __ballot_sync(kFullMask, in);
-      if (lanes == 0) continue;
       if (in) {
         const unsigned equal = __match_any_sync(lanes, t[k]);
         const int earlier = __popc(equal & ((1u << lane) - 1));
@@ -309,19 +321,20 @@ void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale,
   float* heads = reinterpret_cast<float*>(take(sums_bytes));
   float* tails = reinterpret_cast<float*>(take(sums_bytes));
 
-  // Where it fits, a CTA a multiprocessor: each reads all tokens.
-  const int64_t even = (V + prop_.multiProcessorCount - 1) / prop_.multiProcessorCount;
-  const int range = int(std::min<int64_t>(kMaxRange, (even + 31) / 32 * 32));
-  const size_t counts_bytes = size_t(kSortWarps) * size_t(range) * sizeof(int);
+  // The more CTAs, the more often all tokens are read.
+  const int range = int(std::min<int64_t>(kMaxRange, ((V + 63) / 64 + 31) / 32 * 32));
+  const size_t batches =
+      size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
+  const size_t sort_bytes = kSortWarps * (size_t(range) * sizeof(int) + batches);
   const bool early = prop_.major >= 9;  // on any stream: nothing is read before the wait
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_width(D, {dw.to.data, dx.data}, [&](auto width) {
       constexpr int kVec = width() == kWide ? 4 : 1;  // 16 bytes of dw: most of what moves
       const auto sort = embedding_sort_kernel<kVec>;
-      CUDA_CHECK(cudaFuncSetAttribute(sort, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      int(counts_bytes)));
-      sort<<<unsigned((V + range - 1) / range), kSortThreads, counts_bytes, stream_>>>(
+      CUDA_CHECK(
+          cudaFuncSetAttribute(sort, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sort_bytes)));
+      sort<<<unsigned((V + range - 1) / range), kSortThreads, sort_bytes, stream_>>>(
           row, token, dw.fresh ? dw.to.ptr<float>() : nullptr, tokens.ptr<int32_t>(), N, int(V),
           range, D);
       CUDA_CHECK(cudaGetLastError());
