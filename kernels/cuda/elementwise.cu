@@ -7,6 +7,7 @@
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.cuh"
 #include "cuda/vec.cuh"
 
 namespace hgrn {
@@ -80,6 +81,7 @@ constexpr int kPartialCols = 8, kPartialRows = 128;
 
 __global__ __launch_bounds__(kPartialCols* kPartialRows) void add_partial_rows_kernel(
     float* out, const float* partial, int64_t rows, int64_t cols, bool fresh) {
+  wait_for_previous();
   __shared__ float sums[kPartialRows][kPartialCols];
   const int lane = threadIdx.x % kPartialCols, group = threadIdx.x / kPartialCols;
   const int64_t col = int64_t(blockIdx.x) * kPartialCols + lane;
@@ -144,10 +146,11 @@ void CudaOps::lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) {
 
 void CudaOps::add_partial_rows(Grad out, const float* partial, int64_t rows, int64_t cols) {
   if (cols == 0) return;
-  add_partial_rows_kernel<<<unsigned((cols + kPartialCols - 1) / kPartialCols),
-                            kPartialCols * kPartialRows, 0, stream_>>>(out.to.ptr<float>(), partial,
-                                                                       rows, cols, out.fresh);
-  CUDA_CHECK(cudaGetLastError());
+  const unsigned blocks = unsigned((cols + kPartialCols - 1) / kPartialCols);
+  // Early on any stream: the kernel reads nothing before its wait.
+  launch(add_partial_rows_kernel, dim3(blocks), dim3(kPartialCols * kPartialRows), 0, stream_,
+         prop_.major >= 9 && trial("HGRN_TRIAL_PDL", 1), out.to.ptr<float>(), partial, rows, cols,
+         out.fresh);
 }
 
 }  // namespace hgrn

@@ -1,25 +1,30 @@
 // Embedding.  x[r] = dropout(s w[token[r]]);  dw[t] += s sum over rows r with token t of
 // dropout'(dx[r]) x, dx (N,D) and w (V,D) f32 or bf16, tokens (N) i32, dw (V,D) f32.
 //
-// Backward without atomics, equal bits in every run: row numbers are sorted by token (a stable
-// sort, so rows of a token stay in order) and cut into pieces of kPiece. A piece adds the runs that
-// lie within it to dw and leaves the sums of runs cut by its ends in `heads` and `tails`; the piece
-// where a cut run starts then adds it up, piece by piece.
+// Backward gives equal bits in every run: row numbers are sorted by token (a stable sort, so rows
+// of a token stay in order) and cut into pieces of kPiece. A piece adds the runs that lie within it
+// to dw and leaves the sums of runs cut by its ends in `heads` and `tails`; the piece where a cut
+// run starts then adds it up, piece by piece. Three launches, the latter two early (launch.cuh). A
+// fresh dw is written once: the sort, which knows them, writes zeros for tokens that do not occur.
 // Twin: kernels/cpu/embedding.cpp   Test: tests/ops/test_embedding.cpp
 #include <algorithm>
-#include <bit>
-#include <cub/device/device_radix_sort.cuh>
 #include <utility>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.cuh"
+#include "cuda/reduce.cuh"
 #include "cuda/vec.cuh"
 
 namespace hgrn {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPiece = 32;  // sorted rows
+constexpr int kColumnThreads = 128;
+constexpr int kPiece = 32;  // sorted rows; a lane each
+constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / 32;
+constexpr int kSortBatch = 256;  // rows that a warp reads at once
+constexpr int kMaxRange = 1024;  // TO BE MEASURED: 512 is the default below
 
 template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const int* tokens,
@@ -52,61 +57,180 @@ __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const
   }
 }
 
-__global__ __launch_bounds__(kThreads) void iota_kernel(int* out, int64_t n) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < n) out[i] = int(i);
-}
-
+// A counting sort. CTA c owns the tokens c range .. (c+1) range - 1 and reads all N tokens, twice:
+// it counts its own, and those of lower CTAs, after which its first place comes; then it places its
+// rows. No CTA waits for another. A warp counts and places a share of the rows, in order, and the
+// second time reads only those groups of 32 that it found a token of its own in.
+// row, token (N): the row numbers by token, and their tokens. Where dw is given, its rows of tokens
+// that do not occur become zero.
 template <int kVec>
-__device__ __forceinline__ void add_to(float* p, const float (&v)[kVec], float scale) {
-  float sum[kVec];
-  load<kVec>(sum, p);
+__global__ __launch_bounds__(kSortThreads) void embedding_sort_kernel(int* row, int* token,
+                                                                      float* dw, const int* tokens,
+                                                                      int64_t N, int V, int range,
+                                                                      int64_t D) {
+  constexpr int kAhead = kSortBatch / 32, kNone = 0x7fffffff;
+  extern __shared__ int counts[];  // [kSortWarps][range]; then where the warp's next row goes
+  // [kSortWarps][batches]: a bit for each group of a batch
+  uint8_t* const found = reinterpret_cast<uint8_t*>(counts + kSortWarps * range);
+  __shared__ int sums[kSortWarps];
+  __shared__ unsigned absent[kMaxRange / 32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = int(blockIdx.x) * range;
+  int* const own = counts + warp * range;
+  for (int i = threadIdx.x; i < kSortWarps * range; i += kSortThreads) counts[i] = 0;
+  __syncthreads();
+
+  const int64_t share = (N + kSortThreads - 1) / kSortThreads * 32;
+  const int64_t begin = warp * share, end = min(begin + share, N);
+  uint8_t* const own_found = found + warp * ((share + kSortBatch - 1) / kSortBatch);
+  const auto load_tokens = [&](int(&t)[kAhead], int64_t at, unsigned groups) {
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) sum[i] += scale * v[i];
-  store<kVec>(p, sum);
-}
-
-// token, row (N): sorted. Piece blockIdx.x; columns from blockIdx.y.
-template <class T, int kVec>
-__global__ __launch_bounds__(kThreads) void embedding_pieces_kernel(
-    float* dw, float* heads, float* tails, const T* dx, const int* token, const int* row, int64_t N,
-    int64_t D, float scale, DropMask mask) {
-  const DropMask drop = mask.now();
-  constexpr int kAhead = 4;
-  const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
-  if (col >= D) return;
-  const int64_t begin = int64_t(blockIdx.x) * kPiece, end = min(begin + kPiece, N);
-  const bool from_before = begin > 0 && token[begin - 1] == token[begin];
-  const bool goes_on = end < N && token[end] == token[end - 1];
-
-  float sum[kVec] = {};
-  int64_t run = begin;  // where the current run starts
-  for (int64_t at = begin; at < end; at += kAhead) {
-    Pack<T, kVec> packs[kAhead];
-    int rows[kAhead];
+    for (int k = 0; k < kAhead; ++k)
+      t[k] = (groups >> k & 1) && at + 32 * k < end ? tokens[at + 32 * k] : kNone;
+  };
+  int lower = 0;
+  for (int64_t base = begin, batch = 0; base < end; base += kSortBatch, ++batch) {
+    int t[kAhead];
+    load_tokens(t, base + lane, ~0u);
+    unsigned groups = 0;
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (at + k >= end) continue;
-      rows[k] = row[at + k];
+      lower += t[k] < first;
+      if (unsigned(t[k] - first) >= unsigned(range)) continue;
+      atomicAdd(own + t[k] - first, 1);
+      groups |= 1u << k;
+    }
+    groups = __reduce_or_sync(kFullMask, groups);
+    if (lane == 0) own_found[batch] = uint8_t(groups);
+  }
+  lower = block_sum<kSortThreads>(lower, sums);
+
+  // Thread i: token first + i. Its rows of all warps, then the sum over the tokens before it.
+  int total = 0;
+  if (int(threadIdx.x) < range)
+    for (int w = 0; w < kSortWarps; ++w) total += counts[w * range + threadIdx.x];
+  int up_to = total;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int left = __shfl_up_sync(kFullMask, up_to, offset);
+    if (lane >= offset) up_to += left;
+  }
+  if (lane == 31) sums[warp] = up_to;
+  const unsigned none = __ballot_sync(kFullMask, total == 0);
+  if (lane == 0 && warp < range / 32) absent[warp] = none;
+  __syncthreads();
+  int place = lower + up_to - total;
+  for (int w = 0; w < warp; ++w) place += sums[w];
+  if (int(threadIdx.x) < range)
+    for (int w = 0; w < kSortWarps; ++w) {
+      const int count = counts[w * range + threadIdx.x];
+      counts[w * range + threadIdx.x] = place;
+      place += count;
+    }
+  __syncthreads();
+
+  for (int64_t base = begin, batch = 0; base < end; base += kSortBatch, ++batch) {
+    const unsigned groups = own_found[batch];
+    int t[kAhead];
+    load_tokens(t, base + lane, groups);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (!(groups >> k & 1)) continue;
+      const bool in = unsigned(t[k] - first) < unsigned(range);
+      const unsigned lanes = __ballot_sync(kFullMask, in);
+      if (in) {
+        const unsigned equal = __match_any_sync(lanes, t[k]);
+        const int earlier = __popc(equal & ((1u << lane) - 1));
+        const int to = own[t[k] - first] + earlier;
+        __syncwarp(lanes);
+        if (earlier == 0) own[t[k] - first] = to + __popc(equal);
+        row[to] = int(base + 32 * k + lane);
+        token[to] = t[k];
+      }
+      __syncwarp();
+    }
+  }
+  let_next_start();
+  if (dw == nullptr) return;
+  const float zeros[kVec] = {};
+  for (int i = warp; i < range && first + i < V; i += kSortWarps)
+    if (absent[i / 32] >> (i % 32) & 1)
+      for (int64_t col = lane * kVec; col < D; col += 32 * kVec)
+        store<kVec>(dw + int64_t(first + i) * D + col, zeros);
+}
+
+// What a row of dw holds before a run's sum comes in.
+template <int kVec>
+struct TableRow {
+  Pack<float, kVec> before;
+  __device__ __forceinline__ void load(const float* p, bool fresh) {
+    const float zeros[kVec] = {};
+    fresh ? before.pack(zeros) : before.load(p);
+  }
+  __device__ __forceinline__ void store_with(float* p, float scale, const float (&sum)[kVec]) {
+    float v[kVec];
+    before.unpack(v);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) v[i] = fmaf(scale, sum[i], v[i]);
+    store<kVec>(p, v);
+  }
+};
+
+// token, row (N): sorted. Piece blockIdx.x; columns from blockIdx.y. Rows of dx, and those of dw
+// where a run ends, are loaded kAhead at a time.
+template <class T, int kVec, int kAhead>
+__global__ __launch_bounds__(kColumnThreads) void embedding_pieces_kernel(
+    float* dw, float* heads, float* tails, const T* dx, const int* token, const int* row, int64_t N,
+    int64_t D, float scale, bool fresh, DropMask mask) {
+  static_assert(kPiece == 32);
+  wait_for_previous();
+  const DropMask drop = mask.now();
+  const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
+  const int64_t begin = int64_t(blockIdx.x) * kPiece;
+  const int count = int(min(N - begin, int64_t(kPiece))), lane = threadIdx.x % 32;
+
+  // The masks have a bit a row. `ends`: a run ends with the row, or the piece does; of these `head`
+  // ends a run that came from before and `tail` is in a run that goes on.
+  int own_token = 0, own_row = 0;
+  if (lane < count) own_token = token[begin + lane], own_row = row[begin + lane];
+  const int next = begin + lane + 1 < N && lane < count ? token[begin + lane + 1] : -1;
+  const int before = begin > 0 ? token[begin - 1] : -1;
+  const unsigned changes = __ballot_sync(kFullMask, lane < count && next != own_token);
+  const unsigned last = 1u << (count - 1), ends = changes | last;
+  const bool from_before = before == __shfl_sync(kFullMask, own_token, 0);
+  const unsigned head = from_before ? ends & (0u - ends) : 0;
+  const unsigned tail = last & ~changes & ~head;
+
+  float sum[kVec] = {};
+#pragma unroll 1
+  for (int at = 0; at < count; at += kAhead) {
+    Pack<T, kVec> packs[kAhead];
+    TableRow<kVec> table[kAhead];
+    int rows[kAhead], tokens[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      rows[k] = __shfl_sync(kFullMask, own_row, at + k);
+      tokens[k] = __shfl_sync(kFullMask, own_token, at + k);
+      if (at + k >= count || col >= D) continue;
       packs[k].load(dx + int64_t(rows[k]) * D + col);
+      if ((ends & ~head & ~tail) >> (at + k) & 1)
+        table[k].load(dw + int64_t(tokens[k]) * D + col, fresh);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      const int64_t i = at + k;
-      if (i >= end) continue;
+      if (at + k >= count || col >= D) continue;
       float v[kVec];
       packs[k].unpack(v);
       drop.apply(v, rows[k], col);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) sum[j] += v[j];
-      if (i + 1 < end && token[i + 1] == token[i]) continue;
-      if (run == begin && from_before)
+      const unsigned bit = 1u << (at + k);
+      if (!(ends & bit)) continue;
+      if (head & bit)
         store<kVec>(heads + int64_t(blockIdx.x) * D + col, sum);
-      else if (i + 1 == end && goes_on)
+      else if (tail & bit)
         store<kVec>(tails + int64_t(blockIdx.x) * D + col, sum);
       else
-        add_to<kVec>(dw + int64_t(token[i]) * D + col, sum, scale);
-      run = i + 1;
+        table[k].store_with(dw + int64_t(tokens[k]) * D + col, scale, sum);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) sum[j] = 0;
     }
@@ -114,32 +238,45 @@ __global__ __launch_bounds__(kThreads) void embedding_pieces_kernel(
 }
 
 template <int kVec>
-__global__ __launch_bounds__(kThreads) void embedding_cut_runs_kernel(float* dw, const float* heads,
-                                                                      const float* tails,
-                                                                      const int* token, int64_t N,
-                                                                      int64_t D, float scale) {
+__global__ __launch_bounds__(kColumnThreads) void embedding_cut_runs_kernel(
+    float* dw, const float* heads, const float* tails, const int* token, int64_t N, int64_t D,
+    float scale, bool fresh) {
+  constexpr int kAhead = 8;
+  wait_for_previous();
   const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
   const int64_t piece = blockIdx.x, begin = piece * kPiece, end = begin + kPiece;
-  if (col >= D || end >= N) return;
+  if (end >= N) return;
   const int t = token[end - 1];
-  if (token[end] != t) return;                                          // not cut
-  if (token[begin] == t && begin > 0 && token[begin - 1] == t) return;  // starts further left
-  int64_t low = end, high = N;  // first sorted row past the run
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    token[middle] == t ? low = middle + 1 : high = middle;
+  const bool cut = token[end] == t;
+  const bool starts_before = token[begin] == t && begin > 0 && token[begin - 1] == t;
+  if (!cut || starts_before) return;
+
+  TableRow<kVec> table;
+  float sum[kVec] = {};
+  if (col < D) {
+    table.load(dw + int64_t(t) * D + col, fresh);
+    load<kVec>(sum, tails + piece * D + col);
   }
-  const int64_t last_piece = (low - 1) / kPiece;
-  float sum[kVec];
-  load<kVec>(sum, tails + piece * D + col);
-#pragma unroll 4
-  for (int64_t q = piece + 1; q <= last_piece; ++q) {
-    float v[kVec];
-    load<kVec>(v, heads + q * D + col);
+  for (int64_t q = piece + 1;; q += 32) {
+    const int64_t at = (q + threadIdx.x % 32) * kPiece;
+    const int found = __popc(__ballot_sync(kFullMask, at < N && token[at] == t));  // of 32 pieces
+    for (int i = 0; i < found && col < D; i += kAhead) {
+      Pack<float, kVec> packs[kAhead];
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) sum[j] += v[j];
+      for (int k = 0; k < kAhead; ++k)
+        if (i + k < found) packs[k].load(heads + (q + i + k) * D + col);
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (i + k >= found) continue;
+        float v[kVec];
+        packs[k].unpack(v);
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) sum[j] += v[j];
+      }
+    }
+    if (found < 32) break;
   }
-  add_to<kVec>(dw + int64_t(t) * D + col, sum, scale);
+  if (col < D) table.store_with(dw + int64_t(t) * D + col, scale, sum);
 }
 
 size_t aligned(size_t bytes) {
@@ -170,43 +307,50 @@ void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale,
   check(tokens.numel() == N && dw.to.cols() == D && N < (int64_t(1) << 31),
         "embedding_backward: dw {}, dx {}, tokens {}", dw.to.shape.str(), dx.shape.str(),
         tokens.shape.str());
-  if (dw.fresh) zero(dw.to);  // most tokens do not occur
-  if (N == 0 || D == 0) return;
-  const int token_bits = std::max(1, int(std::bit_width(uint64_t(dw.to.rows() - 1))));
-  const int64_t pieces = (N + kPiece - 1) / kPiece;
-  const auto* unsorted = reinterpret_cast<const uint32_t*>(tokens.ptr<int32_t>());
-  const auto sort = [&](void* temp, size_t& bytes, uint32_t* token, const int* from, int* row) {
-    CUDA_CHECK(cub::DeviceRadixSort::SortPairs(temp, bytes, unsorted, token, from, row, int(N), 0,
-                                               token_bits, stream_));
-  };
-  size_t sort_bytes = 0;
-  sort(nullptr, sort_bytes, nullptr, nullptr, nullptr);
-
+  if (N == 0 || D == 0) {
+    if (dw.fresh) zero(dw.to);
+    return;
+  }
+  const int64_t V = dw.to.rows(), pieces = (N + kPiece - 1) / kPiece;
   const size_t index_bytes = aligned(size_t(N) * 4), sums_bytes = aligned(size_t(pieces * D) * 4);
-  char* at = scratch(3 * index_bytes + 2 * sums_bytes + sort_bytes);
+  char* at = scratch(2 * index_bytes + 2 * sums_bytes);
   const auto take = [&at](size_t bytes) { return std::exchange(at, at + bytes); };
-  int* iota = reinterpret_cast<int*>(take(index_bytes));
   int* row = reinterpret_cast<int*>(take(index_bytes));
   int* token = reinterpret_cast<int*>(take(index_bytes));
   float* heads = reinterpret_cast<float*>(take(sums_bytes));
   float* tails = reinterpret_cast<float*>(take(sums_bytes));
 
-  iota_kernel<<<unsigned((N + kThreads - 1) / kThreads), kThreads, 0, stream_>>>(iota, N);
-  CUDA_CHECK(cudaGetLastError());
-  sort(at, sort_bytes, reinterpret_cast<uint32_t*>(token), iota, row);
+  // The more CTAs, the more often all tokens are read.
+  const int range =
+      int(std::min<int64_t>(trial("HGRN_TRIAL_EMB_RANGE", 512), ((V + 63) / 64 + 31) / 32 * 32));
+  const size_t batches =
+      size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
+  const size_t sort_bytes = kSortWarps * (size_t(range) * sizeof(int) + batches);
+  const bool early = prop_.major >= 9 &&
+                     trial("HGRN_TRIAL_PDL", 1);  // on any stream: nothing is read before the wait
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_width(D, {dw.to.data, dx.data}, [&](auto width) {
-      constexpr int kVec = width();
-      const int64_t vectors = D / kVec;
-      const int threads = int(std::min<int64_t>(128, (vectors + 31) / 32 * 32));
-      const dim3 blocks(unsigned(pieces), unsigned((vectors + threads - 1) / threads));
-      embedding_pieces_kernel<T, kVec><<<blocks, threads, 0, stream_>>>(
-          dw.to.ptr<float>(), heads, tails, dx.ptr<T>(), token, row, N, D, scale, DropMask(drop));
+      constexpr int kVec = width() == kWide ? 4 : 1;  // 16 bytes of dw: most of what moves
+      const auto sort = embedding_sort_kernel<kVec>;
+      CUDA_CHECK(
+          cudaFuncSetAttribute(sort, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sort_bytes)));
+      sort<<<unsigned((V + range - 1) / range), kSortThreads, sort_bytes, stream_>>>(
+          row, token, dw.fresh ? dw.to.ptr<float>() : nullptr, tokens.ptr<int32_t>(), N, int(V),
+          range, D);
       CUDA_CHECK(cudaGetLastError());
-      embedding_cut_runs_kernel<kVec>
-          <<<blocks, threads, 0, stream_>>>(dw.to.ptr<float>(), heads, tails, token, N, D, scale);
-      CUDA_CHECK(cudaGetLastError());
+      const int64_t vectors = D / kVec, parts = (vectors + kColumnThreads - 1) / kColumnThreads;
+      const dim3 threads(unsigned(((vectors + parts - 1) / parts + 31) / 32 * 32));
+      const dim3 blocks{unsigned(pieces), unsigned(parts)};
+      const int ahead = trial("HGRN_TRIAL_EMB_AHEAD", 4);
+      const auto add_pieces = ahead == 2   ? embedding_pieces_kernel<T, kVec, 2>
+                              : ahead == 8 ? embedding_pieces_kernel<T, kVec, 8>
+                                           : embedding_pieces_kernel<T, kVec, 4>;
+      launch(add_pieces, blocks, threads, 0, stream_, early, dw.to.ptr<float>(), heads, tails,
+             dx.ptr<T>(), token, row, N, D, scale, dw.fresh, DropMask(drop));
+      const auto add_cut_runs = embedding_cut_runs_kernel<kVec>;
+      launch(add_cut_runs, blocks, threads, 0, stream_, early, dw.to.ptr<float>(), heads, tails,
+             token, N, D, scale, dw.fresh);
     });
   });
 }

@@ -1,14 +1,22 @@
-// Early launch of the kernels of a decoding step (programmatic dependent launch, sm_90). Inside a
-// recorded graph a kernel's CTAs may start while those of the kernel before still run: they load
-// weights, which nothing in the graph writes, and then wait for it in wait_for_previous().
+// Early launch (programmatic dependent launch, sm_90): a kernel's CTAs may start while those of the
+// kernel before still run. Those of a decoding step, inside a recorded graph, load weights, which
+// nothing in the graph writes, and then wait in wait_for_previous(). The later launches of one
+// operation wait before all else: they only come sooner.
 #pragma once
 #include <cuda_runtime.h>
 
+#include <cstdlib>
 #include <utility>
 
 #include "cuda/cuda_check.h"
 
 namespace hgrn {
+
+// TO BE MEASURED: a setting from the environment.
+inline int trial(const char* name, int otherwise) {
+  const char* v = std::getenv(name);
+  return v ? std::atoi(v) : otherwise;
+}
 
 // After it, all writes of the kernel before are visible. The next kernel may start only now, so
 // that what it reads before its own wait was finished two kernels ago.
@@ -19,7 +27,16 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// Early start is safe in a recorded graph alone: elsewhere the kernel before may write the weights.
+// Lets a kernel that was launched with `early` take the places that this one's CTAs leave; what it
+// does before its wait_for_previous() must need nothing of this one.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Before its wait a kernel may load weights in a recorded graph alone: elsewhere the kernel before
+// may write them.
 inline bool may_start_early(cudaStream_t stream, int compute_major) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   return compute_major >= 9 && cudaStreamIsCapturing(stream, &status) == cudaSuccess &&

@@ -8,8 +8,9 @@
 // x, sum, y (N,D) f32 or bf16; w, b (D) f32. The statistics are those of sum as it is stored.
 //
 // Memory-bound, so each row is read once: 1 to 16 warps keep it in registers, 8 columns a 16-byte
-// access. dw and db stay in registers over all rows of a CTA, which writes them as one partial row;
-// a second kernel adds the partial rows in order: no atomics.
+// access. Backward copies a lane's part of the next rows to shared memory (cp.async) while it works
+// on this one. dw and db stay in registers over all rows of a CTA, which writes them as one partial
+// row; a second kernel adds the partial rows in order: no atomics.
 // Rows that are not a multiple of 8 columns, or longer than 8192 (fp32 backward: 4096), take the
 // plain kernels.
 // Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp
@@ -17,6 +18,8 @@
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.cuh"
+#include "cuda/mma.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/vec.cuh"
 
@@ -56,6 +59,7 @@ struct BackwardArgs {
   int64_t N;
   int D;
   int group_warps;
+  int slots;  // rows on their way, 1 or 2
   DropMask drop;
 };
 
@@ -83,76 +87,113 @@ struct RowGroup {
     for (int i = 1; i < warps; ++i) total.x += slots[i].x, total.y += slots[i].y;
     return total;
   }
-  __device__ __forceinline__ float sum(float v) { return sum(make_float2(v, 0.0f)).x; }
+  __device__ __forceinline__ float sum(float v) {
+    return warps == 1 ? warp_sum(v) : sum(make_float2(v, 0.0f)).x;
+  }
+  // Of one row, or of two at the price of one.
+  __device__ __forceinline__ void sum_rows(float (&v)[1]) { v[0] = sum(v[0]); }
+  __device__ __forceinline__ void sum_rows(float (&v)[2]) {
+    const float2 both = sum(make_float2(v[0], v[1]));
+    v[0] = both.x, v[1] = both.y;
+  }
 };
 
-template <class T, int kPacks, bool kResidual>
-__global__ __launch_bounds__(256) void norm_forward_kernel(const ForwardArgs<T> a) {
+// CTAs a multiprocessor that registers must leave room for.
+template <class T>
+constexpr int forward_ctas(int packs, int rows, bool residual) {
+  if (sizeof(T) == 4) return 1;
+  return packs * rows > 4 || (packs == 4 && residual) ? 3 : 4;
+}
+
+// A group of warps takes kRows rows at once: short rows alone leave too few loads on their way.
+template <class T, int kPacks, int kRows, bool kResidual>
+__global__ __launch_bounds__(
+    256,
+    forward_ctas<T>(kPacks, kRows, kResidual)) void norm_forward_kernel(const ForwardArgs<T> a) {
   const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
-  const int64_t row = int64_t(blockIdx.x) * groups + group.index;
-  const int cols = row < a.N ? a.D : 0;  // no early return: the CTA's rows share barriers
+  const int64_t row0 = (int64_t(blockIdx.x) * groups + group.index) * kRows;
   const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
+  const int64_t start = row0 * a.D + first;
+  // No early return: the warps of a row share barriers.
+  const auto has = [&](int j, int k) { return row0 + j < a.N && first + k * stride < a.D; };
 
-  float v[kPacks][kWide];
-  float total = 0, squares = 0;
+  float v[kRows][kPacks][kWide];
+  float sums[kRows] = {};  // LayerNorm: of the values; RMSNorm: of their squares
   {
-    Pack<T, kWide> x[kPacks], branch[kPacks];
+    Pack<T, kWide> x[kRows][kPacks], branch[kRows][kPacks];
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int col = first + k * stride;
-      if (col >= cols) continue;
-      x[k].load(a.x + row * a.D + col);
-      if (kResidual) branch[k].load(a.branch + row * a.D + col);
-    }
+    for (int j = 0; j < kRows; ++j)
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int col = first + k * stride;
-      if (col >= cols) continue;
-      x[k].unpack(v[k]);
-      if (kResidual) {
-        float add[kWide];
-        branch[k].unpack(add);
-        drop.apply(add, row, col);
-#pragma unroll
-        for (int i = 0; i < kWide; ++i) v[k][i] += add[i];
-        x[k].pack(v[k]);
-        x[k].store(a.sum + row * a.D + col);
-        x[k].unpack(v[k]);
+      for (int k = 0; k < kPacks; ++k) {
+        if (!has(j, k)) continue;
+        x[j][k].load(a.x + start + j * a.D + k * stride);
+        if (kResidual) branch[j][k].load(a.branch + start + j * a.D + k * stride);
       }
 #pragma unroll
-      for (int i = 0; i < kWide; ++i) total += v[k][i], squares += v[k][i] * v[k][i];
-    }
+    for (int j = 0; j < kRows; ++j)
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int col = first + k * stride;
+        if (!has(j, k)) continue;
+        x[j][k].unpack(v[j][k]);
+        if (kResidual) {
+          float add[kWide];
+          branch[j][k].unpack(add);
+          drop.apply(add, row0 + j, col);
+#pragma unroll
+          for (int i = 0; i < kWide; ++i) v[j][k][i] += add[i];
+          x[j][k].pack(v[j][k]);
+          x[j][k].store(a.sum + start + j * a.D + k * stride);
+          x[j][k].unpack(v[j][k]);
+        }
+#pragma unroll
+        for (int i = 0; i < kWide; ++i)
+          sums[j] = fmaf(v[j][k][i], a.layer ? 1.0f : v[j][k][i], sums[j]);
+      }
   }
-  float mean = 0;
+  float mean[kRows] = {};
   if (a.layer) {  // the squares of centred values: E[x^2] - mean^2 would cancel
-    mean = group.sum(total) / float(a.D);
-    squares = 0;
+    group.sum_rows(sums);
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      if (first + k * stride >= cols) continue;
+    for (int j = 0; j < kRows; ++j) {
+      mean[j] = sums[j] / float(a.D);
+      sums[j] = 0;
 #pragma unroll
-      for (int i = 0; i < kWide; ++i) {
-        v[k][i] -= mean;
-        squares += v[k][i] * v[k][i];
+      for (int k = 0; k < kPacks; ++k) {
+        if (!has(j, k)) continue;
+#pragma unroll
+        for (int i = 0; i < kWide; ++i) {
+          v[j][k][i] -= mean[j];
+          sums[j] += v[j][k][i] * v[j][k][i];
+        }
       }
     }
   }
-  const float r = 1.0f / sqrtf(group.sum(squares) / float(a.D) + a.eps);
-  if (cols > 0 && group.warp == 0 && group.lane == 0)
-    reinterpret_cast<float2*>(a.stats)[row] = make_float2(mean, r);
+  group.sum_rows(sums);
+  float r[kRows];
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) {
+    r[j] = 1.0f / sqrtf(sums[j] / float(a.D) + a.eps);
+    if (row0 + j < a.N && group.warp == 0 && group.lane == 0)
+      reinterpret_cast<float2*>(a.stats)[row0 + j] = make_float2(mean[j], r[j]);
+  }
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
     const int col = first + k * stride;
-    if (col >= cols) continue;
+    if (!has(0, k)) continue;
     float w[kWide], b[kWide] = {};
     load<kWide>(w, a.w + col);
     if (a.b) load<kWide>(b, a.b + col);
 #pragma unroll
-    for (int i = 0; i < kWide; ++i) v[k][i] = fmaf(v[k][i] * r, w[i], b[i]);
-    store<kWide>(a.y + row * a.D + col, v[k]);
+    for (int j = 0; j < kRows; ++j) {
+      if (!has(j, k)) continue;
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) v[j][k][i] = fmaf(v[j][k][i] * r[j], w[i], b[i]);
+      store<kWide>(a.y + start + j * a.D + k * stride, v[j][k]);
+    }
   }
 }
 
@@ -184,23 +225,55 @@ __device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kW
 // random numbers would cost the second one the registers for its rows.
 enum class Form { plain, residual, branch };
 
-// What a lane reads of a row in the backward pass.
+// What a lane reads of a row in the backward pass. It comes by way of a slot in shared memory that
+// the lane fetches and loads itself: no barrier, and no registers for rows on their way.
 template <class T, int kPacks, bool kResidual>
 struct BackwardRow {
+  static constexpr int kTensors = kResidual ? 3 : 2, kParts = sizeof(Pack<T, kWide>) / 16;
+  static constexpr int kPackBytes = 16 * kTensors * kPacks * kParts;
+  static constexpr int kSlotBytes = kPackBytes + int(sizeof(float2));  // a thread; at most 200
   Pack<T, kWide> x[kPacks], dy[kPacks], dsum[kResidual ? kPacks : 1];
   float2 stats;
 
-  __device__ __forceinline__ void load(const BackwardArgs<T>& a, int64_t row, int first,
-                                       int stride) {
-    stats = reinterpret_cast<const float2*>(a.stats)[row];
+  // Starts the copies of a row. A slot is [tensor][pack][16-byte part][thread], then the
+  // statistics.
+  __device__ __forceinline__ static void fetch(char* slot, const BackwardArgs<T>& a, int64_t row,
+                                               int first, int stride) {
+    cp_async8(smem_address(slot) + kPackBytes * blockDim.x + 8 * threadIdx.x, a.stats + 2 * row);
+    const T* const from[] = {a.x, a.dy, a.dx};
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int64_t col = first + k * stride, at = row * a.D + col;
       if (col >= a.D) continue;
-      x[k].load(a.x + at);
-      dy[k].load(a.dy + at);
-      if constexpr (kResidual) dsum[k].load(a.dx + at);
+#pragma unroll
+      for (int t = 0; t < kTensors; ++t)
+#pragma unroll
+        for (int part = 0; part < kParts; ++part)
+          cp_async16(smem_address(place(slot, t, k, part)),
+                     reinterpret_cast<const uint4*>(from[t] + at) + part, true);
     }
+  }
+  __device__ __forceinline__ void load(char* slot) {
+    stats = reinterpret_cast<const float2*>(slot + kPackBytes * blockDim.x)[threadIdx.x];
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      load(x[k], slot, 0, k);
+      load(dy[k], slot, 1, k);
+      if constexpr (kResidual) load(dsum[k], slot, 2, k);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static uint4* place(char* slot, int tensor, int pack, int part) {
+    const int i = (tensor * kPacks + pack) * kParts + part;
+    return reinterpret_cast<uint4*>(slot) + i * blockDim.x + threadIdx.x;
+  }
+  __device__ __forceinline__ static void load(Pack<T, kWide>& to, char* slot, int tensor, int k) {
+    if constexpr (kParts == 1)
+      to.raw = *place(slot, tensor, k, 0);
+    else
+      to.a = *reinterpret_cast<const float4*>(place(slot, tensor, k, 0)),
+      to.b = *reinterpret_cast<const float4*>(place(slot, tensor, k, 1));
   }
 };
 
@@ -209,27 +282,47 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
   constexpr bool kResidual = kForm != Form::plain;
   const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
-  extern __shared__ float4 row_shared[];  // D floats where the CTA has several rows
+  extern __shared__ float4 row_shared[];  // the slots; then D floats where the CTA has several rows
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
   const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
   const float inverse_D = 1.0f / float(a.D);
   const int64_t step = int64_t(gridDim.x) * groups;
-  constexpr bool kAhead = kPacks == 1;  // the next row's loads cover this row's reduction
+
+  constexpr bool kHoldW = kPacks <= 2 && kForm != Form::branch;  // where registers are left
+  float held_w[kHoldW ? kPacks : 1][kWide];
+  if constexpr (kHoldW) {
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k)
+      if (first + k * stride < a.D) load<kWide>(held_w[k], a.w + first + k * stride);
+  }
+  const auto load_w = [&](float(&w)[kWide], int k) {
+    if constexpr (!kHoldW) return load<kWide>(w, a.w + first + k * stride);
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) w[i] = held_w[kHoldW ? k : 0][i];
+  };
 
   float dw[kPacks][kWide] = {};
   float db[kLayer ? kPacks : 1][kWide] = {};
-  BackwardRow<T, kPacks, kResidual> now, next;
-  int64_t row = int64_t(blockIdx.x) * groups + group.index;
-  if (kAhead && row < a.N) next.load(a, row, first, stride);
+  using Row = BackwardRow<T, kPacks, kResidual>;
+  const int64_t group_row = int64_t(blockIdx.x) * groups + group.index;
+  char* const slots = reinterpret_cast<char*>(row_shared);
+  const int slot_bytes = Row::kSlotBytes * int(blockDim.x);
+  for (int i = 0; i < a.slots; ++i) {
+    const int64_t row = group_row + i * step;
+    if (row < a.N) Row::fetch(slots + i * slot_bytes, a, row, first, stride);
+    cp_async_commit();
+  }
+  int slot = 0;
 #pragma unroll 1
-  for (; row < a.N; row += step) {
-    if constexpr (kAhead) {
-      now = next;
-      if (row + step < a.N) next.load(a, row + step, first, stride);
-    } else {
-      now.load(a, row, first, stride);
-    }
+  for (int64_t row = group_row; row < a.N; row += step) {
+    Row now;
+    a.slots == 1 ? cp_async_wait<0>() : cp_async_wait<1>();
+    now.load(slots + slot * slot_bytes);
+    if (row + a.slots * step < a.N)
+      Row::fetch(slots + slot * slot_bytes, a, row + a.slots * step, first, stride);
+    cp_async_commit();
+    slot = slot + 1 == a.slots ? 0 : slot + 1;
     const float2 stats = now.stats;
     float2 dots = {0, 0};  // sums of w dy h and of w dy
 #pragma unroll
@@ -238,7 +331,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
       if (col >= a.D) continue;
       float h[kWide], g[kWide], w[kWide];
       now.x[k].unpack(h), now.dy[k].unpack(g);
-      load<kWide>(w, a.w + col);
+      load_w(w, k);
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
         h[i] = (kLayer ? h[i] - stats.x : h[i]) * stats.y;
@@ -248,7 +341,10 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
         if (kLayer) dots.y += w[i] * g[i];
       }
     }
-    dots = group.sum(dots);
+    if constexpr (kLayer)
+      dots = group.sum(dots);
+    else
+      dots.x = group.sum(dots.x);
     const float along = dots.x * inverse_D, mean = dots.y * inverse_D;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
@@ -257,7 +353,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
       if (col >= a.D) continue;
       float h[kWide], g[kWide], w[kWide];
       now.x[k].unpack(h), now.dy[k].unpack(g);
-      load<kWide>(w, a.w + col);
+      load_w(w, k);
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
         h[i] = (kLayer ? h[i] - stats.x : h[i]) * stats.y;
@@ -276,6 +372,8 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
       }
     }
   }
+  let_next_start();
+  __syncthreads();  // all have read their slots
   float* merged = reinterpret_cast<float*>(row_shared);
   write_partial_row<kPacks>(a.partial_dw, dw, merged, group, groups, first, stride, a.D);
   if constexpr (kLayer)
@@ -410,13 +508,18 @@ void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
   const RowLayout layout = row_layout(a.D, kMaxPacks, kRowWarps);
   a.group_warps = layout.warps;
   const int groups = kRowWarps / layout.warps;
-  const unsigned blocks = unsigned((a.N + groups - 1) / groups);
   const unsigned threads = unsigned(groups * layout.warps * 32);
   dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
-    if (a.sum)
-      norm_forward_kernel<T, packs(), true><<<blocks, threads, 0, stream>>>(a);
+    constexpr int kRows = std::is_same_v<T, bf16> && packs() <= 3 ? 2 : 1;
+    const auto blocks = [&](int rows) {
+      return unsigned((a.N + rows * groups - 1) / (rows * groups));
+    };
+    if (a.sum)  // reads and writes twice as much a row
+      norm_forward_kernel<T, packs(), 1, true><<<blocks(1), threads, 0, stream>>>(a);
     else
-      norm_forward_kernel<T, packs(), false><<<blocks, threads, 0, stream>>>(a);
+      trial("HGRN_TRIAL_NORM_ROWS", kRows) == kRows
+          ? norm_forward_kernel<T, packs(), kRows, false><<<blocks(kRows), threads, 0, stream>>>(a)
+          : norm_forward_kernel<T, packs(), 1, false><<<blocks(1), threads, 0, stream>>>(a);
     CUDA_CHECK(cudaGetLastError());
   });
 }
@@ -424,18 +527,35 @@ void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
 struct Grid {
   int blocks, threads;
   size_t shared;
+  int slots = 0;
 };
 
+// As many CTAs as fit. Two slots where that costs no CTA; one, of at most 52 KiB, fits every
+// device.
 template <class Kernel>
-Grid backward_grid(Kernel kernel, int multiprocessors, int64_t N, int D, int group_warps) {
+Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int D, int group_warps,
+                   int slot_bytes) {
   Grid g;
   const int groups = std::max(1, kRowWarps / group_warps);
   g.threads = 32 * group_warps * groups;
-  g.shared = groups > 1 ? size_t(D) * sizeof(float) : 0;
+  const size_t merge = groups > 1 ? size_t(D) * sizeof(float) : 0;
+  const size_t slot = size_t(slot_bytes) * size_t(g.threads);
+  const size_t allowed = device.sharedMemPerBlockOptin - 1024;  // the kernel's own take 256 bytes
+  CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(allowed)));
   int resident = 0;
-  CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));
+  const int only = trial("HGRN_TRIAL_NORM_SLOTS", 0);
+  for (int slots = 1; slots <= 2; ++slots) {
+    if (only && slots != only) continue;
+    const size_t shared = std::max(slots * slot, merge);
+    int fit = 0;
+    if (shared <= allowed)
+      CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, g.threads, shared));
+    if (fit >= std::max(resident, 1)) resident = fit, g.shared = shared, g.slots = slots;
+  }
+  resident = std::min(resident, trial("HGRN_TRIAL_NORM_CTAS", 32));
   const int64_t needed = (N + groups - 1) / groups;
-  g.blocks = int(std::clamp<int64_t>(needed, 1, int64_t(multiprocessors) * resident));
+  g.blocks = int(std::clamp<int64_t>(needed, 1, int64_t(device.multiProcessorCount) * resident));
   return g;
 }
 
@@ -501,12 +621,14 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
                       N,
                       int(D),
                       1,
+                      1,
                       DropMask(drop)};
     const auto launch = [&](auto kernel, const Grid& grid, auto... extra) {
       auto* partial =
           reinterpret_cast<float*>(scratch(size_t(grid.blocks) * 2 * size_t(D) * sizeof(float)));
       a.partial_dw = partial;
       if (db) a.partial_db = partial + int64_t(grid.blocks) * D;
+      a.slots = grid.slots;
       kernel<<<grid.blocks, grid.threads, grid.shared, stream_>>>(a, extra...);
       CUDA_CHECK(cudaGetLastError());
       add_partial_rows(dw, a.partial_dw, grid.blocks, D);
@@ -531,7 +653,9 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
     a.group_warps = layout.warps;
     const auto go = [&](auto layered, auto packs) {
       const auto run = [&](auto kernel) {
-        launch(kernel, backward_grid(kernel, sms, N, a.D, a.group_warps));
+        const int slot_bytes = residual ? BackwardRow<T, packs(), true>::kSlotBytes
+                                        : BackwardRow<T, packs(), false>::kSlotBytes;
+        launch(kernel, backward_grid(kernel, prop_, N, a.D, a.group_warps, slot_bytes));
       };
       if (!residual) return run(norm_backward_kernel<T, packs(), layered(), Form::plain>);
       if constexpr (packs() <= kHalf)

@@ -73,7 +73,12 @@ struct Pack<bf16, 8> {
 template <>
 struct Pack<bf16, 4> {
   uint2 raw;
+  __device__ __forceinline__ void load(const bf16* p) { raw = *reinterpret_cast<const uint2*>(p); }
   __device__ __forceinline__ void store(bf16* p) const { *reinterpret_cast<uint2*>(p) = raw; }
+  __device__ __forceinline__ void unpack(float (&v)[4]) const {
+    v[0] = bf16_low(raw.x), v[1] = bf16_high(raw.x);
+    v[2] = bf16_low(raw.y), v[3] = bf16_high(raw.y);
+  }
   __device__ __forceinline__ void pack(const float (&v)[4]) {
     raw = {bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3])};
   }

@@ -301,13 +301,21 @@ void check_layers(Ops& ops, bool small) {
     }
   if (!small)
     check_norm(ops, 5000, 768, Norm::rms, 0), check_norm(ops, 5000, 512, Norm::layer, 0.1f);
+  if (!small) {  // several rows for every group of warps, which has several warps at 2048
+    check_norm(ops, 2501, 2048, Norm::rms, 0), check_norm(ops, 2501, 2048, Norm::layer, 0.1f);
+    check_norm(ops, 20001, 192, Norm::rms, 0.1f);
+  }
   for (const int64_t N : rows)
     for (const int64_t F : {1, 7, 192, 768, 1365})
       for (const Act act : {Act::identity, Act::silu, Act::sigmoid}) check_glu(ops, N, F, act);
   for (const int64_t N : rows)
     for (const int64_t D : {1, 7, 192, 768})
       for (const float p : {0.0f, 0.1f}) check_embedding(ops, N, 257, D, p);
-  if (!small) check_embedding(ops, 5000, 50304, 64, 0);
+  if (!small) {
+    check_embedding(ops, 5000, 50304, 64, 0);
+    check_embedding(ops, 20001, 50304, 8, 0.1f);  // a warp of the sort has several batches of rows
+    check_embedding(ops, 1000, 151000, 8, 0);     // more ranges of tokens than multiprocessors
+  }
   for (const int64_t D : {7, 192, 1365}) check_masks(ops, 33, D);
   for (const bool backward : {true, false}) {
     for (const int64_t N : rows) check_cross_entropy(ops, N, 257, 384, backward);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <set>
 
 #include "bench.h"
 #include "core/rng.h"
@@ -36,13 +37,10 @@ class Pool {
     }
     return t;
   }
-  Tensor ids(int64_t count, int64_t limit) {
-    Tensor t(nullptr, DType::i32, {count});
+  Tensor ids(const std::vector<int32_t>& host) {
+    Tensor t(nullptr, DType::i32, {int64_t(host.size())});
     t.data = ops_.alloc(t.bytes(), "a benchmark");
     blocks_.push_back(t.data);
-    std::vector<int32_t> host(static_cast<size_t>(count));
-    for (size_t i = 0; i < host.size(); ++i)
-      host[i] = int32_t(philox(3, 2, i).v[0] % uint64_t(limit));
     ops_.upload(t, host.data());
     return t;
   }
@@ -63,6 +61,13 @@ class Pool {
   Ops& ops_;
   std::vector<void*> blocks_;
 };
+
+std::vector<int32_t> random_tokens(int64_t count, int64_t limit) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = int32_t(philox(3, 2, i).v[0] % uint64_t(limit));
+  return tokens;
+}
 
 // Median microseconds of one of several calls that follow each other, on the device's own clock.
 double median_us(Ops& ops, const std::function<void()>& f) {
@@ -168,12 +173,18 @@ void time_ends(Ops& ops, const Timer& timer, const Config& c) {
   const int64_t V = c.model.vocab_size, m = ops.vocab_multiple(), Vp = (V + m - 1) / m * m;
   const DType act = ops.act_dtype(), master = ops.master_dtype();
   const double a = double(size_of(act));
-  const Tensor ids = pool.ids(N, V), x = pool.make({N, D}, act);
+  const std::vector<int32_t> tokens = random_tokens(N, V);
+  // Of the table the rows of tokens that occur are read, or read and written; a fresh gradient is
+  // written whole.
+  const double different = double(std::set<int32_t>(tokens.begin(), tokens.end()).size());
+  const Tensor ids = pool.ids(tokens), x = pool.make({N, D}, act);
   const Tensor w = pool.make({Vp, D}, act), dw = pool.make({Vp, D}, master);
-  timer("embedding forward", {N, D}, 0, 2 * a * double(N * D),
+  timer("embedding forward", {N, D}, 0, a * (double(N) + different) * double(D),
         [&] { ops.embedding_forward(x, ids, w, 1, {}); });
-  timer("embedding backward", {N, D}, 0, (a + 8) * double(N * D),
+  timer("embedding backward", {N, D}, 0, a * double(N * D) + 8 * different * double(D),
         [&] { ops.embedding_backward(dw, x, ids, 1, {}); });
+  timer("embedding backward, fresh", {N, D}, 0, a * double(N * D) + 4 * double(Vp * D),
+        [&] { ops.embedding_backward(Grad(dw, true), x, ids, 1, {}); });
   const int64_t rows = std::min<int64_t>(N, 4096);
   const Tensor logits = pool.make({rows, Vp}, act), nll = pool.make({rows}, ops.stat_dtype());
   timer("cross_entropy", {rows, V}, 0, 2 * a * double(rows * V),
