@@ -197,27 +197,30 @@ __global__ __launch_bounds__(
   }
 }
 
-// Adds the register sums of a CTA's rows in row order and writes them as row blockIdx.x.
+// Adds the register sums of a CTA's rows in row order and writes them as row blockIdx.x. `shared`
+// holds D floats for each of the groups; all threads may still read it at the call.
 template <int kPacks>
 __device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kWide], float* shared,
                                   const RowGroup& group, int groups, int first, int stride, int D) {
-  for (int g = 0; g < groups; ++g) {
-    if (g == group.index) {
+  constexpr int kColumns = 4;  // a thread
+  float* const out = partial + int64_t(blockIdx.x) * D;
+  float* const mine = groups == 1 ? out : shared + group.index * D;
+  __syncthreads();
 #pragma unroll
-      for (int k = 0; k < kPacks; ++k) {
-        const int col = first + k * stride;
-        if (col >= D) continue;
-        float v[kWide] = {};
-        if (g > 0) load<kWide>(v, shared + col);
+  for (int k = 0; k < kPacks; ++k)
+    if (first + k * stride < D) store<kWide>(mine + first + k * stride, sums[k]);
+  if (groups == 1) return;
+  __syncthreads();
+  for (int col = threadIdx.x * kColumns; col < D; col += blockDim.x * kColumns) {
+    float total[kColumns];
+    load<kColumns>(total, shared + col);
+    for (int g = 1; g < groups; ++g) {
+      float v[kColumns];
+      load<kColumns>(v, shared + g * D + col);
 #pragma unroll
-        for (int i = 0; i < kWide; ++i) v[i] += sums[k][i];
-        if (g + 1 < groups)
-          store<kWide>(shared + col, v);
-        else
-          store<kWide>(partial + int64_t(blockIdx.x) * D + col, v);
-      }
+      for (int i = 0; i < kColumns; ++i) total[i] += v[i];
     }
-    __syncthreads();
+    store<kColumns>(out + col, total);
   }
 }
 
@@ -282,7 +285,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
   constexpr bool kResidual = kForm != Form::plain;
   const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
-  extern __shared__ float4 row_shared[];  // the slots; then D floats where the CTA has several rows
+  extern __shared__ float4 row_shared[];  // the slots; then D floats a group of warps
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
   const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
@@ -373,7 +376,6 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
     }
   }
   let_next_start();
-  __syncthreads();  // all have read their slots
   float* merged = reinterpret_cast<float*>(row_shared);
   write_partial_row<kPacks>(a.partial_dw, dw, merged, group, groups, first, stride, a.D);
   if constexpr (kLayer)
@@ -533,12 +535,11 @@ struct Grid {
 // As many CTAs as fit. Two slots where that costs no CTA; one, of at most 52 KiB, fits every
 // device.
 template <class Kernel>
-Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int D, int group_warps,
+Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int group_warps,
                    int slot_bytes) {
   Grid g;
   const int groups = std::max(1, kRowWarps / group_warps);
   g.threads = 32 * group_warps * groups;
-  const size_t merge = groups > 1 ? size_t(D) * sizeof(float) : 0;
   const size_t slot = size_t(slot_bytes) * size_t(g.threads);
   const size_t allowed = device.sharedMemPerBlockOptin - 1024;  // the kernel's own take 256 bytes
   CUDA_CHECK(
@@ -547,7 +548,7 @@ Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int D
   const int only = trial("HGRN_TRIAL_NORM_SLOTS", 0);
   for (int slots = 1; slots <= 2; ++slots) {
     if (only && slots != only) continue;
-    const size_t shared = std::max(slots * slot, merge);
+    const size_t shared = slots * slot;  // the sums of a CTA's rows fit as well: 4 bytes a column
     int fit = 0;
     if (shared <= allowed)
       CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, g.threads, shared));
@@ -655,7 +656,7 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
       const auto run = [&](auto kernel) {
         const int slot_bytes = residual ? BackwardRow<T, packs(), true>::kSlotBytes
                                         : BackwardRow<T, packs(), false>::kSlotBytes;
-        launch(kernel, backward_grid(kernel, prop_, N, a.D, a.group_warps, slot_bytes));
+        launch(kernel, backward_grid(kernel, prop_, N, a.group_warps, slot_bytes));
       };
       if (!residual) return run(norm_backward_kernel<T, packs(), layered(), Form::plain>);
       if constexpr (packs() <= kHalf)
