@@ -24,7 +24,7 @@ constexpr int kColumnThreads = 128;
 constexpr int kPiece = 32;  // sorted rows; a lane each
 constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / 32;
 constexpr int kSortBatch = 256;  // rows that a warp reads at once
-constexpr int kMaxRange = 1024;  // TO BE MEASURED: 512 is the default below
+constexpr int kMaxRange = 512;   // tokens a CTA of the sort; 64 KiB of counts
 
 template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const int* tokens,
@@ -177,11 +177,12 @@ struct TableRow {
 
 // token, row (N): sorted. Piece blockIdx.x; columns from blockIdx.y. Rows of dx, and those of dw
 // where a run ends, are loaded kAhead at a time.
-template <class T, int kVec, int kAhead>
+template <class T, int kVec>
 __global__ __launch_bounds__(kColumnThreads) void embedding_pieces_kernel(
     float* dw, float* heads, float* tails, const T* dx, const int* token, const int* row, int64_t N,
     int64_t D, float scale, bool fresh, DropMask mask) {
   static_assert(kPiece == 32);
+  constexpr int kAhead = 4;
   wait_for_previous();
   const DropMask drop = mask.now();
   const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
@@ -321,13 +322,11 @@ void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale,
   float* tails = reinterpret_cast<float*>(take(sums_bytes));
 
   // The more CTAs, the more often all tokens are read.
-  const int range =
-      int(std::min<int64_t>(trial("HGRN_TRIAL_EMB_RANGE", 512), ((V + 63) / 64 + 31) / 32 * 32));
+  const int range = int(std::min<int64_t>(kMaxRange, ((V + 63) / 64 + 31) / 32 * 32));
   const size_t batches =
       size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
   const size_t sort_bytes = kSortWarps * (size_t(range) * sizeof(int) + batches);
-  const bool early = prop_.major >= 9 &&
-                     trial("HGRN_TRIAL_PDL", 1);  // on any stream: nothing is read before the wait
+  const bool early = prop_.major >= 9;  // on any stream: nothing is read before the wait
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_width(D, {dw.to.data, dx.data}, [&](auto width) {
@@ -342,10 +341,7 @@ void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale,
       const int64_t vectors = D / kVec, parts = (vectors + kColumnThreads - 1) / kColumnThreads;
       const dim3 threads(unsigned(((vectors + parts - 1) / parts + 31) / 32 * 32));
       const dim3 blocks{unsigned(pieces), unsigned(parts)};
-      const int ahead = trial("HGRN_TRIAL_EMB_AHEAD", 4);
-      const auto add_pieces = ahead == 2   ? embedding_pieces_kernel<T, kVec, 2>
-                              : ahead == 8 ? embedding_pieces_kernel<T, kVec, 8>
-                                           : embedding_pieces_kernel<T, kVec, 4>;
+      const auto add_pieces = embedding_pieces_kernel<T, kVec>;
       launch(add_pieces, blocks, threads, 0, stream_, early, dw.to.ptr<float>(), heads, tails,
              dx.ptr<T>(), token, row, N, D, scale, dw.fresh, DropMask(drop));
       const auto add_cut_runs = embedding_cut_runs_kernel<kVec>;

@@ -5,18 +5,11 @@
 #pragma once
 #include <cuda_runtime.h>
 
-#include <cstdlib>
 #include <utility>
 
 #include "cuda/cuda_check.h"
 
 namespace hgrn {
-
-// TO BE MEASURED: a setting from the environment.
-inline int trial(const char* name, int otherwise) {
-  const char* v = std::getenv(name);
-  return v ? std::atoi(v) : otherwise;
-}
 
 // After it, all writes of the kernel before are visible. The next kernel may start only now, so
 // that what it reads before its own wait was finished two kernels ago.

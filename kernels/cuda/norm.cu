@@ -519,9 +519,7 @@ void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
     if (a.sum)  // reads and writes twice as much a row
       norm_forward_kernel<T, packs(), 1, true><<<blocks(1), threads, 0, stream>>>(a);
     else
-      trial("HGRN_TRIAL_NORM_ROWS", kRows) == kRows
-          ? norm_forward_kernel<T, packs(), kRows, false><<<blocks(kRows), threads, 0, stream>>>(a)
-          : norm_forward_kernel<T, packs(), 1, false><<<blocks(1), threads, 0, stream>>>(a);
+      norm_forward_kernel<T, packs(), kRows, false><<<blocks(kRows), threads, 0, stream>>>(a);
     CUDA_CHECK(cudaGetLastError());
   });
 }
@@ -545,16 +543,13 @@ Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int g
   CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(allowed)));
   int resident = 0;
-  const int only = trial("HGRN_TRIAL_NORM_SLOTS", 0);
   for (int slots = 1; slots <= 2; ++slots) {
-    if (only && slots != only) continue;
     const size_t shared = slots * slot;  // the sums of a CTA's rows fit as well: 4 bytes a column
     int fit = 0;
     if (shared <= allowed)
       CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, g.threads, shared));
     if (fit >= std::max(resident, 1)) resident = fit, g.shared = shared, g.slots = slots;
   }
-  resident = std::min(resident, trial("HGRN_TRIAL_NORM_CTAS", 32));
   const int64_t needed = (N + groups - 1) / groups;
   g.blocks = int(std::clamp<int64_t>(needed, 1, int64_t(device.multiProcessorCount) * resident));
   return g;
