@@ -5,6 +5,7 @@
 //   dx = r (w dy - h mean(w dy h) - mean(w dy)), the last term for LayerNorm only
 //   dw += sum over rows of dy h;  db += sum over rows of dy
 //   residual form: dsum += dx, dbranch = dropout'(dsum)
+//   on demand backward makes y again from what it reads anyway, with forward's bits
 // x, sum, y (N,D) f32 or bf16; w, b (D) f32. The statistics are those of sum as it is stored.
 //
 // Memory-bound, so each row is read once: 1 to 16 warps keep it in registers, 8 columns a 16-byte
@@ -57,6 +58,11 @@ struct BackwardArgs {
   int D;
   int group_warps;
   DropMask drop;
+};
+template <class T>
+struct AgainArgs : BackwardArgs<T> {
+  T* y;            // null: forward's output is not wanted again; may be dy
+  const float* b;  // of y; may be null
 };
 
 // The warps that share a row, and several rows a CTA. Sums alternate between two halves of
@@ -204,8 +210,10 @@ struct BackwardRow {
   }
 };
 
-template <class T, int kPacks, bool kLayer, Form kForm>
-__global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const BackwardArgs<T> a) {
+// kAgain: y is wanted. A kernel of its own, since y costs registers, which are warps in flight.
+template <class T, int kPacks, bool kLayer, Form kForm, bool kAgain>
+__global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
+    const std::conditional_t<kAgain, AgainArgs<T>, BackwardArgs<T>> a) {
   constexpr bool kResidual = kForm != Form::plain;
   const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
@@ -246,6 +254,14 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
         if constexpr (kLayer) db[k][i] += g[i];
         dots.x += w[i] * g[i] * h[i];
         if (kLayer) dots.y += w[i] * g[i];
+      }
+      if constexpr (kAgain) {  // here, where registers are free; dy's row has been read
+        float b[kWide] = {};
+        if constexpr (kLayer)
+          if (a.b) load<kWide>(b, a.b + col);
+#pragma unroll
+        for (int i = 0; i < kWide; ++i) h[i] = fmaf(h[i], w[i], b[i]);
+        store<kWide>(a.y + row * a.D + col, h);
       }
     }
     dots = group.sum(dots);
@@ -324,7 +340,7 @@ __global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const
 
 // The partial rows start at zero and are added to in place: a thread owns its columns.
 template <class T, bool kResidual>
-__global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(const BackwardArgs<T> a,
+__global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(const AgainArgs<T> a,
                                                                             bool layer) {
   const DropMask drop = a.drop.now();
   __shared__ float shared[kPlainThreads / 32];
@@ -352,7 +368,12 @@ __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(cons
     for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
       float x[1], g[1];
       load<1>(x, a.x + at + col), load<1>(g, a.dy + at + col);
-      g[0] = r * (a.w[col] * g[0] - (x[0] - mu) * r * along - mean);
+      const float h = (x[0] - mu) * r;
+      g[0] = r * (a.w[col] * g[0] - h * along - mean);
+      if (a.y) {
+        x[0] = fmaf(h, a.w[col], a.b ? a.b[col] : 0.0f);
+        store<1>(a.y + at + col, x);
+      }
       if (kResidual) {
         float before[1];
         load<1>(before, a.dx + at + col);
@@ -471,14 +492,16 @@ void CudaOps::norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Ten
 
 void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor x,
                                 Tensor w, Tensor stats, Norm kind, const Dropout& drop,
-                                bool residual) {
+                                const NormAgain& again, bool residual) {
   const int64_t N = x.rows(), D = x.cols();
   check(dx.numel() == N * D && dy.numel() == N * D && stats.numel() == 2 * N && w.numel() == D &&
             dw.to.numel() == D && (!db || db.to.numel() == D) &&
-            (!dbranch || dbranch.numel() == N * D),
-        "norm_backward: x {}, dx {}, dy {}, stats {}, w {}, dw {}, db {}, dbranch {}",
+            (!dbranch || dbranch.numel() == N * D) && (!again.y || again.y.numel() == N * D) &&
+            (!again.b || again.b.numel() == D),
+        "norm_backward: x {}, dx {}, dy {}, stats {}, w {}, dw {}, db {}, dbranch {}, y {}, b {}",
         x.shape.str(), dx.shape.str(), dy.shape.str(), stats.shape.str(), w.shape.str(),
-        dw.to.shape.str(), db.to.shape.str(), dbranch.shape.str());
+        dw.to.shape.str(), db.to.shape.str(), dbranch.shape.str(), again.y.shape.str(),
+        again.b.shape.str());
   check(!residual || dbranch || drop.p == 0,
         "residual_norm_backward: dbranch is needed with dropout {}", drop.p);
   if (N == 0 || D == 0) {
@@ -490,18 +513,11 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
   const int sms = prop_.multiProcessorCount;
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
-    BackwardArgs<T> a{dx.ptr<T>(),
-                      dbranch ? dbranch.ptr<T>() : nullptr,
-                      nullptr,
-                      nullptr,
-                      dy.ptr<T>(),
-                      x.ptr<T>(),
-                      w.ptr<float>(),
-                      stats.ptr<float>(),
-                      N,
-                      int(D),
-                      1,
-                      DropMask(drop)};
+    AgainArgs<T> a{
+        {dx.ptr<T>(), dbranch ? dbranch.ptr<T>() : nullptr, nullptr, nullptr, dy.ptr<T>(),
+         x.ptr<T>(), w.ptr<float>(), stats.ptr<float>(), N, int(D), 1, DropMask(drop)},
+        again.y ? again.y.ptr<T>() : nullptr,
+        again.b ? again.b.ptr<float>() : nullptr};
     const auto launch = [&](auto kernel, const Grid& grid, auto... extra) {
       auto* partial =
           reinterpret_cast<float*>(scratch(size_t(grid.blocks) * 2 * size_t(D) * sizeof(float)));
@@ -517,9 +533,10 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
     // wait for each other.
     constexpr int kMostPacks = std::is_same_v<T, float> ? 2 : 4, kHalf = kMostPacks / 2;
     const int max_packs = layer || dbranch ? kHalf : kMostPacks;
-    const bool wide =
-        wide_rows(D, kMaxWarps * 32 * kWide * kHalf, {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats});
-    if (!wide || (db && !layer)) {  // no model has an RMSNorm with a bias: not worth a kernel
+    const bool wide = wide_rows(D, kMaxWarps * 32 * kWide * kHalf,
+                                {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats, a.y, a.b});
+    if (!wide ||
+        ((db || a.b) && !layer)) {  // no model has an RMSNorm with a bias: not worth a kernel
       const Grid grid{int(std::min<int64_t>(N, sms * 4)), kPlainThreads, 0};
       if (residual)
         launch(norm_backward_plain_kernel<T, true>, grid, layer);
@@ -530,13 +547,17 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
     const RowLayout layout = row_layout(a.D, max_packs, kMaxWarps);
     a.group_warps = layout.warps;
     const auto go = [&](auto layered, auto packs) {
-      const auto run = [&](auto kernel) {
-        launch(kernel, backward_grid(kernel, sms, N, a.D, a.group_warps));
+      const auto run = [&](auto form) {
+        const auto kernel = norm_backward_kernel<T, packs(), layered(), form(), false>;
+        // One grid with y and without: it decides how dw's sums are split.
+        const Grid grid = backward_grid(kernel, sms, N, a.D, a.group_warps);
+        if (!a.y) return launch(kernel, grid);
+        launch(norm_backward_kernel<T, packs(), layered(), form(), true>, grid);
       };
-      if (!residual) return run(norm_backward_kernel<T, packs(), layered(), Form::plain>);
+      if (!residual) return run(std::integral_constant<Form, Form::plain>{});
       if constexpr (packs() <= kHalf)
-        if (dbranch) return run(norm_backward_kernel<T, packs(), layered(), Form::branch>);
-      run(norm_backward_kernel<T, packs(), layered(), Form::residual>);
+        if (dbranch) return run(std::integral_constant<Form, Form::branch>{});
+      run(std::integral_constant<Form, Form::residual>{});
     };
     if (layer)
       return dispatch_packs<kHalf>(layout.packs, [&](auto packs) { go(std::true_type{}, packs); });
@@ -550,8 +571,8 @@ void CudaOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b,
 }
 
 void CudaOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
-                            Tensor stats, Norm kind) {
-  norm_backward_any(dx, Tensor(), dw, db, dy, x, w, stats, kind, Dropout(), false);
+                            Tensor stats, Norm kind, NormAgain again) {
+  norm_backward_any(dx, Tensor(), dw, db, dy, x, w, stats, kind, Dropout(), again, false);
 }
 
 void CudaOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
@@ -561,8 +582,9 @@ void CudaOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x
 }
 
 void CudaOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
-                                     Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
-  norm_backward_any(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop, true);
+                                     Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop,
+                                     NormAgain again) {
+  norm_backward_any(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop, again, true);
 }
 
 }  // namespace hgrn
