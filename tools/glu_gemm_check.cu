@@ -299,13 +299,24 @@ void check_case(Checker& checker, cublasHandle_t handle, const Case& c, bool by_
   bf16* const dh = h[1];
   round_kernel<<<1024, 256>>>(dh, want, c.N * F);
   glu<true>(elementwise, dh, gu_in, c);
-  for (int i = 0; i < 2; ++i)
-    glu_gemm::backward(dgu[i], in.dy, gu_in, in.down, c.N, F, c.D, c.act, g_options, nullptr);
+  const auto backward = [&](bf16* dgu_out, bf16* h_out, const bf16* at) {
+    glu_gemm::backward(dgu_out, h_out, in.dy, at, in.down, c.N, F, c.D, c.act, g_options, nullptr);
+  };
+  for (bf16* out : dgu) backward(out, nullptr, gu_in);
   CUDA_CHECK(cudaDeviceSynchronize());
   // dh of the two may round to different neighbours.
   checker.compare(c, "dg, du", dgu[0], nullptr, elementwise, nullptr, 2 * F, 0.0160f, 1e-4f);
   checker.differ("dgu, two runs", dgu[0], dgu[1], c.N * 2 * F);
   checker.differ("dgu behind the last row", dgu[0] + c.N * 2 * F, nullptr, kBehind * 2 * F);
+
+  // h again, at forward's own g and u: its bits, and the same gradient.
+  CUDA_CHECK(cudaMemset(h[1], 0xff, size_t(rows * F * 2)));
+  backward(dgu[0], nullptr, gu[0]);
+  backward(dgu[1], h[1], gu[0]);
+  CUDA_CHECK(cudaDeviceSynchronize());
+  checker.differ("h again", h[0], h[1], c.N * F);
+  checker.differ("h again, behind the last row", h[1] + c.N * F, nullptr, kBehind * F);
+  checker.differ("dgu with h again", dgu[0], dgu[1], c.N * 2 * F);
 }
 
 // ---- time
@@ -340,8 +351,9 @@ void time_case(cublasHandle_t handle, const Case& c) {
     const char* name;
     double flops, bytes;  // bytes of the elementwise operands that the fused form cannot avoid
     double gemm, glu, fused;
-  } rows[2] = {{"forward", 4 * tile * c.D, 6 * tile, 0, 0, 0},
-               {"backward", 2 * tile * c.D, 8 * tile, 0, 0, 0}};
+  } rows[3] = {{"forward", 4 * tile * c.D, 6 * tile, 0, 0, 0},
+               {"backward", 2 * tile * c.D, 8 * tile, 0, 0, 0},
+               {"and h", 2 * tile * c.D, 10 * tile, 0, 0, 0}};
   rows[0].gemm =
       median_us([&] { product(handle, gu, CUDA_R_16BF, in.x, in.w, c.N, 2 * c.F, c.D, false); });
   rows[0].glu = median_us([&] { glu<false>(h, nullptr, gu, c); });
@@ -351,9 +363,12 @@ void time_case(cublasHandle_t handle, const Case& c) {
   rows[0].fused = median_us([&] {
     glu_gemm::forward(h, gu, in.x, in.w, in.bias, c.N, c.F, c.D, c.act, g_options, nullptr);
   });
-  rows[1].fused = median_us([&] {
-    glu_gemm::backward(dgu, in.dy, gu, in.down, c.N, c.F, c.D, c.act, g_options, nullptr);
-  });
+  rows[2].gemm = rows[1].gemm, rows[2].glu = rows[1].glu;
+  for (Row* r : {&rows[1], &rows[2]})
+    r->fused = median_us([&] {
+      glu_gemm::backward(dgu, r == &rows[2] ? h : nullptr, in.dy, gu, in.down, c.N, c.F, c.D, c.act,
+                         g_options, nullptr);
+    });
   for (const Row& r : rows) {
     const double apart = r.gemm + r.glu;
     std::printf(

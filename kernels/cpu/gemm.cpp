@@ -224,20 +224,19 @@ void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor 
 }
 
 void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                                 Tensor gu, Tensor w, Act act) {
+                                 Tensor gu, Tensor w, Act act, bool again) {
   const int64_t rows = dy.rows(), F = w.cols();
   const GemmOf<float> p{CblasNoTrans, CblasNoTrans, rows, F,      dy.cols(),
                         nullptr,      nullptr,      0,    nullptr};
   if (dy.dtype != DType::f32 || !is_narrow(p))
-    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act);
-  check(
-      dy.cols() == w.rows() && gu.cols() == 2 * F && gu.rows() == rows && dgu.numel() == gu.numel(),
-      "glu_linear_backward: dgu {}, dy {}, gu {}, w {} do not fit", dgu.shape.str(), dy.shape.str(),
-      gu.shape.str(), w.shape.str());
-  linear_backward({}, dw, db, dy, h, w);
+    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act, again);
+  check(dy.cols() == w.rows() && gu.cols() == 2 * F && gu.rows() == rows &&
+            dgu.numel() == gu.numel() && (!again || (h.rows() == rows && h.cols() == F)),
+        "glu_linear_backward: dgu {}, dy {}, h {}, gu {}, w {} do not fit", dgu.shape.str(),
+        dy.shape.str(), h.shape.str(), gu.shape.str(), w.shape.str());
   GemmOf<float> full = p;
   full.A = dy.ptr<float>(), full.B = w.ptr<float>();
-  float* out = dgu.ptr<float>();
+  float *out = dgu.ptr<float>(), *hidden = again ? h.ptr<float>() : nullptr;
   const float* in = gu.ptr<float>();
   cpu::with_act(act, [&]<Act A>() {
     by_bands(full, scratch_, [&](const float* grad, int64_t m, int64_t end) {
@@ -245,9 +244,11 @@ void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor
         float* dg = out + m * 2 * F;
         const float* g = in + m * 2 * F;
         cpu::glu_backward_row<A>(dg, dg + F, grad, g, g + F, F);
+        if (hidden) cpu::glu_row<A>(hidden + m * F, g, g + F, F);
       }
     });
   });
+  linear_backward({}, dw, db, dy, h, w);
 }
 
 namespace cpu {

@@ -22,19 +22,22 @@ void CpuOps::glu_forward(Tensor h, Tensor gu, Act act) {
   });
 }
 
-void CpuOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
+void CpuOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h) {
   const int64_t rows = dh.rows(), F = dh.cols();
-  check(gu.cols() == 2 * F && gu.rows() == rows && dgu.numel() == gu.numel(),
-        "glu_backward: dgu {}, dh {}, gu {} do not fit", dgu.shape.str(), dh.shape.str(),
-        gu.shape.str());
+  check(gu.cols() == 2 * F && gu.rows() == rows && dgu.numel() == gu.numel() &&
+            (!h || h.numel() == dh.numel()),
+        "glu_backward: dgu {}, dh {}, gu {}, h {} do not fit", dgu.shape.str(), dh.shape.str(),
+        gu.shape.str(), h.shape.str());
   cpu::with_real(dh.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* out = dgu.ptr<T>();
     const T *grad = dh.ptr<T>(), *in = gu.ptr<T>();
+    T* hidden = h ? h.ptr<T>() : nullptr;
     cpu::with_act(act, [&]<Act A>() {
       cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
         const int64_t at = r * 2 * F;
         cpu::glu_backward_row<A>(out + at, out + at + F, grad + r * F, in + at, in + at + F, F);
+        if (hidden) cpu::glu_row<A>(hidden + r * F, in + at, in + at + F, F);
       });
     });
   });

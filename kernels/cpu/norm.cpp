@@ -12,6 +12,16 @@
 namespace hgrn {
 namespace {
 
+// The one place that scales rows: what backward makes again has forward's bits.
+template <class T>
+void scale_row(T* y, const T* stats, const T* x, const T* w, const T* b, int64_t D) {
+  const T shift = stats[0], rstd = stats[1];
+  if (b)
+    for (int64_t d = 0; d < D; ++d) y[d] = (x[d] - shift) * rstd * w[d] + b[d];
+  else
+    for (int64_t d = 0; d < D; ++d) y[d] = (x[d] - shift) * rstd * w[d];
+}
+
 template <class T>
 void forward_row(T* y, T* stats, const T* x, const T* w, const T* b, int64_t D, bool layer,
                  float eps) {
@@ -25,11 +35,7 @@ void forward_row(T* y, T* stats, const T* x, const T* w, const T* b, int64_t D, 
   for (int64_t d = 0; d < D; ++d) square += (double(x[d]) - mean) * (double(x[d]) - mean);
   stats[0] = T(mean);
   stats[1] = T(1 / std::sqrt(square / double(D) + double(eps)));
-  const T shift = stats[0], rstd = stats[1];
-  if (b)
-    for (int64_t d = 0; d < D; ++d) y[d] = (x[d] - shift) * rstd * w[d] + b[d];
-  else
-    for (int64_t d = 0; d < D; ++d) y[d] = (x[d] - shift) * rstd * w[d];
+  scale_row(y, stats, x, w, b, D);
 }
 
 // dx = (or, with add, +=) the gradient of one row; dw and db (or null) gain the row's share.
@@ -63,12 +69,19 @@ void check_shapes(const char* op, Tensor y, Tensor x, Tensor stats, Tensor w, Te
         stats.shape.str(), w.shape.str(), b.shape.str());
 }
 
+void check_again(const NormAgain& again, Tensor x, Tensor w) {
+  check((!again.y || again.y.numel() == x.numel()) && (!again.b || again.b.numel() == w.numel()),
+        "norm_backward: rows {}, y {}, b {} do not fit", x.shape.str(), again.y.shape.str(),
+        again.b.shape.str());
+}
+
 struct Backward {  // what both backward operations share
   Tensor dx, dbranch;
   Grad dw, db;
   Tensor dy, x, w, stats;
   Norm kind;
   Dropout drop;
+  NormAgain again;
 };
 
 template <class T, bool add>
@@ -78,6 +91,8 @@ void backward(const Backward& a, cpu::Scratch& scratch) {
   T* partial = scratch.get<T>(size_t(blocks * 2 * D));
   T *dx = a.dx.ptr<T>(), *dbranch = a.dbranch ? a.dbranch.ptr<T>() : nullptr;
   const T *dy = a.dy.ptr<T>(), *x = a.x.ptr<T>(), *w = a.w.ptr<T>(), *stats = a.stats.ptr<T>();
+  T* y = a.again.y ? a.again.y.ptr<T>() : nullptr;
+  const T* bias = a.again.b ? a.again.b.ptr<T>() : nullptr;
   const uint64_t key = a.drop.key();
   cpu::parallel_for(blocks, rows * D, [&](int64_t block) {
     T* dw = partial + block * 2 * D;
@@ -85,6 +100,7 @@ void backward(const Backward& a, cpu::Scratch& scratch) {
     std::fill(dw, dw + 2 * D, T(0));
     for (int64_t r = block * rows / blocks; r < (block + 1) * rows / blocks; ++r) {
       backward_row<T, add>(dx + r * D, dw, db, dy + r * D, x + r * D, w, stats + 2 * r, D, layer);
+      if (y) scale_row(y + r * D, stats + 2 * r, x + r * D, w, bias, D);  // dy has been read
       if (!dbranch) continue;
       T* out = dbranch + r * D;
       const T* in = dx + r * D;
@@ -147,17 +163,20 @@ void CpuOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x,
 }
 
 void CpuOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w, Tensor stats,
-                           Norm kind) {
+                           Norm kind, NormAgain again) {
   check_shapes("norm_backward", dx, x, stats, w, db.to);
-  const Backward args{dx, {}, dw, db, dy, x, w, stats, kind, {}};
+  check_again(again, x, w);
+  const Backward args{dx, {}, dw, db, dy, x, w, stats, kind, {}, again};
   cpu::with_real(x.dtype, [&](auto zero) { backward<decltype(zero), false>(args, scratch_); });
 }
 
 void CpuOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
-                                    Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
+                                    Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop,
+                                    NormAgain again) {
   check_shapes("residual_norm_backward", dsum, sum, stats, w, db.to);
+  check_again(again, sum, w);
   check(dbranch || drop.p == 0, "residual_norm_backward: dropout needs a dbranch");
-  const Backward args{dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop.now()};
+  const Backward args{dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop.now(), again};
   cpu::with_real(sum.dtype, [&](auto zero) { backward<decltype(zero), true>(args, scratch_); });
 }
 

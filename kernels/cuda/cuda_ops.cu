@@ -137,7 +137,8 @@ void* CudaOps::alloc(size_t bytes, std::string_view what) {
     cudaMemGetInfo(&free_bytes, &total);
     fail(Exit::failed,
          "GPU {}: no memory for {}: {:.3f} GiB wanted, {:.3f} GiB free of {:.3f} ({}); lower "
-         "train.micro_batch, set train.recompute to \"block\", or see `hgrn plan`",
+         "train.micro_batch, set train.recompute to \"elementwise\" or \"block\", or see `hgrn "
+         "plan`",
          device_, what, double(bytes) / kGiB, double(free_bytes) / kGiB, double(total) / kGiB,
          cudaGetErrorString(e));
   }

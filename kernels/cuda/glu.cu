@@ -56,9 +56,10 @@ __global__ __launch_bounds__(kThreads) void glu_forward_kernel(T* h, const T* gu
   }
 }
 
-template <class T, int kVec, Act kAct>
-__global__ __launch_bounds__(kThreads) void glu_backward_kernel(T* dgu, const T* dh, const T* gu,
-                                                                int64_t N, int64_t F) {
+// kAgain: h is wanted. A kernel of its own, since h costs registers, which are warps in flight.
+template <class T, int kVec, Act kAct, bool kAgain>
+__global__ __launch_bounds__(kThreads) void glu_backward_kernel(T* dgu, T* h, const T* dh,
+                                                                const T* gu, int64_t N, int64_t F) {
   const int64_t col = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
   if (col >= F) return;
   const int64_t step = int64_t(gridDim.y) * blockDim.y;
@@ -77,16 +78,18 @@ __global__ __launch_bounds__(kThreads) void glu_backward_kernel(T* dgu, const T*
     for (int k = 0; k < kRows / 2; ++k) {
       const int64_t r = row + k * step;
       if (r >= N) continue;
-      float gv[kVec], uv[kVec], dv[kVec];
+      float gv[kVec], uv[kVec], dv[kVec], hv[kVec];
       g[k].unpack(gv), u[k].unpack(uv), d[k].unpack(dv);
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
         const float2 a = activate_with_slope<T, kAct>(gv[i]);
+        hv[i] = uv[i] * a.x;
         gv[i] = dv[i] * uv[i] * a.y;
         uv[i] = dv[i] * a.x;
       }
       store<kVec>(dgu + r * 2 * F + col, gv);
       store<kVec>(dgu + r * 2 * F + F + col, uv);
+      if constexpr (kAgain) store<kVec>(h + r * F + col, hv);
     }
   }
 }
@@ -136,18 +139,22 @@ void CudaOps::glu_forward(Tensor h, Tensor gu, Act act) {
   });
 }
 
-void CudaOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
+void CudaOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h) {
   const int64_t N = dh.rows(), F = dh.cols();
-  check(gu.rows() == N && gu.cols() == 2 * F && dgu.rows() == N && dgu.cols() == 2 * F,
-        "glu_backward: dgu {}, dh {}, gu {}", dgu.shape.str(), dh.shape.str(), gu.shape.str());
+  check(gu.rows() == N && gu.cols() == 2 * F && dgu.rows() == N && dgu.cols() == 2 * F &&
+            (!h || h.numel() == N * F),
+        "glu_backward: dgu {}, dh {}, gu {}, h {}", dgu.shape.str(), dh.shape.str(), gu.shape.str(),
+        h.shape.str());
   if (N == 0 || F == 0) return;
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
-    dispatch_width(F, {dgu.data, dh.data, gu.data}, [&](auto width) {
+    dispatch_width(F, {dgu.data, dh.data, gu.data, h.data}, [&](auto width) {
       dispatch_act(act, [&](auto a) {
         const Grid g = grid_for(N, F / width(), kRows / 2);
-        glu_backward_kernel<T, width(), a()>
-            <<<g.blocks, g.threads, 0, stream_>>>(dgu.ptr<T>(), dh.ptr<T>(), gu.ptr<T>(), N, F);
+        const auto kernel = h ? glu_backward_kernel<T, width(), a(), true>
+                              : glu_backward_kernel<T, width(), a(), false>;
+        kernel<<<g.blocks, g.threads, 0, stream_>>>(dgu.ptr<T>(), h ? h.ptr<T>() : nullptr,
+                                                    dh.ptr<T>(), gu.ptr<T>(), N, F);
         CUDA_CHECK(cudaGetLastError());
       });
     });
@@ -185,18 +192,19 @@ void CudaOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor
 }
 
 void CudaOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                                  Tensor gu, Tensor w, Act act) {
+                                  Tensor gu, Tensor w, Act act, bool again) {
   const int64_t N = dy.rows(), D = dy.cols(), F = w.cols();
-  if (!fused_glu(N, F, D, {dgu.data, dy.data, gu.data, w.data}))
-    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act);
-  check(w.rows() == D && dgu.rows() == N && dgu.cols() == 2 * F && gu.rows() == N &&
-            gu.cols() == 2 * F,
-        "glu_linear_backward: dgu {}, dy {}, gu {}, w {}", dgu.shape.str(), dy.shape.str(),
-        gu.shape.str(), w.shape.str());
-  check(dgu.dtype == act_dtype_ && dy.dtype == act_dtype_ && gu.dtype == act_dtype_ &&
-            w.dtype == act_dtype_,
-        "glu_linear_backward: dgu, dy, gu and w must be {}", name_of(act_dtype_));
-  glu_gemm::backward(dgu.ptr<bf16>(), dy.ptr<bf16>(), gu.ptr<bf16>(), w.ptr<bf16>(), N, F, D, act,
+  if (!fused_glu(N, F, D, {dgu.data, dy.data, h.data, gu.data, w.data}))
+    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act, again);
+  check(w.rows() == D && dgu.rows() == N && dgu.cols() == 2 * F && h.rows() == N && h.cols() == F &&
+            gu.rows() == N && gu.cols() == 2 * F,
+        "glu_linear_backward: dgu {}, dy {}, h {}, gu {}, w {}", dgu.shape.str(), dy.shape.str(),
+        h.shape.str(), gu.shape.str(), w.shape.str());
+  check(dgu.dtype == act_dtype_ && dy.dtype == act_dtype_ && h.dtype == act_dtype_ &&
+            gu.dtype == act_dtype_ && w.dtype == act_dtype_,
+        "glu_linear_backward: dgu, dy, h, gu and w must be {}", name_of(act_dtype_));
+  glu_gemm::backward(dgu.ptr<bf16>(), again ? h.ptr<bf16>() : nullptr, dy.ptr<bf16>(),
+                     gu.ptr<bf16>(), w.ptr<bf16>(), N, F, D, act,
                      {.sms = prop_.multiProcessorCount}, stream_);
   linear_backward({}, dw, db, dy, h, {});
 }

@@ -26,10 +26,11 @@ struct Options {
 void forward(__nv_bfloat16* h, __nv_bfloat16* gu, const __nv_bfloat16* x, const __nv_bfloat16* w,
              const __nv_bfloat16* bias, int64_t N, int64_t F, int64_t D, Act act,
              const Options& options, cudaStream_t stream);
-// dgu (N,2F) = the gradient of the GLU at gu (N,2F) for dh (N,F) = dy (N,D) w (D,F)
-void backward(__nv_bfloat16* dgu, const __nv_bfloat16* dy, const __nv_bfloat16* gu,
-              const __nv_bfloat16* w, int64_t N, int64_t F, int64_t D, Act act,
-              const Options& options, cudaStream_t stream);
+// dgu (N,2F) = the gradient of the GLU at gu (N,2F) for dh (N,F) = dy (N,D) w (D,F);
+// h (N,F, or null) = what forward wrote, bit for bit
+void backward(__nv_bfloat16* dgu, __nv_bfloat16* h, const __nv_bfloat16* dy,
+              const __nv_bfloat16* gu, const __nv_bfloat16* w, int64_t N, int64_t F, int64_t D,
+              Act act, const Options& options, cudaStream_t stream);
 
 }  // namespace glu_gemm
 }  // namespace hgrn

@@ -1,6 +1,7 @@
 // The two products of the GLU on Hopper with the GLU in them, bf16 with fp32 sums.
 //   forward   gu (N,2F) = [g|u] = x (N,D) w (2F,D)^T + b, h (N,F) = a(g) u
-//   backward  dh (N,F) = dy (N,D) w (D,F), dg = dh u a'(g), du = dh a(g); dh itself is not written
+//   backward  dh (N,F) = dy (N,D) w (D,F), dg = dh u a'(g), du = dh a(g); dh itself is not written,
+//             but on demand h, for a caller that did not keep it
 // g, u and dh are rounded to bf16 before the GLU, so that its results are those of glu.cu.
 //
 // A persistent CTA an SM computes tiles of 128 rows and 256 columns: forward 128 of the gate and
@@ -72,7 +73,7 @@ constexpr int kBytes = kEnd + 1024;  // to start at a multiple of 1024
 static_assert(kStageBytes % 1024 == 0 && kBytes <= 227 * 1024);
 
 struct Call {
-  bf16 *h, *gu_out, *dgu;    // forward: h, gu_out; backward: dgu
+  bf16 *h, *gu_out, *dgu;    // forward: h, gu_out; backward: dgu, and h or null
   const bf16 *gu_in, *bias;  // backward: gu_in; forward: bias, null = absent
   int64_t N;
   int F, steps;  // steps: of kDepth
@@ -243,19 +244,21 @@ __device__ __forceinline__ uint32_t glu(uint32_t g, uint32_t u) {
   return pack_bf16(value(low_bf16(g), low_bf16(u)), value(high_bf16(g), high_bf16(u)));
 }
 
-// g and u of two neighbouring elements become dg and du.
+// g and u of two neighbouring elements become dg and du; h is what glu() makes of them.
 template <Act kAct>
-__device__ __forceinline__ void glu_gradient(uint32_t& g, uint32_t& u, uint32_t dh) {
-  const auto gradient = [](float gate, float up, float d) -> float2 {
-    if constexpr (kAct == Act::identity) return {d * up, d * gate};
+__device__ __forceinline__ void glu_gradient(uint32_t& g, uint32_t& u, uint32_t dh, uint32_t& h) {
+  const auto gradient = [](float gate, float up, float d) -> float3 {
+    if constexpr (kAct == Act::identity) return {d * up, d * gate, up * gate};
     const float s = sigmoid(gate);
-    if constexpr (kAct == Act::silu) return {d * up * (s * (1 + gate * (1 - s))), d * (gate * s)};
-    return {d * up * (s * (1 - s)), d * s};
+    if constexpr (kAct == Act::silu)
+      return {d * up * (s * (1 + gate * (1 - s))), d * (gate * s), up * (gate * s)};
+    return {d * up * (s * (1 - s)), d * s, up * s};
   };
-  const float2 low = gradient(low_bf16(g), low_bf16(u), low_bf16(dh));
-  const float2 high = gradient(high_bf16(g), high_bf16(u), high_bf16(dh));
+  const float3 low = gradient(low_bf16(g), low_bf16(u), low_bf16(dh));
+  const float3 high = gradient(high_bf16(g), high_bf16(u), high_bf16(dh));
   g = pack_bf16(low.x, high.x);
   u = pack_bf16(low.y, high.y);
+  h = pack_bf16(low.z, high.z);
 }
 
 // h of a tile. A warp takes two rows at a time, a lane 8 columns of one.
@@ -308,21 +311,22 @@ __device__ __forceinline__ void prefetch_half(const Call& call, int64_t row, int
 // at any time, in 88 registers a thread. Fewer are slower: 6 rows by a fifth and more where D is at
 // most 1024. There a prefetch to L2 half a tile ahead helps, too; where the products of a tile take
 // longer, the loads have time, and more requests only disturb (tools/glu_gemm_check.cu).
-template <Act kAct>
+template <Act kAct, bool kAgain>
 __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t smem, int warp) {
   constexpr int kBatch = 11;
   constexpr int kTurns = (kGroupRows + kBatch * kGluWarps - 1) / (kBatch * kGluWarps);  // a half
   const int lane = threadIdx.x % 32;
   const int64_t F = call.F, pitch = 2 * F;
-  // This lane's part of a batch: element of gu and dgu, and rows from there on that exist.
+  // This lane's part of a batch: element of gu and dgu, of h, and rows from there on that exist.
   struct Part {
-    int64_t at;
+    int64_t at, h_at;
     int rows;
   };
   const auto part_of = [&](int64_t tile_row, int tile_column, int group, int first) -> Part {
     const int64_t row = tile_row + group * kGroupRows + first;
     const int column = tile_column + lane * 8, most = min(kBatch, kGroupRows - first);
-    return {row * pitch + column, column < F ? int(min(int64_t(most), call.N - row)) : 0};
+    return {row * pitch + column, row * F + column,
+            column < F ? int(min(int64_t(most), call.N - row)) : 0};
   };
   uint4 g[kBatch] = {}, u[kBatch] = {};
   const auto load = [&](int i, const bf16* from, int rows) {
@@ -353,24 +357,26 @@ __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t sme
           part_of(next_turn ? tile.row : after.row, next_turn ? tile.column : after.column,
                   next_turn / kTurns, (next_turn % kTurns * kGluWarps + warp) * kBatch);
       const bf16* from = call.gu_in + next.at;
-      bf16* to = call.dgu + here.at;
+      bf16 *to = call.dgu + here.at, *h_to = call.h + here.h_at;
       const uint32_t out = smem + kOut + group * kOutGroup + lane / 8 * kBlock + first * 128;
       const auto gradient_at = [&](int i) {
         return ld_shared4(out + i * 128 + ((lane ^ (first + i)) & 7) * 16);
       };
       uint4 next_dh = gradient_at(0);
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i, from += pitch, to += pitch) {
+      for (int i = 0; i < kBatch; ++i, from += pitch, to += pitch, h_to += F) {
         // Rows that do not exist are computed as well: no branch keeps the rows apart.
         const uint4 dh = next_dh;
         if (i + 1 < kBatch) next_dh = gradient_at(i + 1);
-        glu_gradient<kAct>(g[i].x, u[i].x, dh.x);
-        glu_gradient<kAct>(g[i].y, u[i].y, dh.y);
-        glu_gradient<kAct>(g[i].z, u[i].z, dh.z);
-        glu_gradient<kAct>(g[i].w, u[i].w, dh.w);
+        uint4 h;
+        glu_gradient<kAct>(g[i].x, u[i].x, dh.x, h.x);
+        glu_gradient<kAct>(g[i].y, u[i].y, dh.y, h.y);
+        glu_gradient<kAct>(g[i].z, u[i].z, dh.z, h.z);
+        glu_gradient<kAct>(g[i].w, u[i].w, dh.w, h.w);
         if (i < here.rows) {
           *reinterpret_cast<uint4*>(to) = g[i];
           *reinterpret_cast<uint4*>(to + F) = u[i];
+          if constexpr (kAgain) *reinterpret_cast<uint4*>(h_to) = h;
         }
         load(i, from, next.rows);
         __syncwarp();  // the compiler would gather the loads of all rows at the end
@@ -382,12 +388,14 @@ __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t sme
   }
 }
 
-template <bool kBackward, Act kAct, bool kHasBias>
+// kOption: forward, there is a bias; backward, h is wanted again.
+template <bool kBackward, Act kAct, bool kOption>
 __global__ __launch_bounds__(kThreads,
                              1) void glu_gemm_kernel(const __grid_constant__ CUtensorMap left,
                                                      const __grid_constant__ CUtensorMap right,
                                                      const Call call) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr bool kHasBias = !kBackward && kOption;
   extern __shared__ unsigned char bytes[];
   const uint32_t smem = (smem_address(bytes) + 1023) & ~1023u;
   if (threadIdx.x == 0) {
@@ -410,7 +418,7 @@ __global__ __launch_bounds__(kThreads,
     product_group<kBackward, kHasBias>(call, smem, warp / 4 - 1);
   } else if (warp > 0) {
     if constexpr (kBackward)
-      glu_backward_warp<kAct>(call, smem, warp - 1);
+      glu_backward_warp<kAct, kOption>(call, smem, warp - 1);
     else
       glu_forward_warp<kAct>(call, smem, warp - 1);
   } else if (threadIdx.x == 0) {
@@ -419,10 +427,10 @@ __global__ __launch_bounds__(kThreads,
 #endif
 }
 
-template <bool kBackward, Act kAct, bool kHasBias>
+template <bool kBackward, Act kAct, bool kOption>
 void launch_kernel(Call call, const CUtensorMap& left, const CUtensorMap& right,
                    const Options& options, cudaStream_t stream) {
-  const auto kernel = glu_gemm_kernel<kBackward, kAct, kHasBias>;
+  const auto kernel = glu_gemm_kernel<kBackward, kAct, kOption>;
   static const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   CUDA_CHECK(allowed);
@@ -440,8 +448,8 @@ template <bool kBackward>
 void dispatch_kernel(const Call& call, const CUtensorMap& left, const CUtensorMap& right, Act act,
                      const Options& options, cudaStream_t stream) {
   const auto with_act = [&](auto a) {
-    if constexpr (!kBackward)
-      if (call.bias) return launch_kernel<kBackward, a(), true>(call, left, right, options, stream);
+    if (kBackward ? call.h != nullptr : call.bias != nullptr)
+      return launch_kernel<kBackward, a(), true>(call, left, right, options, stream);
     launch_kernel<kBackward, a(), false>(call, left, right, options, stream);
   };
   switch (act) {
@@ -478,12 +486,12 @@ void forward(bf16* h, bf16* gu, const bf16* x, const bf16* w, const bf16* bias, 
   dispatch_kernel<false>(call, left, right, act, options, stream);
 }
 
-void backward(bf16* dgu, const bf16* dy, const bf16* gu, const bf16* w, int64_t N, int64_t F,
-              int64_t D, Act act, const Options& options, cudaStream_t stream) {
+void backward(bf16* dgu, bf16* h, const bf16* dy, const bf16* gu, const bf16* w, int64_t N,
+              int64_t F, int64_t D, Act act, const Options& options, cudaStream_t stream) {
   const CUtensorMap left = matrix_map(dy, N, D, kRows);
   const CUtensorMap right = matrix_map(w, D, F, 64);
   Call call{};
-  call.dgu = dgu, call.gu_in = gu;
+  call.dgu = dgu, call.h = h, call.gu_in = gu;
   call.N = N, call.F = int(F), call.steps = int((D + kDepth - 1) / kDepth);
   dispatch_kernel<true>(call, left, right, act, options, stream);
 }

@@ -5,6 +5,7 @@
 //   dx = r (w dy - h mean(w dy h) - mean(w dy)), the last term for LayerNorm only
 //   dw += sum over rows of dy h;  db += sum over rows of dy
 //   residual form: dsum += dx, dbranch = dropout'(dsum)
+//   on demand backward makes y again from what it reads anyway, with forward's bits
 // x, sum, y (N,D) f32 or bf16; w, b (D) f32. The statistics are those of sum as it is stored.
 //
 // Memory-bound, so each row is read once: 1 to 16 warps keep it in registers, 8 columns a 16-byte
@@ -59,8 +60,12 @@ struct BackwardArgs {
   int64_t N;
   int D;
   int group_warps;
-  int slots;  // rows on their way, 1 or 2
   DropMask drop;
+};
+template <class T>
+struct AgainArgs : BackwardArgs<T> {
+  T* y;            // null: forward's output is not wanted again; may be dy
+  const float* b;  // of y; may be null
 };
 
 // The warps that share a row, and several rows a CTA. Sums alternate between two halves of
@@ -228,35 +233,53 @@ __device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kW
 // random numbers would cost the second one the registers for its rows.
 enum class Form { plain, residual, branch };
 
-// What a lane reads of a row in the backward pass. It comes by way of a slot in shared memory that
-// the lane fetches and loads itself: no barrier, and no registers for rows on their way.
+// What a lane reads of a row in the backward pass. Where packs are few, the next row comes by way
+// of a slot in shared memory that the lane fills and reads itself: no barrier, and no registers for
+// a row on its way. Rows of more packs have enough loads in flight without (and were slower with).
 template <class T, int kPacks, bool kResidual>
 struct BackwardRow {
+  static constexpr bool kStaged = kPacks <= 2;
   static constexpr int kTensors = kResidual ? 3 : 2, kParts = sizeof(Pack<T, kWide>) / 16;
   static constexpr int kPackBytes = 16 * kTensors * kPacks * kParts;
-  static constexpr int kSlotBytes = kPackBytes + int(sizeof(float2));  // a thread; at most 200
+  static constexpr int kSlotBytes = kStaged ? kPackBytes + int(sizeof(float2)) : 0;  // a thread
   Pack<T, kWide> x[kPacks], dy[kPacks], dsum[kResidual ? kPacks : 1];
   float2 stats;
 
-  // Starts the copies of a row. A slot is [tensor][pack][16-byte part][thread], then the
-  // statistics.
-  __device__ __forceinline__ static void fetch(char* slot, const BackwardArgs<T>& a, int64_t row,
-                                               int first, int stride) {
-    cp_async8(smem_address(slot) + kPackBytes * blockDim.x + 8 * threadIdx.x, a.stats + 2 * row);
-    const T* const from[] = {a.x, a.dy, a.dx};
+  __device__ __forceinline__ void load(const BackwardArgs<T>& a, int64_t row, int first,
+                                       int stride) {
+    stats = reinterpret_cast<const float2*>(a.stats)[row];
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int64_t col = first + k * stride, at = row * a.D + col;
       if (col >= a.D) continue;
-#pragma unroll
-      for (int t = 0; t < kTensors; ++t)
-#pragma unroll
-        for (int part = 0; part < kParts; ++part)
-          cp_async16(smem_address(place(slot, t, k, part)),
-                     reinterpret_cast<const uint4*>(from[t] + at) + part, true);
+      x[k].load(a.x + at);
+      dy[k].load(a.dy + at);
+      if constexpr (kResidual) dsum[k].load(a.dx + at);
     }
   }
-  __device__ __forceinline__ void load(char* slot) {
+  // Starts the copies of a row. A slot is [tensor][pack][16-byte part][thread], then the
+  // statistics.
+  __device__ __forceinline__ static void fetch(char* slot, const BackwardArgs<T>& a, int64_t row,
+                                               int first, int stride) {
+    if (row < a.N) {
+      cp_async8(smem_address(slot) + kPackBytes * blockDim.x + 8 * threadIdx.x, a.stats + 2 * row);
+      const T* const from[] = {a.x, a.dy, a.dx};
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int64_t col = first + k * stride, at = row * a.D + col;
+        if (col >= a.D) continue;
+#pragma unroll
+        for (int t = 0; t < kTensors; ++t)
+#pragma unroll
+          for (int part = 0; part < kParts; ++part)
+            cp_async16(smem_address(place(slot, t, k, part)),
+                       reinterpret_cast<const uint4*>(from[t] + at) + part, true);
+      }
+    }
+    cp_async_commit();
+  }
+  __device__ __forceinline__ void take(char* slot) {
+    cp_async_wait<0>();
     stats = reinterpret_cast<const float2*>(slot + kPackBytes * blockDim.x)[threadIdx.x];
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
@@ -280,12 +303,14 @@ struct BackwardRow {
   }
 };
 
-template <class T, int kPacks, bool kLayer, Form kForm>
-__global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const BackwardArgs<T> a) {
+// kAgain: y is wanted. A kernel of its own, since y costs registers, which are warps in flight.
+template <class T, int kPacks, bool kLayer, Form kForm, bool kAgain>
+__global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
+    const std::conditional_t<kAgain, AgainArgs<T>, BackwardArgs<T>> a) {
   constexpr bool kResidual = kForm != Form::plain;
   const DropMask drop = a.drop.now();
   __shared__ float2 shared[2 * kMaxWarps];
-  extern __shared__ float4 row_shared[];  // the slots; then D floats a group of warps
+  extern __shared__ float4 row_shared[];  // the slot; then D floats a group of warps
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
   const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
@@ -308,24 +333,18 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
   float dw[kPacks][kWide] = {};
   float db[kLayer ? kPacks : 1][kWide] = {};
   using Row = BackwardRow<T, kPacks, kResidual>;
-  const int64_t group_row = int64_t(blockIdx.x) * groups + group.index;
-  char* const slots = reinterpret_cast<char*>(row_shared);
-  const int slot_bytes = Row::kSlotBytes * int(blockDim.x);
-  for (int i = 0; i < a.slots; ++i) {
-    const int64_t row = group_row + i * step;
-    if (row < a.N) Row::fetch(slots + i * slot_bytes, a, row, first, stride);
-    cp_async_commit();
-  }
-  int slot = 0;
+  char* const slot = reinterpret_cast<char*>(row_shared);
+  int64_t row = int64_t(blockIdx.x) * groups + group.index;
+  if constexpr (Row::kStaged) Row::fetch(slot, a, row, first, stride);
 #pragma unroll 1
-  for (int64_t row = group_row; row < a.N; row += step) {
+  for (; row < a.N; row += step) {
     Row now;
-    a.slots == 1 ? cp_async_wait<0>() : cp_async_wait<1>();
-    now.load(slots + slot * slot_bytes);
-    if (row + a.slots * step < a.N)
-      Row::fetch(slots + slot * slot_bytes, a, row + a.slots * step, first, stride);
-    cp_async_commit();
-    slot = slot + 1 == a.slots ? 0 : slot + 1;
+    if constexpr (Row::kStaged) {
+      now.take(slot);
+      Row::fetch(slot, a, row + step, first, stride);
+    } else {
+      now.load(a, row, first, stride);
+    }
     const float2 stats = now.stats;
     float2 dots = {0, 0};  // sums of w dy h and of w dy
 #pragma unroll
@@ -342,6 +361,14 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(const 
         if constexpr (kLayer) db[k][i] += g[i];
         dots.x += w[i] * g[i] * h[i];
         if (kLayer) dots.y += w[i] * g[i];
+      }
+      if constexpr (kAgain) {  // here, where registers are free; dy's row has been read
+        float b[kWide] = {};
+        if constexpr (kLayer)
+          if (a.b) load<kWide>(b, a.b + col);
+#pragma unroll
+        for (int i = 0; i < kWide; ++i) h[i] = fmaf(h[i], w[i], b[i]);
+        store<kWide>(a.y + row * a.D + col, h);
       }
     }
     if constexpr (kLayer)
@@ -424,7 +451,7 @@ __global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const
 
 // The partial rows start at zero and are added to in place: a thread owns its columns.
 template <class T, bool kResidual>
-__global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(const BackwardArgs<T> a,
+__global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(const AgainArgs<T> a,
                                                                             bool layer) {
   const DropMask drop = a.drop.now();
   __shared__ float shared[kPlainThreads / 32];
@@ -452,7 +479,12 @@ __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(cons
     for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
       float x[1], g[1];
       load<1>(x, a.x + at + col), load<1>(g, a.dy + at + col);
-      g[0] = r * (a.w[col] * g[0] - (x[0] - mu) * r * along - mean);
+      const float h = (x[0] - mu) * r;
+      g[0] = r * (a.w[col] * g[0] - h * along - mean);
+      if (a.y) {
+        x[0] = fmaf(h, a.w[col], a.b ? a.b[col] : 0.0f);
+        store<1>(a.y + at + col, x);
+      }
       if (kResidual) {
         float before[1];
         load<1>(before, a.dx + at + col);
@@ -527,29 +559,27 @@ void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
 struct Grid {
   int blocks, threads;
   size_t shared;
-  int slots = 0;
 };
 
-// As many CTAs as fit. Two slots where that costs no CTA; one, of at most 52 KiB, fits every
-// device.
+// At most 52 KiB, which every device has.
 template <class Kernel>
-Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int group_warps,
+void allow_shared(Kernel kernel, size_t bytes) {
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+}
+
+// As many CTAs as fit. slot_bytes: of a thread.
+template <class Kernel>
+Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int D, int group_warps,
                    int slot_bytes) {
   Grid g;
   const int groups = std::max(1, kRowWarps / group_warps);
   g.threads = 32 * group_warps * groups;
-  const size_t slot = size_t(slot_bytes) * size_t(g.threads);
-  const size_t allowed = device.sharedMemPerBlockOptin - 1024;  // the kernel's own take 256 bytes
-  CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(allowed)));
+  const size_t merge = groups > 1 ? size_t(groups) * size_t(D) * sizeof(float) : 0;
+  g.shared = std::max(size_t(slot_bytes) * size_t(g.threads), merge);
+  allow_shared(kernel, g.shared);
   int resident = 0;
-  for (int slots = 1; slots <= 2; ++slots) {
-    const size_t shared = slots * slot;  // the sums of a CTA's rows fit as well: 4 bytes a column
-    int fit = 0;
-    if (shared <= allowed)
-      CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, g.threads, shared));
-    if (fit >= std::max(resident, 1)) resident = fit, g.shared = shared, g.slots = slots;
-  }
+  CUDA_CHECK(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));
   const int64_t needed = (N + groups - 1) / groups;
   g.blocks = int(std::clamp<int64_t>(needed, 1, int64_t(device.multiProcessorCount) * resident));
   return g;
@@ -587,14 +617,16 @@ void CudaOps::norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Ten
 
 void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor x,
                                 Tensor w, Tensor stats, Norm kind, const Dropout& drop,
-                                bool residual) {
+                                const NormAgain& again, bool residual) {
   const int64_t N = x.rows(), D = x.cols();
   check(dx.numel() == N * D && dy.numel() == N * D && stats.numel() == 2 * N && w.numel() == D &&
             dw.to.numel() == D && (!db || db.to.numel() == D) &&
-            (!dbranch || dbranch.numel() == N * D),
-        "norm_backward: x {}, dx {}, dy {}, stats {}, w {}, dw {}, db {}, dbranch {}",
+            (!dbranch || dbranch.numel() == N * D) && (!again.y || again.y.numel() == N * D) &&
+            (!again.b || again.b.numel() == D),
+        "norm_backward: x {}, dx {}, dy {}, stats {}, w {}, dw {}, db {}, dbranch {}, y {}, b {}",
         x.shape.str(), dx.shape.str(), dy.shape.str(), stats.shape.str(), w.shape.str(),
-        dw.to.shape.str(), db.to.shape.str(), dbranch.shape.str());
+        dw.to.shape.str(), db.to.shape.str(), dbranch.shape.str(), again.y.shape.str(),
+        again.b.shape.str());
   check(!residual || dbranch || drop.p == 0,
         "residual_norm_backward: dbranch is needed with dropout {}", drop.p);
   if (N == 0 || D == 0) {
@@ -606,25 +638,16 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
   const int sms = prop_.multiProcessorCount;
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
-    BackwardArgs<T> a{dx.ptr<T>(),
-                      dbranch ? dbranch.ptr<T>() : nullptr,
-                      nullptr,
-                      nullptr,
-                      dy.ptr<T>(),
-                      x.ptr<T>(),
-                      w.ptr<float>(),
-                      stats.ptr<float>(),
-                      N,
-                      int(D),
-                      1,
-                      1,
-                      DropMask(drop)};
+    AgainArgs<T> a{
+        {dx.ptr<T>(), dbranch ? dbranch.ptr<T>() : nullptr, nullptr, nullptr, dy.ptr<T>(),
+         x.ptr<T>(), w.ptr<float>(), stats.ptr<float>(), N, int(D), 1, DropMask(drop)},
+        again.y ? again.y.ptr<T>() : nullptr,
+        again.b ? again.b.ptr<float>() : nullptr};
     const auto launch = [&](auto kernel, const Grid& grid, auto... extra) {
       auto* partial =
           reinterpret_cast<float*>(scratch(size_t(grid.blocks) * 2 * size_t(D) * sizeof(float)));
       a.partial_dw = partial;
       if (db) a.partial_db = partial + int64_t(grid.blocks) * D;
-      a.slots = grid.slots;
       kernel<<<grid.blocks, grid.threads, grid.shared, stream_>>>(a, extra...);
       CUDA_CHECK(cudaGetLastError());
       add_partial_rows(dw, a.partial_dw, grid.blocks, D);
@@ -635,9 +658,10 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
     // wait for each other.
     constexpr int kMostPacks = std::is_same_v<T, float> ? 2 : 4, kHalf = kMostPacks / 2;
     const int max_packs = layer || dbranch ? kHalf : kMostPacks;
-    const bool wide =
-        wide_rows(D, kMaxWarps * 32 * kWide * kHalf, {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats});
-    if (!wide || (db && !layer)) {  // no model has an RMSNorm with a bias: not worth a kernel
+    const bool wide = wide_rows(D, kMaxWarps * 32 * kWide * kHalf,
+                                {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats, a.y, a.b});
+    if (!wide ||
+        ((db || a.b) && !layer)) {  // no model has an RMSNorm with a bias: not worth a kernel
       const Grid grid{int(std::min<int64_t>(N, sms * 4)), kPlainThreads, 0};
       if (residual)
         launch(norm_backward_plain_kernel<T, true>, grid, layer);
@@ -648,15 +672,20 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
     const RowLayout layout = row_layout(a.D, max_packs, kMaxWarps);
     a.group_warps = layout.warps;
     const auto go = [&](auto layered, auto packs) {
-      const auto run = [&](auto kernel) {
-        const int slot_bytes = residual ? BackwardRow<T, packs(), true>::kSlotBytes
-                                        : BackwardRow<T, packs(), false>::kSlotBytes;
-        launch(kernel, backward_grid(kernel, prop_, N, a.group_warps, slot_bytes));
+      const auto run = [&](auto form) {
+        const auto kernel = norm_backward_kernel<T, packs(), layered(), form(), false>;
+        using Row = BackwardRow<T, packs(), form() != Form::plain>;
+        // One grid with y and without: it decides how dw's sums are split.
+        const Grid grid = backward_grid(kernel, prop_, N, a.D, a.group_warps, Row::kSlotBytes);
+        if (!a.y) return launch(kernel, grid);
+        const auto again = norm_backward_kernel<T, packs(), layered(), form(), true>;
+        allow_shared(again, grid.shared);
+        launch(again, grid);
       };
-      if (!residual) return run(norm_backward_kernel<T, packs(), layered(), Form::plain>);
+      if (!residual) return run(std::integral_constant<Form, Form::plain>{});
       if constexpr (packs() <= kHalf)
-        if (dbranch) return run(norm_backward_kernel<T, packs(), layered(), Form::branch>);
-      run(norm_backward_kernel<T, packs(), layered(), Form::residual>);
+        if (dbranch) return run(std::integral_constant<Form, Form::branch>{});
+      run(std::integral_constant<Form, Form::residual>{});
     };
     if (layer)
       return dispatch_packs<kHalf>(layout.packs, [&](auto packs) { go(std::true_type{}, packs); });
@@ -670,8 +699,8 @@ void CudaOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b,
 }
 
 void CudaOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
-                            Tensor stats, Norm kind) {
-  norm_backward_any(dx, Tensor(), dw, db, dy, x, w, stats, kind, Dropout(), false);
+                            Tensor stats, Norm kind, NormAgain again) {
+  norm_backward_any(dx, Tensor(), dw, db, dy, x, w, stats, kind, Dropout(), again, false);
 }
 
 void CudaOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
@@ -681,8 +710,9 @@ void CudaOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x
 }
 
 void CudaOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
-                                     Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
-  norm_backward_any(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop, true);
+                                     Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop,
+                                     NormAgain again) {
+  norm_backward_any(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop, again, true);
 }
 
 }  // namespace hgrn

@@ -41,7 +41,7 @@ class Hgru2 final : public Mixer {
   void add_layer_params(ParamTable& table, const std::string& prefix, int layer) override;
 
   void take_shared(Arena& arena) override { bound_.take(arena); }
-  void take_acts(Arena& arena, int slot, int64_t B, int64_t T, bool save) override;
+  void take_acts(Arena& arena, int slot, int64_t B, int64_t T, bool save, bool again) override;
   void take_scratch(Arena& arena, int64_t B, int64_t T, bool backward) override;
   Shape state_shape(int64_t B) const override { return seq_.state_shape(shape(B, 1)); }
 
@@ -51,7 +51,8 @@ class Hgru2 final : public Mixer {
 
   bool adds_residual() const override { return true; }
   void forward(Tensor out, Tensor u, const Weights& w, const MixerCall& call) override;
-  void backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const MixerCall& call) override;
+  void backward(Tensor du, Tensor dout, const Weights& w, const MixerCall& call) override;
+  void input_weights_backward(Tensor u, const Weights& w, const MixerCall& call) override;
 
   double mean_forget_gate(const MixerCall& call) override;
 
@@ -67,7 +68,8 @@ class Hgru2 final : public Mixer {
     ParamId out = kNoParam, out_bias = kNoParam;
   };
   struct Acts {
-    Tensor qfi /*(N,3D)*/, y /*(N,D)*/, normed /*(N,D)*/, stats /*(N,2)*/;
+    Tensor qfi /*(N,3D)*/, y /*(N,D)*/, stats /*(N,2)*/;
+    Tensor normed /*(N,D), or absent: made again, in dnormed_*/;
     std::vector<Tensor> saved;  // of the sequence kernel
   };
 
@@ -121,13 +123,13 @@ void Hgru2::add_layer_params(ParamTable& table, const std::string& prefix, int l
   if (config_.bias) p.out_bias = bias("o_proj");
 }
 
-void Hgru2::take_acts(Arena& arena, int slot, int64_t B, int64_t T, bool save) {
+void Hgru2::take_acts(Arena& arena, int slot, int64_t B, int64_t T, bool save, bool again) {
   const int64_t N = B * T, D = config_.D;
   if (acts_.size() <= size_t(slot)) acts_.resize(size_t(slot) + 1);
   Acts& a = acts_[size_t(slot)];
   a.qfi = arena.take("mixer q,f,i", {N, 3 * D}, ops_.act_dtype());
   a.y = arena.take("mixer recurrence output", {N, D}, ops_.act_dtype());
-  a.normed = arena.take("mixer normed output", {N, D}, ops_.act_dtype());
+  a.normed = again ? Tensor() : arena.take("mixer normed output", {N, D}, ops_.act_dtype());
   a.stats = arena.take("norm statistics", {N, 2}, ops_.stat_dtype());
   a.saved.clear();
   if (save)
@@ -148,7 +150,8 @@ void Hgru2::forward(Tensor out, Tensor u, const Weights& w, const MixerCall& cal
   const Acts& a = acts_[size_t(call.slot)];
   const SeqShape s = shape(call.B, call.T);
   const Tensor qfi = a.qfi.slice(0, s.N()), y = a.y.slice(0, s.N());
-  const Tensor normed = a.normed.slice(0, s.N()), stats = a.stats.slice(0, s.N());
+  const Tensor normed = (a.normed ? a.normed : dnormed_).slice(0, s.N());
+  const Tensor stats = a.stats.slice(0, s.N());
 
   if (call.norm)
     ops_.norm_linear_forward(qfi, *call.norm, w.w(p.qfi), w.w(p.qfi_bias));
@@ -172,17 +175,25 @@ void Hgru2::forward(Tensor out, Tensor u, const Weights& w, const MixerCall& cal
   ops_.linear_forward(out, normed, w.w(p.out), w.w(p.out_bias), call.residual);
 }
 
-void Hgru2::backward(Tensor du, Tensor dout, Tensor u, const Weights& w, const MixerCall& call) {
+void Hgru2::backward(Tensor du, Tensor dout, const Weights& w, const MixerCall& call) {
   const LayerParams& p = params_[size_t(call.layer)];
   const Acts& a = acts_[size_t(call.slot)];
   const SeqShape s = shape(call.B, call.T);
 
-  ops_.linear_backward(dnormed_, w.dw(p.out), w.dw(p.out_bias), dout, a.normed, w.w(p.out));
+  const NormAgain again = a.normed ? NormAgain{} : NormAgain{dnormed_, w.w(p.norm_bias)};
+  ops_.linear_backward(dnormed_, {}, {}, dout, {}, w.w(p.out));
   ops_.norm_backward(dy_, w.dw(p.norm), w.dw(p.norm_bias), dnormed_, a.y, w.w(p.norm), a.stats,
-                     config_.norm);
+                     config_.norm, again);
+  ops_.linear_backward({}, w.dw(p.out), w.dw(p.out_bias), dout, a.normed ? a.normed : dnormed_,
+                       w.w(p.out));
   const SeqInputs in{a.qfi, bound_.beta(call.layer), {}, call.reset, {}};
   seq_.backward(s, options(), {dqfi_, bound_.dbeta(call.layer), {}, {}}, dy_, {}, in, a.saved);
-  ops_.linear_backward(du, w.dw(p.qfi), w.dw(p.qfi_bias), dqfi_, u, w.w(p.qfi));
+  ops_.linear_backward(du, {}, {}, dqfi_, {}, w.w(p.qfi));
+}
+
+void Hgru2::input_weights_backward(Tensor u, const Weights& w, const MixerCall& call) {
+  const LayerParams& p = params_[size_t(call.layer)];
+  ops_.linear_backward({}, w.dw(p.qfi), w.dw(p.qfi_bias), dqfi_, u, w.w(p.qfi));
 }
 
 // On the host, from a few stretches of tokens: their gates are as good as those of all of them for

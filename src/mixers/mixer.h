@@ -57,7 +57,9 @@ class Mixer {
   virtual void add_layer_params(ParamTable&, const std::string& prefix, int layer) = 0;
 
   virtual void take_shared(Arena&) {}  // lives as long as the model
-  virtual void take_acts(Arena&, int slot, int64_t B, int64_t T, bool save) = 0;
+  // again (only with save): what backward can cheaply make again from the rest may be left out of
+  // the slot and lie in scratch, where the next layer overwrites it.
+  virtual void take_acts(Arena&, int slot, int64_t B, int64_t T, bool save, bool again) = 0;
   virtual void take_scratch(Arena&, int64_t B, int64_t T, bool backward) = 0;
   virtual Shape state_shape(int64_t B) const = 0;
 
@@ -70,8 +72,12 @@ class Mixer {
   virtual bool adds_residual() const { return false; }
   // out (N,D) = mixer(u) [+ residual]; u (N,D). Recomputation calls it again with the same slot.
   virtual void forward(Tensor out, Tensor u, const Weights&, const MixerCall&) = 0;
-  // du = ; weights' gradients +=
-  virtual void backward(Tensor du, Tensor dout, Tensor u, const Weights&, const MixerCall&) = 0;
+  // Backward is two calls, since u need not be kept: the first makes what the norm that made u
+  // needs to go back, and that norm's backward may make u again. du = ; weights' gradients +=
+  virtual void backward(Tensor du, Tensor dout, const Weights&, const MixerCall&) = 0;
+  // The gradients of the weights that u was multiplied with +=. The scratch is as backward() left
+  // it.
+  virtual void input_weights_backward(Tensor u, const Weights&, const MixerCall&) = 0;
 
   // For monitoring, after forward() with save and before the slot is used again: the mean forget
   // gate over all channels and some of the call's tokens. NaN where there is no such gate.

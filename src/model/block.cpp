@@ -61,18 +61,19 @@ int64_t Block::stored_width(const Ops& ops, const ModelConfig& c) {
 }
 
 Block::Acts Block::take_acts(Arena& arena, const Ops& ops, const ModelConfig& c, int64_t N,
-                             bool with_resid1) {
+                             bool with_resid1, bool again) {
   const int64_t D = c.hidden_size, F = stored_width(ops, c);
   const DType act = ops.act_dtype(), stat = ops.stat_dtype();
   Acts a;
+  a.again = again;
   if (with_resid1) a.resid1 = arena.take("residual stream", {N, D}, act);
-  a.norm1 = arena.take("normed inputs", {N, D}, act);
+  if (!again) a.norm1 = arena.take("normed inputs", {N, D}, act);
   a.stats1 = arena.take("norm statistics", {N, 2}, stat);
   a.resid2 = arena.take("residual stream", {N, D}, act);
-  a.norm2 = arena.take("normed inputs", {N, D}, act);
+  if (!again) a.norm2 = arena.take("normed inputs", {N, D}, act);
   a.stats2 = arena.take("norm statistics", {N, 2}, stat);
   a.gate_up = arena.take("GLU gate,up", {N, 2 * F}, act);
-  a.hidden = arena.take("GLU hidden", {N, F}, act);
+  if (!again) a.hidden = arena.take("GLU hidden", {N, F}, act);
   return a;
 }
 
@@ -154,21 +155,30 @@ void Block::backward(const Acts& a, const Scratch& s, const Weights& w, const Mi
                      const Dropout& drop) {
   const Tensor dropped = drop.p > 0 ? s.dbranch : Tensor();  // absent: equals dresid
 
-  ops_.glu_linear_backward(s.dgate_up, s.dhidden, w.dw(down_), w.dw(down_bias_), s.dbranch,
-                           a.hidden, a.gate_up, w.w(down_), config_.hidden_act);
-  ops_.linear_backward(s.dnorm, w.dw(gate_up_), w.dw(gate_up_bias_), s.dgate_up, a.norm2,
-                       w.w(gate_up_));
-  ops_.residual_norm_backward(s.dresid, dropped, w.dw(norm2_), w.dw(norm2_bias_), s.dnorm, a.resid2,
-                              w.w(norm2_), a.stats2, config_.norm, at_site(drop, mixer_site()));
+  const auto made_again = [&](Tensor normed, ParamId bias) {
+    return a.again ? NormAgain{normed, w.w(bias)} : NormAgain{};
+  };
 
-  mixer_.backward(s.dnorm, s.dbranch, a.norm1, w, call);
+  ops_.glu_linear_backward(s.dgate_up, s.dhidden, w.dw(down_), w.dw(down_bias_), s.dbranch,
+                           a.hidden, a.gate_up, w.w(down_), config_.hidden_act, a.again);
+  // The gradients of a norm's input come before those of the weights that it feeds, which want its
+  // output: here and in the mixer.
+  ops_.linear_backward(s.dnorm, {}, {}, s.dgate_up, {}, w.w(gate_up_));
+  ops_.residual_norm_backward(s.dresid, dropped, w.dw(norm2_), w.dw(norm2_bias_), s.dnorm, a.resid2,
+                              w.w(norm2_), a.stats2, config_.norm, at_site(drop, mixer_site()),
+                              made_again(a.norm2, norm2_bias_));
+  ops_.linear_backward({}, w.dw(gate_up_), w.dw(gate_up_bias_), s.dgate_up, a.norm2, w.w(gate_up_));
+
+  mixer_.backward(s.dnorm, s.dbranch, w, call);
   // What was added to form resid1: the GLU branch of the block before, or for the first block the
   // embedding, whose own dropout embedding_backward applies to dresid.
   const Tensor dprevious = layer_ > 0 ? dropped : Tensor();
   Dropout before = at_site(drop, 2 * layer_);
   if (layer_ == 0) before.p = 0;
   ops_.residual_norm_backward(s.dresid, dprevious, w.dw(norm1_), w.dw(norm1_bias_), s.dnorm,
-                              a.resid1, w.w(norm1_), a.stats1, config_.norm, before);
+                              a.resid1, w.w(norm1_), a.stats1, config_.norm, before,
+                              made_again(a.norm1, norm1_bias_));
+  mixer_.input_weights_backward(a.norm1, w, call);
 }
 
 }  // namespace hgrn

@@ -27,6 +27,9 @@ class Block {
     Tensor resid1 /*(N,D)*/, norm1 /*(N,D)*/, stats1 /*(N,2)*/;  // before the mixer
     Tensor resid2 /*(N,D)*/, norm2 /*(N,D)*/, stats2 /*(N,2)*/;  // before the GLU
     Tensor gate_up /*(N,2F)*/, hidden /*(N,F)*/;
+    // norm1, norm2 and hidden lie in scratch, where they hold gradients later: backward makes them
+    // again, each in place of a gradient that has just been used up.
+    bool again = false;
   };
   struct Scratch {
     Tensor dresid /*(N,D)*/;   // gradient of the residual stream, carried from block to block
@@ -35,7 +38,12 @@ class Block {
     Tensor dhidden /*(N,F)*/, dgate_up /*(N,2F)*/;
   };
   static Acts take_acts(Arena& arena, const Ops& ops, const ModelConfig& c, int64_t N,
-                        bool with_resid1);
+                        bool with_resid1, bool again);
+  // What acts of take_acts(again) lack.
+  static void use_scratch(Acts& acts, const Scratch& s) {
+    acts.norm1 = acts.norm2 = s.dnorm;
+    acts.hidden = s.dhidden;
+  }
   static Scratch take_scratch(Arena& arena, const Ops& ops, const ModelConfig& c, int64_t N);
   // dhidden and dgate_up, which live only within the GLU's backward: other scratch may share them.
   static void take_glu_scratch(Arena& arena, Scratch& s, const Ops& ops, const ModelConfig& c,

@@ -121,8 +121,13 @@ void fields(Fields& f, TrainConfig& c) {
       .doc("sequences a forward pass of one rank; the rest is accumulated");
   f.choice("precision", c.precision, {{"bf16", Precision::bf16}, {"fp32", Precision::fp32}})
       .doc("bf16: fp32 master weights, moments and gradients. The CPU computes both in fp32");
-  f.choice("recompute", c.recompute, {{"none", Recompute::none}, {"block", Recompute::block}})
-      .doc("`block`: activations of a block are computed again in backward");
+  f.choice("recompute", c.recompute,
+           {{"none", Recompute::none},
+            {"elementwise", Recompute::elementwise},
+            {"block", Recompute::block}})
+      .doc(
+          "`elementwise`: what norms and the GLU hand to products is not kept but made again in "
+          "backward; `block`: all activations of a block are");
   f("seed", c.seed).doc("of initial weights and dropout");
   f("log_every", c.log_every, at_least(0))
       .doc("steps; 0: off. With it on, the last step is logged too");

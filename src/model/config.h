@@ -71,7 +71,7 @@ struct OptimConfig {
 };
 
 enum class Precision { bf16, fp32 };
-enum class Recompute { none, block };
+enum class Recompute { none, elementwise, block };  // in the order of what they save
 enum class OnNonfinite { skip, abort, rollback };
 enum class OnSpike { warn, skip };
 enum class ReduceDType { fp32, bf16 };

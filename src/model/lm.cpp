@@ -112,6 +112,7 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   const int64_t N = shape.B * shape.T, D = config_.hidden_size, L = config_.num_hidden_layers;
   const DType act = ops_.act_dtype(), stat = ops_.stat_dtype();
   const bool recompute = shape.recompute == Recompute::block;
+  const bool again = shape.train && shape.recompute == Recompute::elementwise;
   per_layer_ = shape.train && !recompute;
   const int sets = per_layer_ ? int(L) : 1;
 
@@ -124,8 +125,8 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   resid1_.clear();
   state_ = {};
   for (int s = 0; s < sets; ++s) {
-    acts_.push_back(Block::take_acts(arena, ops_, config_, N, /*with_resid1=*/false));
-    mixer_->take_acts(arena, s, shape.B, shape.T, shape.train);
+    acts_.push_back(Block::take_acts(arena, ops_, config_, N, /*with_resid1=*/false, again));
+    mixer_->take_acts(arena, s, shape.B, shape.T, shape.train, again);
   }
   for (int64_t l = 0; l < (shape.train ? L : 1); ++l)
     resid1_.push_back(arena.take("residual stream", {N, D}, act));
@@ -159,6 +160,8 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
     arena.release(mark);
     Block::take_glu_scratch(arena, scratch_, ops_, config_, N);
     arena.release(mark);
+    if (again)
+      for (Block::Acts& a : acts_) Block::use_scratch(a, scratch_);
     mixer_->take_scratch(arena, shape.B, shape.T, /*backward=*/true);
   } else {
     mixer_->take_scratch(arena, shape.B, shape.T, /*backward=*/false);

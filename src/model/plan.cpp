@@ -133,7 +133,7 @@ std::vector<Roofline> rooflines(const Plan& p, const ModelSize& size) {
 
 std::vector<Saving> savings(const Plan& p, const ModelSize& size, double room) {
   std::vector<Saving> rows;
-  for (const Recompute recompute : {Recompute::none, Recompute::block})
+  for (const Recompute recompute : {Recompute::none, Recompute::elementwise, Recompute::block})
     for (const int64_t zero : {0, 1}) {
       if (p.options.gpus == 1 && zero == 1) continue;  // nothing to divide by
       Config c = p.config;

@@ -28,7 +28,12 @@ std::string duration(double hours) {
 }
 
 const char* name_of(Recompute r) {
-  return r == Recompute::block ? "block" : "none";
+  switch (r) {
+    case Recompute::none: return "none";
+    case Recompute::elementwise: return "elementwise";
+    case Recompute::block: return "block";
+  }
+  fail(Exit::failed, "plan: unknown recomputation {}", int(r));
 }
 
 class Text {
@@ -80,10 +85,10 @@ void budget(Text& t, const Plan& p) {
 void saved(Text& t, const Plan& p) {
   if (p.savings.empty()) return;
   t.head("what recomputation{} saves", p.options.gpus > 1 ? " and ZeRO" : "");
-  t.head("  {:<10} {:>5} {:>14} {:>20} {:>18}", "recompute", "zero", "memory",
+  t.head("  {:<11} {:>5} {:>14} {:>20} {:>18}", "recompute", "zero", "memory",
          "largest micro-batch", p.card.gemm_flops > 0 ? "tok/s expected" : "");
   for (const Saving& s : p.savings)
-    t.head("{} {:<10} {:>5} {:>14} {:>20} {:>18}", s.configured ? '*' : ' ', name_of(s.recompute),
+    t.head("{} {:<11} {:>5} {:>14} {:>20} {:>18}", s.configured ? '*' : ' ', name_of(s.recompute),
            s.zero, gib(s.peak), s.largest > 0 ? grouped(double(s.largest)) : "none fits",
            p.card.gemm_flops > 0 ? grouped(s.tokens_per_s) : "");
   t.head("  (* as configured)");

@@ -33,12 +33,14 @@ std::vector<StepPart> step_parts(const Config& c, int64_t act_bytes) {
   const double n = double(c.model.expand_ratio);
   const double e = double(act_bytes);
   const double again = c.train.recompute == Recompute::block ? 1 : 0;
+  // What backward kernels write beside the gradients.
+  const double elementwise = c.train.recompute == Recompute::elementwise ? 1 : 0;
   const auto product = [](const char* name, double forward, double recomputed) {
     return StepPart{name, true, forward, 2 * forward, recomputed};
   };
   // Bytes are those of the elements that a fused kernel must read and write.
-  const auto moved = [&](const char* name, double forward, double backward, bool block) {
-    return StepPart{name, false, e * forward, e * backward, block ? again * e * forward : 0};
+  const auto moved = [&](const char* name, double forward, double backward, double recomputed) {
+    return StepPart{name, false, e * forward, e * backward, e * recomputed};
   };
   const double state = L * D * n / kChunk;  // elements a token of the saved states, all heads
   return {
@@ -46,11 +48,12 @@ std::vector<StepPart> step_parts(const Config& c, int64_t act_bytes) {
       // Recomputation stops before the down projection, whose output backward does not need.
       product("GLU products", 2 * L * 3 * D * F, again * 2 * L * 2 * D * F),
       product("logits", 2 * V * D, 0),
-      moved("recurrence", L * 4 * D + state, L * 7 * D + state, true),
-      moved("norms", L * (4 + 2) * D, L * (8 + 3) * D, true),
-      moved("GLU", L * 3 * F, L * 5 * F, true),
-      moved("embedding and final norm", 4 * D, 8 * D, false),
-      moved("cross-entropy", 2 * V, 0, false),
+      moved("recurrence", L * 4 * D + state, L * 7 * D + state, again * (L * 4 * D + state)),
+      moved("norms", L * (4 + 2) * D, L * (8 + 3) * D,
+            again * L * (4 + 2) * D + elementwise * L * (2 + 1) * D),
+      moved("GLU", L * 3 * F, L * 5 * F, again * L * 3 * F + elementwise * L * F),
+      moved("embedding and final norm", 4 * D, 8 * D, 0),
+      moved("cross-entropy", 2 * V, 0, 0),
   };
 }
 

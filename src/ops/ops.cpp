@@ -25,9 +25,10 @@ void Ops::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, 
 }
 
 void Ops::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                              Tensor gu, Tensor w, Act act) {
-  linear_backward(dh, dw, db, dy, h, w);
-  glu_backward(dgu, dh, gu, act);
+                              Tensor gu, Tensor w, Act act, bool again) {
+  linear_backward(dh, {}, {}, dy, {}, w);
+  glu_backward(dgu, dh, gu, act, again ? h : Tensor());
+  linear_backward({}, dw, db, dy, h, w);
 }
 
 int64_t Ops::download_later(Tensor src) {

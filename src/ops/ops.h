@@ -45,6 +45,12 @@ struct NormInput {
   float eps = 0;
 };
 
+// A norm's backward may make forward's output again, for those that did not keep it: y (N,D) = what
+// forward wrote, bit for bit. y may be dy itself.
+struct NormAgain {
+  Tensor y{}, b{};  // b as in forward; y absent: not wanted
+};
+
 // A matrix product of linear_forward or linear_backward.
 struct Product {
   enum class Kind { forward, input_gradient, weight_gradient } kind = Kind::forward;
@@ -126,27 +132,31 @@ class Ops {
   // w (D), b (D) or absent, both master_dtype()
   virtual void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                             float eps) = 0;
-  // dx =, dw +=, db +=
+  // dx =, dw +=, db +=, again.y =
   virtual void norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
-                             Tensor stats, Norm kind) = 0;
+                             Tensor stats, Norm kind, NormAgain again = {}) = 0;
   // The residual stream: sum = x + dropout(branch), y = norm(sum). sum may be x.
   virtual void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
                                      Tensor w, Tensor b, Norm kind, float eps, Dropout drop) = 0;
   // dsum += norm'(dy) (dsum arrives with the gradient of the residual stream), dw +=, db +=,
-  // dbranch = dropout'(dsum); dbranch may be absent when drop.p == 0, where it would equal dsum.
+  // dbranch = dropout'(dsum), again.y =; dbranch may be absent when drop.p == 0, where it would
+  // equal dsum.
   virtual void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
-                                      Tensor sum, Tensor w, Tensor stats, Norm kind,
-                                      Dropout drop) = 0;
+                                      Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop,
+                                      NormAgain again = {}) = 0;
 
   // ---- GLU: h (N,F) = act(g) * u with gu (N,2F) = [g|u]
   virtual void glu_forward(Tensor h, Tensor gu, Act act) = 0;
-  virtual void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) = 0;  // dgu =
+  // dgu =; h (N,F), or absent: forward's output again, bit for bit. h may be dh itself.
+  virtual void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h = {}) = 0;
   // gu (N,2F) = linear(x (N,D)) with w (2F,D), b (2F) or absent; h (N,F) = act(g) * u
   virtual void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act);
   // The gradient of y = linear(h) with w (D,F), h = act(g) * u, back to dgu (N,2F) =; dw +=, db +=
-  // (or absent). dh (N,F) is for what lies between and may be left unwritten.
+  // (or absent). dh (N,F) is for what lies between and may be left unwritten. again: h was not
+  // kept, it is written before it is read, with the bits of linear_glu_forward; it may then be dh
+  // itself.
   virtual void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                                   Tensor gu, Tensor w, Act act);
+                                   Tensor gu, Tensor w, Act act, bool again = false);
 
   // ---- cross-entropy with its gradient, in place
   // nll (N) stat_dtype() = -log softmax(logits[:, :V])[target], 0 where target < 0.

@@ -68,7 +68,7 @@ class PlanOps final : public Ops {
   void linear_forward(Tensor, Tensor, Tensor, Tensor, Tensor) override { not_run(); }
   void linear_backward(Tensor, Grad, Grad, Tensor, Tensor, Tensor) override { not_run(); }
   void norm_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Norm, float) override { not_run(); }
-  void norm_backward(Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Norm) override {
+  void norm_backward(Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Norm, NormAgain) override {
     not_run();
   }
   void residual_norm_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Norm, float,
@@ -76,14 +76,14 @@ class PlanOps final : public Ops {
     not_run();
   }
   void residual_norm_backward(Tensor, Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Norm,
-                              Dropout) override {
+                              Dropout, NormAgain) override {
     not_run();
   }
   void glu_forward(Tensor, Tensor, Act) override { not_run(); }
-  void glu_backward(Tensor, Tensor, Tensor, Act) override { not_run(); }
+  void glu_backward(Tensor, Tensor, Tensor, Act, Tensor) override { not_run(); }
   void linear_glu_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Act) override { not_run(); }
-  void glu_linear_backward(Tensor, Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor,
-                           Act) override {
+  void glu_linear_backward(Tensor, Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Act,
+                           bool) override {
     not_run();
   }
   void cross_entropy(Tensor, Tensor, Tensor, int64_t, bool, double) override { not_run(); }

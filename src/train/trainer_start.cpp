@@ -187,11 +187,14 @@ LmShape Trainer::shape(int64_t micro_batch) const {
 // Before anything large is allocated, so that the error can say what would fit.
 void Trainer::check_memory(size_t state_bytes) {
   const double free = double(ops_->memory().free);
-  const auto bytes = [&](int64_t B) {
+  const auto bytes_with = [&](int64_t B, Recompute recompute) {
     Arena arena("activations");
-    model_->layout(arena, shape(B));
+    LmShape s = shape(B);
+    s.recompute = recompute;
+    model_->layout(arena, s);
     return state_bytes + arena.peak();
   };
+  const auto bytes = [&](int64_t B) { return bytes_with(B, config_.train.recompute); };
   const int64_t B = config_.train.micro_batch;
   if (free == 0 || double(bytes(B)) <= free) return;
   int64_t fits = std::min(B, largest_micro_batch(bytes, free));
@@ -200,12 +203,20 @@ void Trainer::check_memory(size_t state_bytes) {
   const std::string mend =
       fits > 0 ? fmt::format("the largest that fits and divides train.global_batch is {}", fits)
                : std::string("not one sequence fits");
+  // Of what saves more memory than the configured, the cheapest that would do; else the most there
+  // is.
+  std::string recompute;
+  for (const auto& [value, name] :
+       {std::pair{Recompute::elementwise, "elementwise"}, std::pair{Recompute::block, "block"}}) {
+    if (value <= config_.train.recompute) continue;
+    recompute = fmt::format("; or set train.recompute to \"{}\"", name);
+    if (double(bytes_with(B, value)) <= free) break;
+  }
   fail(Exit::failed,
        "{}:train.micro_batch: {} sequences of {} tokens need {:.2f} GiB, of which {:.2f} for "
        "weights and optimizer; {:.2f} GiB are free: {}{}",
        args_.config, B, config_.data.seq_len, double(bytes(B)) / kGiB, double(state_bytes) / kGiB,
-       free / kGiB, mend,
-       config_.train.recompute == Recompute::block ? "" : "; or set train.recompute to \"block\"");
+       free / kGiB, mend, recompute);
 }
 
 std::string Trainer::newest_checkpoint() {

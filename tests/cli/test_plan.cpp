@@ -22,14 +22,18 @@ TEST_CASE("cli: the planned memory of a CPU run is what it takes", "[cli]") {
   std::vector<int32_t> tokens(20000);
   for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = int32_t(i * i % 251);
   write_shard(tmp / "t.bin", tokens);
-  for (const char* extra : {R"("vocab_size": 257, "hidden_size": 256, "num_hidden_layers": 8)",
-                            R"("vocab_size": 30000, "hidden_size": 128, "num_hidden_layers": 2)"}) {
+  using Case = std::pair<const char*, const char*>;
+  for (const auto& [extra, recompute] :
+       {Case{R"("vocab_size": 257, "hidden_size": 256, "num_hidden_layers": 8)", "none"},
+        Case{R"("vocab_size": 257, "hidden_size": 256, "num_hidden_layers": 8)", "elementwise"},
+        Case{R"("vocab_size": 30000, "hidden_size": 128, "num_hidden_layers": 2)", "none"}}) {
     spill(tmp / "c.json", std::string(R"({"model": {)") + extra +
                               R"(, "expand_ratio": 32, "intermediate_size": 704},
       "data": {"train": ")" + (tmp / "t.bin") +
                               R"(", "seq_len": 256},
       "train": {"steps": 4, "global_batch": 4, "micro_batch": 4, "precision": "fp32",
-                "eval_every": 0, "checkpoint_every": 2}})");
+                "recompute": ")" +
+                              recompute + R"(", "eval_every": 0, "checkpoint_every": 2}})");
     const Env two = {{"OMP_NUM_THREADS", "2"}};
     std::filesystem::remove(tmp / "plan");
     Process plan(HGRN_BINARY, {"plan", "--config", tmp / "c.json", "--cpu", "--json"}, two,

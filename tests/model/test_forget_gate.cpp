@@ -11,12 +11,9 @@ using namespace hgrn::test;
 // different ones, so that only the gate's can give the answer.
 TEST_CASE("forget gate: the mean is that of beta + (1 - beta) sigmoid(f)", "[model]") {
   ModelConfig c = small_config(/*wikitext=*/true);
-  for (const bool recompute : {false, true})
+  for (const Recompute recompute : {Recompute::none, Recompute::elementwise, Recompute::block})
     for (const DType dtype : {DType::f32, DType::f64}) {
-      const LmShape shape{.B = 3,
-                          .T = 50,
-                          .train = true,
-                          .recompute = recompute ? Recompute::block : Recompute::none};
+      const LmShape shape{.B = 3, .T = 50, .train = true, .recompute = recompute};
       TinyModel m(make_cpu_ops(dtype), c, shape);
       const ParamTable& table = m.model->params();
       std::vector<float> master(size_t(table.total()), 0.0f);

@@ -154,8 +154,10 @@ TEST_CASE("golden: loss, logits and gradients of both parameterisations", "[mode
 }
 
 TEST_CASE("golden: recomputation gives the same gradients", "[model][golden]") {
-  check_golden(kOwn + "llm", cpu(DType::f64), 1e-7, 3e-7, Recompute::block);
-  check_golden(kOwn + "wikitext", cpu(DType::f32), 1e-5, 1e-4, Recompute::block);
+  for (const Recompute recompute : {Recompute::elementwise, Recompute::block}) {
+    check_golden(kOwn + "llm", cpu(DType::f64), 1e-7, 3e-7, recompute);
+    check_golden(kOwn + "wikitext", cpu(DType::f32), 1e-5, 1e-4, recompute);
+  }
 }
 
 TEST_CASE("golden: ten AdamW steps", "[model][golden]") {
@@ -211,7 +213,8 @@ TEST_CASE("golden: the same on a GPU", "[model][golden][gpu]") {
   for (const std::string& dir : dirs) {
     INFO(dir);
     check_golden(dir, cuda(DType::f32), 1e-4, 1e-4);
-    check_golden(dir, cuda(DType::f32), 1e-4, 1e-4, Recompute::block);
+    for (const Recompute recompute : {Recompute::elementwise, Recompute::block})
+      check_golden(dir, cuda(DType::f32), 1e-4, 1e-4, recompute);
     check_adamw(dir, cuda(DType::f32), 1e-4);
     // bf16 weights and activations: 2^-9 a rounding, through the depth of the model. `llm` is too
     // ill-conditioned for gradients in bf16: rounding its weights alone, all else in double, moves

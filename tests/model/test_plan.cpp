@@ -47,13 +47,16 @@ TEST_CASE("plan: time falls with better cards and grows with recomputation", "[m
   }
   CHECK(p.hours * 3600 * p.rooflines[0].expected == Approx(100e9).epsilon(1e-9));
 
-  REQUIRE(p.savings.size() == 4);  // none and block, each with ZeRO 0 and 1
+  REQUIRE(p.savings.size() == 6);  // none, elementwise and block, each with ZeRO 0 and 1
   CHECK(p.savings[1].configured);
-  CHECK(p.savings[1].peak < p.savings[0].peak);
-  CHECK(p.savings[2].peak < p.savings[0].peak);
-  CHECK(p.savings[3].peak < p.savings[2].peak);
-  CHECK(p.savings[2].tokens_per_s < p.savings[0].tokens_per_s);
-  CHECK(p.savings[3].largest > p.savings[0].largest);
+  for (size_t i : {1, 3, 5}) CHECK(p.savings[i].peak < p.savings[i - 1].peak);
+  for (size_t i : {2, 3, 4, 5}) {
+    CHECK(p.savings[i].peak < p.savings[i - 2].peak);
+    CHECK(p.savings[i].tokens_per_s < p.savings[i - 2].tokens_per_s);
+    CHECK(p.savings[i].largest > p.savings[i - 2].largest);
+  }
+  CHECK(p.savings[2].tokens_per_s > 0.98 * p.savings[0].tokens_per_s);
+  CHECK(p.savings[4].tokens_per_s < 0.85 * p.savings[0].tokens_per_s);
   CHECK(p.savings[1].peak == p.memory.peak);
   CHECK(p.largest_micro_batch == p.savings[1].largest);
 
@@ -68,6 +71,33 @@ TEST_CASE("plan: time falls with better cards and grows with recomputation", "[m
   const Plan given = make_plan(c, {.tflops = 798, .bandwidth_gbs = 3000});
   REQUIRE(given.rooflines.size() == 1);
   CHECK(given.rooflines[0].tokens_per_s * 8 == Approx(p.rooflines[0].tokens_per_s).epsilon(0.02));
+}
+
+TEST_CASE("plan: the activations are those that a model lays out", "[model]") {
+  for (const char* recompute : {"none", "elementwise", "block"})
+    for (const char* dropout : {"0", "0.1"}) {
+      INFO(recompute << ", dropout " << dropout);
+      const Config c =
+          config_of("wikitext103_44m.json", {std::string("train.recompute=") + recompute,
+                                             std::string("model.dropout=") + dropout,
+                                             "train.micro_batch=2", "model.num_hidden_layers=4"});
+      const LmShape shape = {
+          .B = 2, .T = c.data.seq_len, .train = true, .recompute = c.train.recompute};
+      const auto cpu = make_cpu_ops(DType::f32), plan = make_plan_ops(DType::f32, /*cpu=*/true);
+      Arena taken("taken"), planned("planned");
+      LanguageModel(*cpu, c.model).layout(taken, shape);
+      LanguageModel(*plan, c.model).layout(planned, shape);
+      CHECK(taken.peak() == planned.peak());
+      const double N = double(shape.B * shape.T), D = double(c.model.hidden_size);
+      double kept = 0;  // of what `elementwise` does not keep: the final norm's output remains
+      for (const Arena::Row& row : planned.rows())
+        if (row.name == "normed inputs" || row.name == "mixer normed output" ||
+            row.name == "GLU hidden")
+          kept += double(row.bytes);
+      if (c.train.recompute == Recompute::elementwise) CHECK(kept == 4 * N * D);
+      if (c.train.recompute == Recompute::none)
+        CHECK(kept == 4 * N * (D + 4 * (3 * D + double(Block::stored_width(*cpu, c.model)))));
+    }
 }
 
 TEST_CASE("plan: communication of 1 to 512 GPUs", "[model]") {

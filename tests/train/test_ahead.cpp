@@ -55,6 +55,7 @@ const std::vector<Case>& cases() {
       {"one micro-batch", {"train.micro_batch=4"}},
       {"resets", {"data.reset_at_eos=true"}},
       {"recompute", {"train.recompute=block"}},
+      {"elementwise", {"train.recompute=elementwise"}},
       {"looked at", {"train.monitor_every=3", "train.eval_every=5", "train.checkpoint_every=4"}},
       {"spikes told", {"train.spike_zscore=0.5", "train.spike_window=8"}},
       {"spikes left out",

@@ -47,7 +47,7 @@ struct ByteRun : RunFolder {
 
 TEST_CASE("monitor: norms by layer add up to the norm, gates lie above their bounds", "[train]") {
   const RunFolder r;
-  for (const char* recompute : {"none", "block"}) {
+  for (const char* recompute : {"none", "elementwise", "block"}) {
     const std::string out = recompute;
     REQUIRE(train(r.args(out, {"train.monitor_every=3",
                                std::string("train.recompute=") + recompute})) == Exit::ok);
@@ -70,7 +70,9 @@ TEST_CASE("monitor: norms by layer add up to the norm, gates lie above their bou
     }
   }
   // Recomputed activations are the same activations.
-  CHECK(slurp(r.folder / "none/layers.jsonl") == slurp(r.folder / "block/layers.jsonl"));
+  for (const char* recompute : {"elementwise", "block"})
+    CHECK(slurp(r.folder / "none/layers.jsonl") ==
+          slurp(r.folder / (std::string(recompute) + "/layers.jsonl")));
 }
 
 TEST_CASE("monitor: a run is the same with and without it", "[train]") {

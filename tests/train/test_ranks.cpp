@@ -106,8 +106,12 @@ TEST_CASE("ranks: recomputation, stopping and rollback work over ranks", "[train
   NEEDS_GLOO();
   const RankRuns r;
   CHECK(r.launch(2, "plain", kTwelve).wait() == 0);
-  CHECK(r.launch(2, "block", with(kTwelve, "train.recompute=block")).wait() == 0);
-  check_close(r.losses("block"), r.losses("plain"), 1e-4);
+  for (const char* recompute : {"elementwise", "block"}) {
+    CHECK(
+        r.launch(2, recompute, with(kTwelve, std::string("train.recompute=") + recompute)).wait() ==
+        0);
+    check_close(r.losses(recompute), r.losses("plain"), 1e-4);
+  }
   std::vector<std::string> wild = {"optim.lr=1e30", "optim.warmup_steps=0", "optim.clip_norm=0",
                                    "train.steps=8", "train.micro_batch=1"};
   Process skip = r.launch(2, "skip", with(wild, "train.on_nonfinite=skip"));

@@ -61,6 +61,7 @@ TEST_CASE("trainer: a batch that does not fit the memory names one that does", "
   CHECK(e.code == Exit::failed);
   CHECK(e.has("train.micro_batch: " + huge + " sequences of 20 tokens need "));
   CHECK(e.has("the largest that fits and divides train.global_batch is "));
+  CHECK(e.has("; or set train.recompute to \"block\""));
 }
 
 TEST_CASE("trainer: the loss falls, the metrics say so", "[train]") {
@@ -91,14 +92,16 @@ TEST_CASE("trainer: micro-batches and recomputation change nothing but rounding"
   train(r.args("micro2"));
   train(r.args("micro1", {"train.micro_batch=1"}));
   train(r.args("micro4", {"train.micro_batch=4"}));
+  train(r.args("elementwise", {"train.recompute=elementwise"}));
   train(r.args("block", {"train.recompute=block"}));
   const std::vector<double> want = losses(r, "micro2");
   REQUIRE(want.size() == 12);
-  for (const char* run : {"micro1", "micro4", "block"}) {
+  for (const char* run : {"micro1", "micro4", "elementwise", "block"}) {
     const std::vector<double> got = losses(r, run);
     REQUIRE(got.size() == want.size());
     for (size_t i = 0; i < want.size(); ++i) CHECK(got[i] == Approx(want[i]).epsilon(1e-4));
   }
+  CHECK(r.file("elementwise", "00000012") == r.file("micro2", "00000012"));
 }
 
 TEST_CASE("trainer: a resumed run may change paths and counts, not the mathematics", "[train]") {

@@ -155,16 +155,25 @@ void time_rowwise(Ops& ops, const Timer& timer, const Config& c) {
         [&] { ops.norm_forward(y, stats, x, w, {}, kind, 1e-6f); });
   timer("norm backward", {N, D}, 0, 3 * row,
         [&] { ops.norm_backward(y, dw, {}, b, x, w, stats, kind); });
+  timer("norm backward + y", {N, D}, 0, 4 * row, [&] {
+    ops.norm_backward(y, dw, {}, b, x, w, stats, kind, {sum, {}});
+  });
   timer("residual_norm forward", {N, D}, 0, 4 * row,
         [&] { ops.residual_norm_forward(sum, y, stats, x, b, w, {}, kind, 1e-6f, {}); });
   timer("residual_norm backward", {N, D}, 0, 4 * row,
         [&] { ops.residual_norm_backward(y, {}, dw, {}, b, sum, w, stats, kind, {}); });
+  timer("residual_norm backward + y", {N, D}, 0, 5 * row, [&] {
+    ops.residual_norm_backward(y, {}, dw, {}, b, sum, w, stats, kind, {}, {x, {}});
+  });
   const Tensor gu = pool.make({N, 2 * F}, act), h = pool.make({N, F}, act);
   const Tensor dgu = pool.make({N, 2 * F}, act);
   const double glu = double(N * F) * double(size_of(act));
   timer("glu forward", {N, F}, 0, 3 * glu, [&] { ops.glu_forward(h, gu, c.model.hidden_act); });
   timer("glu backward", {N, F}, 0, 5 * glu,
         [&] { ops.glu_backward(dgu, h, gu, c.model.hidden_act); });
+  const Tensor again = pool.make({N, F}, act);
+  timer("glu backward + h", {N, F}, 0, 6 * glu,
+        [&] { ops.glu_backward(dgu, h, gu, c.model.hidden_act, again); });
 }
 
 void time_ends(Ops& ops, const Timer& timer, const Config& c) {

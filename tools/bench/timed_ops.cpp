@@ -90,8 +90,8 @@ void TimedOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b
   timed("norm forward", [&] { ops_.norm_forward(y, stats, x, w, b, kind, eps); });
 }
 void TimedOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
-                             Tensor stats, Norm kind) {
-  timed("norm backward", [&] { ops_.norm_backward(dx, dw, db, dy, x, w, stats, kind); });
+                             Tensor stats, Norm kind, NormAgain again) {
+  timed("norm backward", [&] { ops_.norm_backward(dx, dw, db, dy, x, w, stats, kind, again); });
 }
 void TimedOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
                                      Tensor w, Tensor b, Norm kind, float eps, Dropout drop) {
@@ -99,24 +99,26 @@ void TimedOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor 
         [&] { ops_.residual_norm_forward(sum, y, stats, x, branch, w, b, kind, eps, drop); });
 }
 void TimedOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
-                                      Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop) {
-  timed("residual_norm backward",
-        [&] { ops_.residual_norm_backward(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop); });
+                                      Tensor sum, Tensor w, Tensor stats, Norm kind, Dropout drop,
+                                      NormAgain again) {
+  timed("residual_norm backward", [&] {
+    ops_.residual_norm_backward(dsum, dbranch, dw, db, dy, sum, w, stats, kind, drop, again);
+  });
 }
 void TimedOps::glu_forward(Tensor h, Tensor gu, Act act) {
   timed("glu forward", [&] { ops_.glu_forward(h, gu, act); });
 }
-void TimedOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) {
-  timed("glu backward", [&] { ops_.glu_backward(dgu, dh, gu, act); });
+void TimedOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h) {
+  timed("glu backward", [&] { ops_.glu_backward(dgu, dh, gu, act, h); });
 }
 void TimedOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) {
   timed(linear_name("+ glu forward", gu, w, x),
         [&] { ops_.linear_glu_forward(h, gu, x, w, b, act); });
 }
 void TimedOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                                   Tensor gu, Tensor w, Act act) {
+                                   Tensor gu, Tensor w, Act act, bool again) {
   timed(linear_name("+ glu backward", dy, w, h),
-        [&] { ops_.glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act); });
+        [&] { ops_.glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act, again); });
 }
 void TimedOps::cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab,
                              bool backward, double grad_scale) {

@@ -57,16 +57,17 @@ class TimedOps final : public Ops {
   void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
                     float eps) override;
   void norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w, Tensor stats,
-                     Norm kind) override;
+                     Norm kind, NormAgain again) override;
   void residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
                              Tensor b, Norm kind, float eps, Dropout drop) override;
   void residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor sum,
-                              Tensor w, Tensor stats, Norm kind, Dropout drop) override;
+                              Tensor w, Tensor stats, Norm kind, Dropout drop,
+                              NormAgain again) override;
   void glu_forward(Tensor h, Tensor gu, Act act) override;
-  void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act) override;
+  void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h) override;
   void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
   void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h, Tensor gu,
-                           Tensor w, Act act) override;
+                           Tensor w, Act act, bool again) override;
   void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
                      double grad_scale) override;
   void lower_bound_forward(Tensor beta, Tensor gamma) override;
