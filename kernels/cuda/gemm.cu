@@ -109,7 +109,8 @@ constexpr Choice weight_gradient_choice(int64_t out, int64_t in, cublasLtMatmulT
                                         cublasLtClusterShape_t cluster) {
   return {9, in, out, 0, false, true, DType::f32, tile, cluster};
 }
-constexpr auto k128x128 = CUBLASLT_MATMUL_TILE_128x128, k128x160 = CUBLASLT_MATMUL_TILE_128x160,
+constexpr auto k144x128 = CUBLASLT_MATMUL_TILE_144x128, k256x96 = CUBLASLT_MATMUL_TILE_256x96,
+               k128x128 = CUBLASLT_MATMUL_TILE_128x128, k128x160 = CUBLASLT_MATMUL_TILE_128x160,
                k176x128 = CUBLASLT_MATMUL_TILE_176x128, k128x256 = CUBLASLT_MATMUL_TILE_128x256,
                k256x128 = CUBLASLT_MATMUL_TILE_256x128;
 constexpr auto k2x1 = CUBLASLT_CLUSTER_SHAPE_2x1x1, k1x2 = CUBLASLT_CLUSTER_SHAPE_1x2x1,
@@ -123,15 +124,27 @@ constexpr Choice kChoices[] = {
     forward_choice(50304, 512, k176x128, k1x2),
     input_gradient_choice(512, 512, k128x160, k2x1),
     // 150M: D = 768, F = 2048
+    forward_choice(2304, 768, k144x128, k1x2),
     forward_choice(2304, 768, k128x160, k1x2),
     forward_choice(768, 768, k128x160, k1x2),
     forward_choice(4096, 768, k128x160, k2x1),
     forward_choice(768, 2048, k128x128, k2x1),
     forward_choice(50304, 768, k176x128, k1x2),
-    input_gradient_choice(2304, 768, k128x128, k2x1),
-    input_gradient_choice(768, 768, k128x128, k2x1),
-    input_gradient_choice(4096, 768, k128x128, k2x1),
-    weight_gradient_choice(50304, 768, k128x128, k1x2),
+    input_gradient_choice(2304, 768, k128x160, k1x2),
+    input_gradient_choice(768, 768, k128x160, k1x2),
+    input_gradient_choice(4096, 768, k128x160, k1x2),
+    weight_gradient_choice(50304, 768, k128x256, k2x1),
+    // 385M: D = 1024, F = 2816
+    forward_choice(3072, 1024, k176x128, k1x2),
+    forward_choice(1024, 1024, k128x128, k2x1),
+    forward_choice(5632, 1024, k176x128, k1x2),
+    forward_choice(1024, 2816, k256x128, k2x4),
+    forward_choice(50304, 1024, k176x128, k1x2),
+    input_gradient_choice(3072, 1024, k256x128, k2x4),
+    input_gradient_choice(1024, 1024, k128x128, k2x1),
+    input_gradient_choice(5632, 1024, k128x160, k2x1),
+    weight_gradient_choice(3072, 1024, k256x96, k1x2),
+    weight_gradient_choice(5632, 1024, k128x128, k1x2),
     // 1B: D = 2048, F = 5632
     forward_choice(6144, 2048, k128x160, k2x1),
     forward_choice(2048, 2048, k128x160, k2x1),

@@ -578,8 +578,7 @@ Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int D
   g.shared = std::max(size_t(slot_bytes) * size_t(g.threads), merge);
   allow_shared(kernel, g.shared);
   int resident = 0;
-  CUDA_CHECK(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));
+  CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));
   const int64_t needed = (N + groups - 1) / groups;
   g.blocks = int(std::clamp<int64_t>(needed, 1, int64_t(device.multiProcessorCount) * resident));
   return g;

@@ -8,12 +8,14 @@
 namespace hgrn {
 namespace {
 
-// Logits exist in row slices of at most this size: (N,V) never exists whole. HGRN_LOGIT_MIB in the
+// Logits exist in row slices of at most this size: (N,V) never exists whole. Each slice adds to the
+// whole gradient of the table, which for few rows is most of its work: with 1.6 GB a slice of a
+// vocabulary of 50,000 has 16,384 rows. `spare`: memory is not short. HGRN_LOGIT_MIB in the
 // environment is another size, for measurements.
-int64_t logit_bytes(int64_t free) {
+int64_t logit_bytes(int64_t free, bool spare) {
   const char* const set = std::getenv("HGRN_LOGIT_MIB");
   if (set) return std::max<int64_t>(1, std::atoll(set)) << 20;
-  return std::max(free, int64_t(512) << 20);
+  return std::max(free, int64_t(spare ? 1600 : 512) << 20);
 }
 
 MixerConfig mixer_config(const ModelConfig& m, bool decay_all) {
@@ -95,13 +97,15 @@ void LanguageModel::release() {
   memory_ = nullptr;
 }
 
-int64_t LanguageModel::logit_rows(int64_t N, bool train) const {
+int64_t LanguageModel::logit_rows(int64_t N, bool train, Recompute recompute) const {
   const auto act = int64_t(size_of(ops_.act_dtype()));
   const int64_t row = padded(config_.vocab_size, ops_.vocab_multiple()) * act;
   // In training they lie where the GLU's gradients will, 3 (N,F); a little more may save a slice.
   constexpr int64_t kMore = int64_t(32) << 20;
   const int64_t free = train ? 3 * N * Block::stored_width(ops_, config_) * act + kMore : 0;
-  const int64_t most = std::max<int64_t>(128, logit_bytes(free) / row / 128 * 128);
+  // In bf16: only tensor cores are so fast that adding up shows.
+  const bool spare = train && recompute == Recompute::none && ops_.act_dtype() == DType::bf16;
+  const int64_t most = std::max<int64_t>(128, logit_bytes(free, spare) / row / 128 * 128);
   // Slices of one size: a short last one would make products of poor shape.
   const int64_t slices = (N + most - 1) / most;
   return std::min(N, padded((N + slices - 1) / slices, 128));
@@ -146,7 +150,8 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   }
 
   const int64_t Vp = padded(config_.vocab_size, ops_.vocab_multiple());
-  const int64_t slice = std::max(logit_rows(N, shape.train), shape.train ? int64_t(1) : shape.B);
+  const int64_t slice =
+      std::max(logit_rows(N, shape.train, shape.recompute), shape.train ? int64_t(1) : shape.B);
   auto take_logits = [&] { logits_ = arena.take("logits", {slice, Vp}, act); };
   op_scratch_ = {};
   if (shape.train) {

@@ -99,8 +99,8 @@ class LanguageModel {
   void lend_scratch() { ops_.use_scratch(op_scratch_); }
 
   double flops_per_token() const;  // forward + backward, recurrence included
-  int64_t logit_rows(int64_t N,
-                     bool train) const;  // of N rows, so many have their logits at a time
+  // Of N rows, so many have their logits at a time.
+  int64_t logit_rows(int64_t N, bool train, Recompute recompute) const;
 
  private:
   void release();

@@ -26,7 +26,7 @@ std::vector<ProductTime> time_products(Ops& ops, const Config& config, int candi
   const int64_t multiple = ops.vocab_multiple();
   const int64_t V = (m.vocab_size + multiple - 1) / multiple * multiple;
   const LanguageModel model(ops, m);
-  const int64_t rows = model.logit_rows(N, /*train=*/true);
+  const int64_t rows = model.logit_rows(N, /*train=*/true, config.train.recompute);
   struct Layer {
     const char* name;
     int64_t N, I, O, calls;
