@@ -124,6 +124,7 @@ class Bench:
 
     def speeds(self):
         for m in self.models:
+            alone = None
             for n in self.a.ranks:
                 batches = [n * m.micro_batch] if "weak" in self.a.parts else []
                 strong = max(self.a.ranks) * m.micro_batch
@@ -138,14 +139,18 @@ class Bench:
                     words += ["--global-batch", b]
                 if n == 1:
                     self.each_alone(m, words)
+                    alone = words
                 else:
                     self.together(m, n, words)
+            if alone and max(self.a.ranks) > 1 and not self.late(f"{m.name}, one rank again"):
+                self.each_alone(m, alone)
         for row in self.rows:
             row["efficiency"] = self.efficiency(row)
         self.result["speeds"] = self.rows
 
     def each_alone(self, m, words):
-        """One rank on every GPU, all at the same time, as they are when they train together: no two are equal."""
+        """One rank on every GPU, all at the same time, as they are when they train together: no two are equal.
+        Before and after the others, since a GPU is faster while it is cold; the row is the mean of both times."""
         tables = [self.out / f"{m.name}-alone-{i}.json" for i in range(max(self.a.ranks))]
         said = self.start([({"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": i}, [*words, "--json", t])
                            for i, t in enumerate(tables)])
@@ -153,10 +158,16 @@ class Bench:
             return
         self.result["device"] = said.splitlines()[0]
         for same in zip(*(json.loads(t.read_text()) for t in tables)):
-            speeds = [row["tokens_per_s"] for row in same]
-            step = statistics.mean(row["step_ms"] for row in same)
-            self.rows.append({"model": m.name, "micro_batch": m.micro_batch, **same[0], "step_ms": step,
-                              "tokens_per_s": statistics.mean(speeds), "each_tokens_per_s": speeds})
+            run = [row["tokens_per_s"] for row in same], statistics.mean(row["step_ms"] for row in same)
+            row = next((r for r in self.rows if r["ranks"] == 1 and r["model"] == m.name
+                        and r["global_batch"] == same[0]["global_batch"]), None)
+            if row is None:
+                row = {"model": m.name, "micro_batch": m.micro_batch, **same[0], "runs": []}
+                self.rows.append(row)
+            row["runs"].append(run)
+            row["each_tokens_per_s"] = [statistics.mean(each) for each in zip(*(r[0] for r in row["runs"]))]
+            row["tokens_per_s"] = statistics.mean(row["each_tokens_per_s"])
+            row["step_ms"] = statistics.mean(r[1] for r in row["runs"])
 
     def together(self, m, n, words):
         port, table = free_port(), self.out / f"{m.name}-{n}.json"
@@ -205,9 +216,9 @@ class Bench:
             print(f"| {' | '.join(map(str, cells))} |")
         for r in rows:
             if r["ranks"] == 1:
-                each = ", ".join(f"{t:.0f}" for t in r["each_tokens_per_s"])
-                print(f"\n{r['model']}, {r['global_batch']} sequences, one rank on each GPU at the same time: {each} tokens/s; "
-                      "the row is their mean.")
+                runs = "; ".join(", ".join(f"{t:.0f}" for t in each) for each, _ in r["runs"])
+                print(f"\n{r['model']}, {r['global_batch']} sequences, one rank on each GPU at the same time: {runs} "
+                      "tokens/s; the row is their mean.")
         sys.stdout.flush()
 
     # ---- runs

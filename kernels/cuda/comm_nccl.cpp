@@ -6,7 +6,7 @@
 // is registered as symmetric, NCCL 2.28 and newer has the copy engines do gathers and exchanges
 // (within a node's NVLink). A sum over the ranks is then an exchange of parts, after which each
 // rank adds up its own (sum_parts.cu), and where all want it, a gather: as many bytes on the wires
-// as in a ring. HGRN_NCCL_COPY_ENGINES=1 asks for it.
+// as in a ring. Between machines NCCL's own sums are better. HGRN_NCCL_COPY_ENGINES=0 does without.
 //
 // A collective whose peer is gone never ends, and with it the stream of CudaOps, on which the host
 // waits. So a thread looks several times a second: where the run is lost, NCCL met an error or
@@ -70,7 +70,7 @@ class NcclComm final : public Comm {
     check(text.size() == sizeof id.internal, "an NCCL id of {} bytes", text.size());
     std::memcpy(id.internal, text.data(), sizeof id.internal);
     CUDA_CHECK(cudaGetDevice(&device_));
-    connect(id);
+    connect(id, o.one_machine);
     int least = 0, greatest = 0;
     CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
     CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
@@ -168,7 +168,16 @@ class NcclComm final : public Comm {
       landing_ = shared_memory(reduced);
       landing_bytes_ = landing_ ? reduced : 0;
     }
+    for (Shared& s : shared_)
+      if (s.idle && s.bytes >= bytes) {
+        s.idle = false;
+        return s.memory;
+      }
     return shared_memory(bytes);
+  }
+  void free_shared(void* memory) override {
+    for (Shared& s : shared_)
+      if (s.memory == memory) s.idle = true;
   }
 #endif
 
@@ -207,12 +216,13 @@ class NcclComm final : public Comm {
   static constexpr auto kGrace = std::chrono::seconds(3);
   static constexpr size_t kFewBytes = size_t(1) << 20;  // sums of less go through NCCL's kernels
 
-  void connect(const ncclUniqueId& id) {
+  void connect(const ncclUniqueId& id, bool one_machine) {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
     int version = 0;  // of the library that is here, not of the header
     ncclGetVersion(&version);
     const char* const wanted = std::getenv("HGRN_NCCL_COPY_ENGINES");
-    copy_engines_ = version >= NCCL_VERSION(2, 28, 0) && wanted && *wanted == '1';
+    copy_engines_ =
+        version >= NCCL_VERSION(2, 28, 0) && one_machine && !(wanted && *wanted == '0');
     if (copy_engines_) {
       ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
       config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
@@ -221,6 +231,7 @@ class NcclComm final : public Comm {
       return;
     }
 #endif
+    (void)one_machine;
     nccl_check(ncclCommInitRank(&comm_, world(), id, rank()), "ncclCommInitRank");
   }
 
@@ -417,6 +428,7 @@ class NcclComm final : public Comm {
     char* memory = nullptr;
     size_t bytes = 0;
     ncclWindow_t window = nullptr;
+    bool idle = false;
   };
   std::vector<Shared> shared_;  // after an abort it stays until the process ends
   void* landing_ = nullptr;     // parts of the other ranks, until they are added up

@@ -47,6 +47,8 @@ class Comm {
     (void)bytes, (void)reduced;
     return nullptr;
   }
+  // It may be had again by the next alloc_shared().
+  virtual void free_shared(void* memory) { (void)memory; }
 
   virtual void wait(Ticket ticket) = 0;
   // After the host has waited for the device (Ops::download): throws where a collective was given
@@ -76,6 +78,7 @@ class KeyValueStore {
 struct CommOptions {
   int rank = 0, world = 1;
   KeyValueStore* store = nullptr;  // for more than one rank; used while connecting only
+  bool one_machine = false;        // all ranks are on this one
   std::string address;             // of this machine, as the other ranks reach it (Gloo)
   double timeout_s = 1800;         // of one collective, waiting for the slowest rank included
   // Asked several times a second by the engine's own thread: true once the run is lost. A

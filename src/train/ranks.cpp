@@ -18,6 +18,7 @@ Ranks::Ranks(Device device, Ops& ops, const Options& o)
   CommOptions comm;
   comm.rank = env_.rank;
   comm.world = env_.world;
+  comm.one_machine = env_.local_world == env_.world;
   if (!alone()) {
     RendezvousOptions r;
     r.env = env_;

@@ -33,6 +33,7 @@ class Switch final : public Comm {
   void* alloc_shared(size_t size, size_t reduced) override {
     return comm_.alloc_shared(size, reduced);
   }
+  void free_shared(void* memory) override { comm_.free_shared(memory); }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
   void barrier() override { comm_.barrier(); }
   void throw_if_failed() override { comm_.throw_if_failed(); }
@@ -69,9 +70,10 @@ class Steps {
       if (pass > 0) continue;
       arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
       if (shared.peak() == 0) continue;
-      void* memory = comm_.alloc_shared(shared.peak(), sync_.largest_sum_bytes());
-      if (!memory) memory = shared_memory_ = ops.alloc(shared.peak(), shared.name());
-      shared.bind(memory);
+      shared_memory_ = comm_.alloc_shared(shared.peak(), sync_.largest_sum_bytes());
+      own_ = !shared_memory_;
+      if (own_) shared_memory_ = ops.alloc(shared.peak(), shared.name());
+      shared.bind(shared_memory_);
     }
     state_bytes = arena.peak() + shared.peak();
     weights_.set(ops, initial_weights(model_.params(), config.train.seed));
@@ -90,7 +92,7 @@ class Steps {
   ~Steps() {  // after an error collectives may still write there, until the process ends
     if (!done_) return;
     ops_.free(memory_);
-    if (shared_memory_) ops_.free(shared_memory_);
+    if (shared_memory_) own_ ? ops_.free(shared_memory_) : comm_.free_shared(shared_memory_);
   }
 
   // Medians of `runs` steps of each kind, on the slowest rank.
@@ -226,7 +228,8 @@ class Steps {
   GradSync sync_;
   WeightStore weights_;
   Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
-  void *memory_ = nullptr, *shared_memory_ = nullptr;  // the second may be the Comm's own
+  void *memory_ = nullptr, *shared_memory_ = nullptr;
+  bool own_ = false;  // shared_memory_ is not the Comm's
   std::vector<int32_t> tokens_;
   int64_t count_ = 0;
   bool ahead_ = false, done_ = false;
