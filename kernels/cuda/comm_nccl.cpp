@@ -221,8 +221,7 @@ class NcclComm final : public Comm {
     int version = 0;  // of the library that is here, not of the header
     ncclGetVersion(&version);
     const char* const wanted = std::getenv("HGRN_NCCL_COPY_ENGINES");
-    copy_engines_ =
-        version >= NCCL_VERSION(2, 28, 0) && one_machine && !(wanted && *wanted == '0');
+    copy_engines_ = version >= NCCL_VERSION(2, 28, 0) && one_machine && !(wanted && *wanted == '0');
     if (copy_engines_) {
       ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
       config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
