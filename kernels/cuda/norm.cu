@@ -70,29 +70,35 @@ struct AgainArgs : BackwardArgs<T> {
 
 // The warps that share a row, and several rows a CTA. Sums alternate between two halves of
 // `shared`, so that one barrier a sum is enough: a half is written again only after the next sum's
-// barrier, which no warp passes before all have read it. The barrier is the row's own: the rows of
-// a CTA do not wait for each other.
+// barrier, which no warp passes before all have read it. The barrier is the row's own, so that the
+// rows of a CTA do not wait for each other; an mbarrier, since compute-sanitizer's racecheck loses
+// count of __syncthreads() where parts of a CTA use bar.sync.
 struct RowGroup {
+  struct Shared {
+    float2 sums[2 * kMaxWarps];
+    uint64_t barriers[kRowWarps / 2];  // of CTAs with more rows than one
+  };
   int index, warp, lane, warps;  // row in the CTA, warp in the row, warps a row
-  float2* shared;                // 2 * kMaxWarps
-  int half = 0;
+  float2* sums;
+  uint32_t barrier;
+  int sum_number = 0;
 
-  __device__ RowGroup(int group_warps, float2* s) : warps(group_warps), shared(s) {
+  // By all threads of the CTA.
+  __device__ RowGroup(int group_warps, Shared& s) : warps(group_warps), sums(s.sums) {
     const int w = threadIdx.x / 32;
     index = w / warps, warp = w % warps, lane = threadIdx.x % 32;
+    barrier = smem_address(s.barriers + index);
+    if (warps == 1) return;
+    if (warp == 0 && lane == 0)
+      asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(32 * warps) : "memory");
+    __syncthreads();
   }
   __device__ __forceinline__ float2 sum(float2 v) {
     v.x = warp_sum(v.x), v.y = warp_sum(v.y);
     if (warps == 1) return v;
-    float2* slots = shared + half * kMaxWarps + index * warps;
-    half ^= 1;
+    float2* slots = sums + (sum_number & 1) * kMaxWarps + index * warps;
     if (lane == 0) slots[warp] = v;
-    switch (index) {  // below kRowWarps / 2
-      case 0: sync<1>(); break;
-      case 1: sync<2>(); break;
-      case 2: sync<3>(); break;
-      default: sync<4>();
-    }
+    sync();
     float2 total = slots[0];
     for (int i = 1; i < warps; ++i) total.x += slots[i].x, total.y += slots[i].y;
     return total;
@@ -108,10 +114,26 @@ struct RowGroup {
   }
 
  private:
-  // Barriers are named by constants: racecheck does not follow one whose number is in a register.
-  template <int kId>
-  __device__ __forceinline__ void sync() const {
-    asm volatile("bar.sync %0, %1;" ::"n"(kId), "r"(32 * warps) : "memory");
+  __device__ __forceinline__ void sync() {
+    uint32_t done;
+    asm volatile(
+        "{\n"
+        ".reg .b64 state;\n"
+        "mbarrier.arrive.shared.b64 state, [%0];\n"
+        "}" ::"r"(barrier)
+        : "memory");
+    do {
+      asm volatile(
+          "{\n"
+          ".reg .pred p;\n"
+          "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, p;\n"
+          "}"
+          : "=r"(done)
+          : "r"(barrier), "r"(sum_number & 1)
+          : "memory");
+    } while (!done);
+    ++sum_number;
   }
 };
 
@@ -128,7 +150,7 @@ __global__ __launch_bounds__(
     256,
     forward_ctas<T>(kPacks, kRows, kResidual)) void norm_forward_kernel(const ForwardArgs<T> a) {
   const DropMask drop = a.drop.now();
-  __shared__ float2 shared[2 * kMaxWarps];
+  __shared__ RowGroup::Shared shared;
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
   const int64_t row0 = (int64_t(blockIdx.x) * groups + group.index) * kRows;
@@ -245,30 +267,16 @@ __device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kW
 // random numbers would cost the second one the registers for its rows.
 enum class Form { plain, residual, branch };
 
-// What a lane reads of a row in the backward pass. Where packs are few, the next row comes by way
-// of a slot in shared memory that the lane fills and reads itself: no barrier, and no registers for
-// a row on its way. Rows of more packs have enough loads in flight without (and were slower with).
+// What a lane reads of a row in the backward pass. The next row comes by way of a slot in shared
+// memory that the lane fills and reads itself: no barrier, and no registers for a row on its way.
 template <class T, int kPacks, bool kResidual>
 struct BackwardRow {
-  static constexpr bool kStaged = kPacks <= 2;
   static constexpr int kTensors = kResidual ? 3 : 2, kParts = sizeof(Pack<T, kWide>) / 16;
   static constexpr int kPackBytes = 16 * kTensors * kPacks * kParts;
-  static constexpr int kSlotBytes = kStaged ? kPackBytes + int(sizeof(float2)) : 0;  // a thread
+  static constexpr int kSlotBytes = kPackBytes + int(sizeof(float2));  // a thread
   Pack<T, kWide> x[kPacks], dy[kPacks], dsum[kResidual ? kPacks : 1];
   float2 stats;
 
-  __device__ __forceinline__ void load(const BackwardArgs<T>& a, int64_t row, int first,
-                                       int stride) {
-    stats = reinterpret_cast<const float2*>(a.stats)[row];
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int64_t col = first + k * stride, at = row * a.D + col;
-      if (col >= a.D) continue;
-      x[k].load(a.x + at);
-      dy[k].load(a.dy + at);
-      if constexpr (kResidual) dsum[k].load(a.dx + at);
-    }
-  }
   // Starts the copies of a row. A slot is [tensor][pack][16-byte part][thread], then the
   // statistics.
   __device__ __forceinline__ static void fetch(char* slot, const BackwardArgs<T>& a, int64_t row,
@@ -321,7 +329,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
     const std::conditional_t<kAgain, AgainArgs<T>, BackwardArgs<T>> a) {
   constexpr bool kResidual = kForm != Form::plain;
   const DropMask drop = a.drop.now();
-  __shared__ float2 shared[2 * kMaxWarps];
+  __shared__ RowGroup::Shared shared;
   extern __shared__ float4 row_shared[];  // the slot; then D floats a group of warps
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
@@ -329,7 +337,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
   const float inverse_D = 1.0f / float(a.D);
   const int64_t step = int64_t(gridDim.x) * groups;
 
-  constexpr bool kHoldW = kPacks <= 2 && kForm != Form::branch;  // where registers are left
+  constexpr bool kHoldW = kForm != Form::branch;  // where registers are left
   float held_w[kHoldW ? kPacks : 1][kWide];
   if constexpr (kHoldW) {
 #pragma unroll
@@ -337,9 +345,12 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
       if (first + k * stride < a.D) load<kWide>(held_w[k], a.w + first + k * stride);
   }
   const auto load_w = [&](float(&w)[kWide], int k) {
-    if constexpr (!kHoldW) return load<kWide>(w, a.w + first + k * stride);
+    if constexpr (kHoldW) {
 #pragma unroll
-    for (int i = 0; i < kWide; ++i) w[i] = held_w[kHoldW ? k : 0][i];
+      for (int i = 0; i < kWide; ++i) w[i] = held_w[k][i];
+    } else {
+      load<kWide>(w, a.w + first + k * stride);
+    }
   };
 
   float dw[kPacks][kWide] = {};
@@ -347,16 +358,12 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
   using Row = BackwardRow<T, kPacks, kResidual>;
   char* const slot = reinterpret_cast<char*>(row_shared);
   int64_t row = int64_t(blockIdx.x) * groups + group.index;
-  if constexpr (Row::kStaged) Row::fetch(slot, a, row, first, stride);
+  Row::fetch(slot, a, row, first, stride);
 #pragma unroll 1
   for (; row < a.N; row += step) {
     Row now;
-    if constexpr (Row::kStaged) {
-      now.take(slot);
-      Row::fetch(slot, a, row + step, first, stride);
-    } else {
-      now.load(a, row, first, stride);
-    }
+    now.take(slot);
+    Row::fetch(slot, a, row + step, first, stride);
     const float2 stats = now.stats;
     float2 dots = {0, 0};  // sums of w dy h and of w dy
 #pragma unroll
@@ -664,10 +671,10 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
       add_partial_rows(dw, a.partial_dw, grid.blocks, D);
       if (db) add_partial_rows(db, a.partial_db, grid.blocks, D);
     };
+    // Two packs: with more a lane has too few rows on their way (measured: 9 % slower at D = 1024).
     // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one,
-    // LayerNorm twice the sums, dropout its random numbers. The fewer warps a row has, the fewer
-    // wait for each other.
-    constexpr int kMostPacks = std::is_same_v<T, float> ? 2 : 4, kHalf = kMostPacks / 2;
+    // LayerNorm twice the sums, dropout its random numbers.
+    constexpr int kMostPacks = 2, kHalf = std::is_same_v<T, float> ? 1 : 2;
     const int max_packs = layer || dbranch ? kHalf : kMostPacks;
     const bool wide = wide_rows(D, kMaxWarps * 32 * kWide * kHalf,
                                 {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats, a.y, a.b});

@@ -64,9 +64,10 @@ struct CommTime {
   int64_t tokens = 0;  // of one step, over all ranks
   double tokens_per_s = 0;
   double whole_ms = 0, silent_ms = 0, alone_ms = 0;  // comm.cpp; the last two for several ranks
-  int64_t calls = 0, bytes = 0;                      // of the collectives of one step
-  double state_gib = 0;                              // weights, gradients, moments of one rank
-  double memory_gib = 0;                             // in use on its GPU, of all processes
+  double agreement_ms = 0;  // of a silent step: the device waits for the other ranks, mean of all
+  int64_t calls = 0, bytes = 0;  // of the collectives of one step
+  double state_gib = 0;          // weights, gradients, moments of one rank
+  double memory_gib = 0;         // in use on its GPU, of all processes
 };
 // Steps of a config on random tokens over the ranks of this run, with and without communication.
 CommTime time_comm(Ranks& ranks, Ops& ops, const Config& config, int runs);

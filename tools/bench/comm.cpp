@@ -99,11 +99,14 @@ class Steps {
   void time(int runs, CommTime& t) {
     std::vector<double> whole, silent, alone;
     const int half = (runs + 1) / 2;
+    std::vector<double> waiting;
     series(true, 3, whole, [this] { step(); });
     whole.clear();
     for (int turn = 0; turn < 2; ++turn) {
       series(true, half, whole, [this] { step(); });
-      if (!ranks_.alone()) series(false, half, silent, [this] { step(); });
+      if (!ranks_.alone())
+        series(
+            false, half, silent, [this] { step(); }, &waiting);
     }
     t.whole_ms = slowest(whole);
     done_ = ranks_.alone();
@@ -112,6 +115,7 @@ class Steps {
     series(true, runs, alone, [this] { collectives(); });
     series(false, runs, casts, [this] { collectives(); });
     t.silent_ms = slowest(silent);
+    t.agreement_ms = mean_of_ranks(waiting);
     t.alone_ms = slowest(alone) - slowest(casts);
     comm_.calls = comm_.bytes = 0;
     comm_.on = true;
@@ -131,7 +135,9 @@ class Steps {
   // begun before the host waits for this one.
   void step() {
     if (!std::exchange(ahead_, false)) forward_backward();
+    const int64_t from = ops_.mark();
     const int64_t wish = agree();
+    agreements_.emplace_back(from, ops_.mark());
     const int64_t update = optimizer_.start_step(weights_.weights(), nll_sum_, 1e-5, count_, true);
     sync_.gather_weights(weights_.weights());
     if (ops_.asynchronous()) {
@@ -198,10 +204,14 @@ class Steps {
   }
 
   // Steps follow each other as in a run: the next forward starts while weights are gathered.
+  // waiting: how long the device stood at the agreement of each step.
   template <class F>
-  void series(bool on, int runs, std::vector<double>& ms, F&& f) {
+  void series(bool on, int runs, std::vector<double>& ms, F&& f,
+              std::vector<double>* waiting = nullptr) {
     settle();
     comm_.on = on;
+    agreements_.clear();
+    ops_.forget_marks();
     f();  // the first meets the pause
     auto last = Clock::now();
     for (int i = 0; i < runs; ++i) {
@@ -211,6 +221,18 @@ class Steps {
       last = now;
     }
     settle();
+    if (!waiting) return;
+    for (size_t i = 1; i < agreements_.size(); ++i)  // the first meets the pause
+      waiting->push_back(ops_.elapsed_ms(agreements_[i].first, agreements_[i].second));
+  }
+
+  double mean_of_ranks(const std::vector<double>& ms) {
+    double sum = 0;
+    for (double v : ms) sum += v / double(ms.size());
+    const std::vector<double> all = ranks_.gather(sum);
+    double mean = 0;
+    for (double v : all) mean += v / double(all.size());
+    return mean;
   }
 
   double slowest(std::vector<double> ms) {
@@ -231,6 +253,7 @@ class Steps {
   void *memory_ = nullptr, *shared_memory_ = nullptr;
   bool own_ = false;  // shared_memory_ is not the Comm's
   std::vector<int32_t> tokens_;
+  std::vector<std::pair<int64_t, int64_t>> agreements_;  // marks
   int64_t count_ = 0;
   bool ahead_ = false, done_ = false;
 };
