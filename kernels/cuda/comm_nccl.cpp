@@ -60,6 +60,7 @@ class NcclComm final : public Comm {
         ops_(ops),
         timeout_s_(o.timeout_s),
         lost_(o.lost),
+        give_up_run_(o.give_up),
         explain_(o.explain) {
     ncclUniqueId id;
     if (o.rank == 0) {
@@ -104,7 +105,7 @@ class NcclComm final : public Comm {
   bool close() override {
     if (!failed_ && !idle_within(2)) give_up("it had not ended when the run did");
     const bool idle = idle_within(failed_ ? 0.5 : 0);  // after an abort: the kernels see it and end
-    if (!idle && copies()) end_process();
+    if (!idle && copies_) end_process();
     return idle;
   }
 
@@ -165,8 +166,10 @@ class NcclComm final : public Comm {
   void* alloc_shared(size_t bytes, size_t reduced) override {
     if (world() == 1 || bytes == 0 || !copy_engines_) return nullptr;
     if (reduced > landing_bytes_) {
+      free_shared(landing_);
       landing_ = shared_memory(reduced);
       landing_bytes_ = landing_ ? reduced : 0;
+      if (!landing_) return nullptr;
     }
     for (Shared& s : shared_)
       if (s.idle && s.bytes >= bytes) {
@@ -238,7 +241,8 @@ class NcclComm final : public Comm {
   // multiprocessors: the parts change places by copies, and each rank adds up its own.
   bool by_copies(Tensor x, int64_t even) const {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-    if (x.bytes() < kFewBytes || x.bytes() > landing_bytes_ || even % (world() * kSumAlign) != 0)
+    if (x.bytes() < kFewBytes || x.bytes() > landing_bytes_ || even % (world() * kSumAlign) != 0 ||
+        x.dtype == DType::f64 || reinterpret_cast<uintptr_t>(x.data) % 16 != 0)
       return false;
     const auto* const from = static_cast<const char*>(x.data);
     for (const Shared& s : shared_)
@@ -265,7 +269,9 @@ class NcclComm final : public Comm {
     Shared s;
     s.bytes = bytes;
     void* memory = nullptr;
-    nccl_check(ncclMemAlloc(&memory, bytes), "memory of collectives (ncclMemAlloc)");
+    nccl_check(ncclMemAlloc(&memory, bytes),
+               "memory of collectives (ncclMemAlloc); lower train.micro_batch, or set "
+               "HGRN_NCCL_COPY_ENGINES=0");
     ncclResult_t r = ncclSuccess;
     {
       const std::lock_guard lock(call_mutex_);
@@ -279,6 +285,7 @@ class NcclComm final : public Comm {
     }
     s.memory = static_cast<char*>(memory);
     shared_.push_back(s);
+    copies_ = true;
     return memory;
   }
 #endif
@@ -298,6 +305,12 @@ class NcclComm final : public Comm {
     return x.view({x.numel()}).slice(rank() * n, n);
   }
 
+  struct Calling {
+    explicit Calling(std::atomic<bool>& c) : calling(c) { calling = true; }
+    ~Calling() { calling = false; }
+    std::atomic<bool>& calling;
+  };
+
   template <class F>
   Ticket post(Tensor x, F&& call) {
     if (x.numel() == 0) return posted_;
@@ -306,9 +319,8 @@ class NcclComm final : public Comm {
     ncclResult_t r = ncclSuccess;
     {
       const std::lock_guard lock(call_mutex_);
-      calling_ = true;
+      const Calling calling(calling_);
       if (!failed_) r = call();  // else comm_ is gone
-      calling_ = false;
     }
     if (r != ncclSuccess && r != ncclInProgress)
       give_up(fmt::format("{} ({})", ncclGetErrorString(r), ncclGetLastError(nullptr)));
@@ -336,7 +348,7 @@ class NcclComm final : public Comm {
       if (failed_) return;
       why_ = why;
       failed_ = true;
-      if (copies())
+      if (copies_)
         last_resort_ = std::thread([this] {
           std::unique_lock ending(watch_mutex_);
           if (!ending_.wait_for(ending, kGrace, [&] { return ended_; })) {
@@ -351,28 +363,24 @@ class NcclComm final : public Comm {
     if (alone) call_mutex_.unlock();
   }
 
-  bool copies() const {
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-    return !shared_.empty();
-#else
-    return false;
-#endif
-  }
-
   // As main() would, were it let: whoever waits for the device waits for ever.
   [[noreturn]] void end_process() {
-    Error e(Exit::failed, "");
+    if (ending_process_.exchange(true))
+      for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));  // another thread is at it
+    std::optional<Error> e;
+    {
+      const std::lock_guard lock(watch_mutex_);
+      e = last_words_;
+    }
     try {
-      throw_if_failed();
+      if (!e) throw_if_failed();
     } catch (const Error& why) {
       e = why;
     }
-    {
-      const std::lock_guard lock(watch_mutex_);
-      if (last_words_) e = *last_words_;
-    }
-    std::fprintf(stderr, "error: %s\n", e.what());
-    std::_Exit(int(e.code()));
+    if (!e) e = Error(Exit::failed, "a collective does not end");
+    if (give_up_run_) give_up_run_(*e);
+    std::fprintf(stderr, "error: %s\n", e->what());
+    std::_Exit(int(e->code()));
   }
 
   void watch() {
@@ -416,6 +424,7 @@ class NcclComm final : public Comm {
   CudaOps& ops_;
   const double timeout_s_;
   const std::function<bool()> lost_;
+  const std::function<void(const Error&)> give_up_run_;
   const std::function<std::string()> explain_;
   int device_ = 0;
   ncclComm_t comm_ = nullptr;
@@ -435,7 +444,8 @@ class NcclComm final : public Comm {
   bool copy_engines_ = false;
 #endif
   std::atomic<Ticket> posted_ = 0;
-  std::atomic<bool> failed_ = false, calling_ = false;
+  std::atomic<bool> failed_ = false, calling_ = false, ending_process_ = false;
+  std::atomic<bool> copies_ = false;  // some have been possible: shared_ is not empty
 
   std::timed_mutex call_mutex_;  // of calls that use comm_
   std::mutex watch_mutex_;       // of the three below, and of failed_ becoming true

@@ -84,6 +84,9 @@ struct CommOptions {
   // Asked several times a second by the engine's own thread: true once the run is lost. A
   // collective that its peer will never join is then given up, and the device goes on.
   std::function<bool()> lost;
+  // Ends the program with this error, and does not return: called where the engine's own thread
+  // sees that the main thread waits for a device that will never be done.
+  std::function<void(const Error&)> give_up;
   // Asked when a collective fails: who is to blame, as far as is known. It may throw the Error that
   // the run should end with, or return an empty text.
   std::function<std::string()> explain;

@@ -30,6 +30,7 @@ Ranks::Ranks(Device device, Ops& ops, const Options& o)
     comm.store = rendezvous_.get();
     comm.address = rendezvous_->address();
     comm.timeout_s = env_.collective_s;
+    comm.give_up = o.give_up;
     comm.lost = [this] { return rendezvous_->lost(); };
     comm.explain = [this] {
       rendezvous_->throw_if_lost();
@@ -53,6 +54,18 @@ Ranks::~Ranks() {
 
 bool Ranks::close() {
   return !comm_ || comm_->close();
+}
+
+Ranks::Memory Ranks::alloc_shared(size_t bytes, size_t reduced, const std::string& name) {
+  void* const memory = comm_->alloc_shared(bytes, reduced);
+  bool all = true;
+  for (double got : gather(memory ? 1 : 0)) all = all && got != 0;
+  if (all) {
+    log_info("gradients and weights travel by copy engines");
+    return {memory, [this](void* p) { comm_->free_shared(p); }};
+  }
+  if (memory) comm_->free_shared(memory);
+  return {ops_.alloc(bytes, name), [this](void* p) { ops_.free(p); }};
 }
 
 std::vector<double> Ranks::gather(double mine) {

@@ -30,7 +30,12 @@ class Ranks {
   bool alone() const { return env_.world == 1; }
   Comm& comm() { return *comm_; }
 
-  // All ranks call these in the same order.
+  // Memory for what ranks exchange: the Comm's (Comm::alloc_shared(), which says what the arguments
+  // are) where every rank got some, else each rank's own. It goes before this does.
+  using Memory = std::unique_ptr<void, std::function<void(void*)>>;
+  Memory alloc_shared(size_t bytes, size_t reduced, const std::string& name);
+
+  // All ranks call these, and alloc_shared(), in the same order.
   std::vector<double> gather(double mine);          // one number of each rank; waits
   std::string from_first(const std::string& text);  // rank 0's text, the others' is ignored
   void barrier() { comm_->barrier(); }

@@ -95,8 +95,7 @@ class Trainer {
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<GradSync> sync_;
   Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
-  std::unique_ptr<void, std::function<void(void*)>> state_memory_;   // freed before ops_ goes
-  std::unique_ptr<void, std::function<void(void*)>> shared_memory_;  // the same; or of the Comm
+  Ranks::Memory state_memory_, shared_memory_;  // freed before ops_ and ranks_ go
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<RunMonitor> monitor_;
   std::unique_ptr<DataLoader> loader_;

@@ -54,8 +54,9 @@ Trainer::Trainer(const TrainArgs& args)
   try {
     open();
   } catch (const Error& e) {
+    const Error last = ranks_->failed(e);
     leave_memory_in_use();
-    throw ranks_->failed(e);
+    throw last;
   }
 }
 
@@ -151,17 +152,14 @@ void Trainer::allocate() {
     stop_ = arena.take("loss", {1}, DType::f64);
   };
   layout();
-  check_memory(arena.peak() + shared.peak());
-  const auto free = [this](void* p) { ops_->free(p); };
-  state_memory_ = {ops_->alloc(arena.peak(), arena.name()), free};
+  // Copies between GPUs need a place to land.
+  const size_t landing = ranks_->alone() || !ops_->asynchronous() ? 0 : sync_->largest_sum_bytes();
+  check_memory(arena.peak() + shared.peak() + landing);
+  state_memory_ = {ops_->alloc(arena.peak(), arena.name()), [this](void* p) { ops_->free(p); }};
   arena.bind(state_memory_.get());
   if (shared.peak() > 0) {
-    void* memory = ranks_->comm().alloc_shared(shared.peak(), sync_->largest_sum_bytes());
-    if (!memory) {
-      memory = ops_->alloc(shared.peak(), shared.name());
-      shared_memory_ = {memory, free};
-    }
-    shared.bind(memory);
+    shared_memory_ = ranks_->alloc_shared(shared.peak(), landing, shared.name());
+    shared.bind(shared_memory_.get());
   }
   layout();
   model_->use(weights_.weights());

@@ -30,10 +30,6 @@ class Switch final : public Comm {
   Ticket reduce_scatter(Tensor x) override { return count(x) ? comm_.reduce_scatter(x) : 0; }
   Ticket all_gather(Tensor x) override { return count(x) ? comm_.all_gather(x) : 0; }
   Ticket broadcast(Tensor x, int root) override { return count(x) ? comm_.broadcast(x, root) : 0; }
-  void* alloc_shared(size_t size, size_t reduced) override {
-    return comm_.alloc_shared(size, reduced);
-  }
-  void free_shared(void* memory) override { comm_.free_shared(memory); }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
   void barrier() override { comm_.barrier(); }
   void throw_if_failed() override { comm_.throw_if_failed(); }
@@ -70,10 +66,8 @@ class Steps {
       if (pass > 0) continue;
       arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
       if (shared.peak() == 0) continue;
-      shared_memory_ = comm_.alloc_shared(shared.peak(), sync_.largest_sum_bytes());
-      own_ = !shared_memory_;
-      if (own_) shared_memory_ = ops.alloc(shared.peak(), shared.name());
-      shared.bind(shared_memory_);
+      shared_memory_ = ranks.alloc_shared(shared.peak(), sync_.largest_sum_bytes(), shared.name());
+      shared.bind(shared_memory_.get());
     }
     state_bytes = arena.peak() + shared.peak();
     weights_.set(ops, initial_weights(model_.params(), config.train.seed));
@@ -90,9 +84,10 @@ class Steps {
                            uint64_t(config.model.vocab_size));
   }
   ~Steps() {  // after an error collectives may still write there, until the process ends
-    if (!done_) return;
-    ops_.free(memory_);
-    if (shared_memory_) own_ ? ops_.free(shared_memory_) : comm_.free_shared(shared_memory_);
+    if (done_)
+      ops_.free(memory_);
+    else
+      shared_memory_.release();
   }
 
   // Medians of `runs` steps of each kind, on the slowest rank.
@@ -250,8 +245,8 @@ class Steps {
   GradSync sync_;
   WeightStore weights_;
   Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
-  void *memory_ = nullptr, *shared_memory_ = nullptr;
-  bool own_ = false;  // shared_memory_ is not the Comm's
+  void* memory_ = nullptr;
+  Ranks::Memory shared_memory_;
   std::vector<int32_t> tokens_;
   std::vector<std::pair<int64_t, int64_t>> agreements_;  // marks
   int64_t count_ = 0;
