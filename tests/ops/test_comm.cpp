@@ -84,6 +84,7 @@ void each_rank(const Engine& e, int world, const std::function<void(Rank&, int)>
         me.bench = std::make_unique<Bench>(e.ops(r));
         CommOptions o;
         o.rank = r, o.world = world, o.store = &store, o.timeout_s = timeout_s;
+        o.one_machine = true;
         o.lost = lost;
         o.address = "127.0.0.1";
         me.comm = e.comm(me.bench->ops(), o);
@@ -200,6 +201,63 @@ TEST_CASE("comm: reduce_scatter then all_gather is all_reduce", "[ops][gpu]") {
               for (const Rank& r : ranks) CHECK(r.bench->read(r.made[1]) == first);
             });
       }
+}
+
+// Where the engine has such memory, sums in it may take another way; its sizes are large enough for
+// that, and not all of its tensors begin or end where that way would like.
+TEST_CASE("comm: sums in memory that ranks share", "[ops][gpu]") {
+  constexpr int64_t kRoom = 640000;
+  for (const Engine& e : engines())
+    for (int world : e.worlds)
+      for (const auto& [dtype, rounding] : kTypes)
+        for (int64_t n : {int64_t(1) << 19, (int64_t(1) << 19) + 8, (int64_t(1) << 19) + 5}) {
+          INFO(e.name << ", " << world << " ranks, " << name_of(dtype) << ", n=" << n);
+          const DType type = dtype;
+          const Sum want = sum_over_ranks(world, n, type, rounding);
+          each_rank(
+              e, world,
+              [&](Rank& me, int r) {
+                const size_t bytes = size_t(kRoom) * size_of(type);
+                void* memory = nullptr;
+                for (int again = 0; again < 2; ++again) {  // what was given back is had again
+                  memory = me.comm->alloc_shared(bytes, bytes);
+                  if (again == 0 && memory) me.comm->free_shared(memory);
+                }
+                Tensor room = me.bench->empty({kRoom}, type);
+                if (memory) room = Tensor(memory, type, {kRoom});
+                const Values mine = values_of(r, n, type);
+                for (int64_t offset : {0, 3, 1024}) {
+                  const Tensor x = room.slice(offset, n);
+                  me.bench->fill(x, mine);
+                  me.comm->wait(me.comm->all_reduce(x));
+                  const Tensor kept = me.bench->empty({n}, type);
+                  (*me.bench)->copy(kept, x);
+                  me.made.push_back(kept);
+                }
+                const int64_t even = n / world * world;
+                const Tensor x = room.slice(0, even);
+                me.bench->fill(x, Values(mine.begin(), mine.begin() + even));
+                me.comm->wait(me.comm->reduce_scatter(x));
+                me.comm->wait(me.comm->all_gather(x));
+                const Tensor kept = me.bench->empty({even}, type);
+                (*me.bench)->copy(kept, x);
+                me.made.push_back(kept);
+                (*me.bench)->synchronize();
+              },
+              [&](std::vector<Rank>& ranks) {
+                no_errors(ranks);
+                const Values first = ranks[0].bench->read(ranks[0].made[0]);
+                CHECK(near(first, want));
+                for (const Rank& r : ranks) {
+                  for (size_t i = 1; i < 3; ++i) CHECK(near(r.bench->read(r.made[i]), want));
+                  CHECK(r.bench->read(r.made[0]) == first);
+                  Values scattered = r.bench->read(r.made[3]);
+                  scattered.insert(scattered.end(), first.begin() + int64_t(scattered.size()),
+                                   first.end());
+                  CHECK(near(scattered, want));
+                }
+              });
+        }
 }
 
 TEST_CASE("comm: broadcast from every root, and a ticket covers the ones before it", "[ops][gpu]") {

@@ -41,8 +41,8 @@ struct GpuRuns : RankRuns {
   }
   // The losses of a run that must end well.
   std::vector<double> train(int ranks, const std::string& out,
-                            const std::vector<std::string>& set = {}) const {
-    Process p = launch(ranks, out, set);
+                            const std::vector<std::string>& set = {}, const Env& more = {}) const {
+    Process p = launch(ranks, out, set, {}, more);
     const int code = p.wait(120);
     INFO(p.output());
     CHECK(code == 0);
@@ -94,6 +94,11 @@ TEST_CASE("gpus: fp32, sharded or whole optimizers, gradients in bf16", "[train]
   const std::vector<double> zero1 = r.train(2, "zero1"),
                             zero0 = r.train(2, "zero0", {"train.zero=0"}),
                             bf16 = r.train(2, "bf16", {"train.reduce_dtype=bf16"});
+  // NCCL's own sums, which take over where copies cannot be had.
+  const std::vector<double> kernels = r.train(2, "kernels", {}, {{"HGRN_NCCL_COPY_ENGINES", "0"}});
+  CHECK(apart(kernels, zero1) < 5e-4);
+  CHECK(slurp(r.log("kernels")).find("by copy engines") == std::string::npos);
+  CHECK(slurp(r.log("zero1")).find("by copy engines") != std::string::npos);
   WARN("ZeRO 0 and 1: at most " << 100 * apart(zero0, zero1)
                                 << " %; gradients in bf16: " << 100 * apart(bf16, zero1) << " %");
   CHECK(apart(zero0, zero1) < 5e-4);
@@ -145,23 +150,26 @@ TEST_CASE("gpus: SIGTERM saves on all at one step; the run goes on from there", 
 
 TEST_CASE("gpus: kill -9 of any rank ends the other, named, within ten seconds", "[train][gpus]") {
   NEEDS_TWO_GPUS();
-  const GpuRuns r;
-  for (int victim : {0, 1}) {
-    const std::string out = "run" + std::to_string(victim);
-    Process p = r.launch(2, out, kForever);
-    REQUIRE(p.wait_for_text("step       4/", 60));
-    const auto ranks = rank_pids(r.folder / out);
-    REQUIRE(ranks.size() == 2);
-    const double began = monotonic_s();
-    ::kill(ranks.at(victim), SIGKILL);
-    CHECK(p.wait(20) == 1);
-    const double took = monotonic_s() - began;
-    WARN("rank " << victim << " killed: all ended after " << took << " s");
-    CHECK(took < 10);
-    INFO(p.output());
-    CHECK(p.says("rank " + std::to_string(victim) + " (pid"));    // by the launcher
-    CHECK(p.says("rank " + std::to_string(victim) + " of 2 ("));  // by the other rank
-    CHECK(r.nobody_left(out));
+  for (const char* const copies : {"1", "0"}) {
+    INFO("HGRN_NCCL_COPY_ENGINES " << copies);
+    const GpuRuns r;
+    for (int victim : {0, 1}) {
+      const std::string out = "run" + std::to_string(victim);
+      Process p = r.launch(2, out, kForever, {}, {{"HGRN_NCCL_COPY_ENGINES", copies}});
+      REQUIRE(p.wait_for_text("step       4/", 60));
+      const auto ranks = rank_pids(r.folder / out);
+      REQUIRE(ranks.size() == 2);
+      const double began = monotonic_s();
+      ::kill(ranks.at(victim), SIGKILL);
+      CHECK(p.wait(20) == 1);
+      const double took = monotonic_s() - began;
+      WARN("rank " << victim << " killed: all ended after " << took << " s");
+      CHECK(took < 10);
+      INFO(p.output());
+      CHECK(p.says("rank " + std::to_string(victim) + " (pid"));    // by the launcher
+      CHECK(p.says("rank " + std::to_string(victim) + " of 2 ("));  // by the other rank
+      CHECK(r.nobody_left(out));
+    }
   }
 }
 
@@ -203,17 +211,22 @@ TEST_CASE("gpus: a rank that stands still is found and named", "[train][gpus]") 
 // The process is seen to live, so nothing but the collective tells that it makes no progress.
 TEST_CASE("gpus: a collective that does not end is given up", "[train][gpus]") {
   NEEDS_TWO_GPUS();
-  const GpuRuns r;
-  Process p = r.launch(2, "run", kForever, {},
-                       {{"HGRN_RANK_TIMEOUT", "600"}, {"HGRN_COLLECTIVE_TIMEOUT", "4"}});
-  REQUIRE(p.wait_for_text("step       4/", 60));
-  const auto ranks = rank_pids(r.folder / "run");
-  REQUIRE(ranks.size() == 2);
-  ::kill(ranks.at(1), SIGSTOP);
-  CHECK(p.wait(30) == 1);
-  INFO(p.output());
-  CHECK(p.says("rank 0 of 2: a collective failed: it did not end within 4 s"));
-  CHECK(r.nobody_left("run"));
+  for (const char* const copies : {"1", "0"}) {
+    INFO("HGRN_NCCL_COPY_ENGINES " << copies);
+    const GpuRuns r;
+    Process p = r.launch(2, "run", kForever, {},
+                         {{"HGRN_RANK_TIMEOUT", "600"},
+                          {"HGRN_COLLECTIVE_TIMEOUT", "4"},
+                          {"HGRN_NCCL_COPY_ENGINES", copies}});
+    REQUIRE(p.wait_for_text("step       4/", 60));
+    const auto ranks = rank_pids(r.folder / "run");
+    REQUIRE(ranks.size() == 2);
+    ::kill(ranks.at(1), SIGSTOP);
+    CHECK(p.wait(30) == 1);
+    INFO(p.output());
+    CHECK(p.says("rank 0 of 2: a collective failed: it did not end within 4 s"));
+    CHECK(r.nobody_left("run"));
+  }
 }
 
 TEST_CASE("gpus: torchrun --no-python starts them", "[train][gpus]") {
