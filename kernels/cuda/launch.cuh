@@ -12,7 +12,8 @@
 namespace hgrn {
 
 // After it, all writes of the kernel before are visible. The next kernel may start only now, so
-// that what it reads before its own wait was finished two kernels ago.
+// that what it reads before its own wait was finished two kernels ago, unless the kernel before let
+// it start sooner (let_next_start()); then the wait alone orders them.
 __device__ __forceinline__ void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -9,7 +9,7 @@
 // x, sum, y (N,D) f32 or bf16; w, b (D) f32. The statistics are those of sum as it is stored.
 //
 // Memory-bound, so each row is read once: 1 to 16 warps keep it in registers, 8 columns a 16-byte
-// access. Backward copies a lane's part of the next rows to shared memory (cp.async) while it works
+// access. Backward copies a lane's part of the next row to shared memory (cp.async) while it works
 // on this one. dw and db stay in registers over all rows of a CTA, which writes them as one partial
 // row; a second kernel adds the partial rows in order: no atomics.
 // Rows that are not a multiple of 8 columns, or longer than 8192 (fp32 backward: 4096), take the
@@ -76,7 +76,7 @@ struct AgainArgs : BackwardArgs<T> {
 struct RowGroup {
   struct Shared {
     float2 sums[2 * kMaxWarps];
-    uint64_t barriers[kRowWarps / 2];  // of CTAs with more rows than one
+    uint64_t barriers[kRowWarps / 2];  // one a row of several warps
   };
   int index, warp, lane, warps;  // row in the CTA, warp in the row, warps a row
   float2* sums;
@@ -580,7 +580,6 @@ struct Grid {
   size_t shared;
 };
 
-// At most 52 KiB, which every device has.
 template <class Kernel>
 void allow_shared(Kernel kernel, size_t bytes) {
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
@@ -590,11 +589,13 @@ void allow_shared(Kernel kernel, size_t bytes) {
 template <class Kernel>
 Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int D, int group_warps,
                    int slot_bytes) {
+  constexpr size_t kMostShared = 52 << 10;  // of 16 warps in bf16; every device has it
   Grid g;
   const int groups = std::max(1, kRowWarps / group_warps);
   g.threads = 32 * group_warps * groups;
   const size_t merge = groups > 1 ? size_t(groups) * size_t(D) * sizeof(float) : 0;
   g.shared = std::max(size_t(slot_bytes) * size_t(g.threads), merge);
+  check(g.shared <= kMostShared, "norm_backward: {} bytes of shared memory at D = {}", g.shared, D);
   allow_shared(kernel, g.shared);
   int resident = 0;
   CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, g.threads, g.shared));

@@ -1,5 +1,6 @@
 #include "launch/rank_env.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <cstdlib>
@@ -73,7 +74,12 @@ void read_slurm(const Reader& env, RankEnv& e) {
   e.world = env.number("SLURM_NTASKS", 1, kMaxWorld);
   e.rank = env.number("SLURM_PROCID", 0, e.world - 1);
   e.local_rank = env.number("SLURM_LOCALID", 0, kMaxWorld, 0);
-  e.local_world = env.number("SLURM_NTASKS_PER_NODE", 1, kMaxWorld, 1);
+  const char* const nodes = env.has("SLURM_NNODES") ? "SLURM_NNODES" : "SLURM_JOB_NUM_NODES";
+  if (env.number(nodes, 1, kMaxWorld, 2) == 1)
+    e.local_world = e.world;
+  else  // at most: Slurm may have put fewer ranks here, but not all of several
+    e.local_world =
+        std::min(env.number("SLURM_NTASKS_PER_NODE", 1, kMaxWorld, 1), std::max(1, e.world - 1));
   e.master_addr =
       env.has("MASTER_ADDR") ? env.text("MASTER_ADDR") : env.text("SLURM_LAUNCH_NODE_IPADDR");
   e.master_port = env.has("MASTER_PORT") ? env.number("MASTER_PORT", 1, 65535) : port_of_job(env);

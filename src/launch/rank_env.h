@@ -9,8 +9,10 @@ namespace hgrn {
 
 struct RankEnv {
   int rank = 0, world = 1;
-  int local_rank = 0, local_world = 1;  // on this machine
-  std::string master_addr;              // of rank 0; empty for one rank
+  // On this machine. local_world is `world` only where no rank is elsewhere; Slurm tells no more
+  // of several machines than how many ranks one has at most.
+  int local_rank = 0, local_world = 1;
+  std::string master_addr;  // of rank 0; empty for one rank
   int master_port = 0;
   std::string token;       // secret of the job, empty: none
   int restarts = 0;        // how often the launcher has started the ranks again

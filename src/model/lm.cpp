@@ -9,9 +9,9 @@ namespace hgrn {
 namespace {
 
 // Logits exist in row slices of at most this size: (N,V) never exists whole. Each slice adds to the
-// whole gradient of the table, which for few rows is most of its work: with 1.6 GB a slice of a
-// vocabulary of 50,000 has 16,384 rows. `spare`: memory is not short. HGRN_LOGIT_MIB in the
-// environment is another size, for measurements.
+// whole gradient of the table, which for few rows is most of its work: 1600 MiB are about 16,000
+// rows of a vocabulary of 50,000. `spare`: memory is not short. HGRN_LOGIT_MIB in the environment
+// is another size, for measurements.
 int64_t logit_bytes(int64_t free, bool spare) {
   const char* const set = std::getenv("HGRN_LOGIT_MIB");
   if (set) return std::max<int64_t>(1, std::atoll(set)) << 20;

@@ -205,7 +205,8 @@ class Ops {
   // The first `candidates` algorithms that the backend's library ranks for a product of linear
   // layers, each timed on data that no cache holds. sustain_ms: those of them within 15 % of the
   // fastest are timed again, each for so long without a pause, which is how they run at the card's
-  // limit of power; the others are left out. Empty where there is no choice.
+  // limit of power; the others are left out, but for the chosen one. Empty where there is no
+  // choice.
   virtual std::vector<ProductTrial> time_product(const Product& product, int candidates, int runs,
                                                  double sustain_ms = 0);
 

@@ -78,6 +78,28 @@ TEST_CASE("rank_env: Slurm", "[launch]") {
   CHECK(e.master_port == 777);
 }
 
+TEST_CASE("rank_env: Slurm's ranks are on one machine only if it has one node", "[launch]") {
+  using Vars = std::map<std::string, std::string>;
+  const auto local_world = [](const char* tasks, Vars more) {
+    more.insert({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", tasks}, {"MASTER_ADDR", "head"}});
+    return read(more).local_world;
+  };
+  CHECK(local_world("8", {{"SLURM_NNODES", "1"}}) == 8);
+  CHECK(local_world("8", {{"SLURM_JOB_NUM_NODES", "1"}}) == 8);
+  // Fewer tasks than the job's limit a node.
+  CHECK(local_world("4", {{"SLURM_NNODES", "1"}, {"SLURM_NTASKS_PER_NODE", "8"}}) == 4);
+  CHECK(local_world("16", {{"SLURM_NNODES", "2"}, {"SLURM_NTASKS_PER_NODE", "8"}}) == 8);
+  // The limit may be as large as the world, or larger, and the ranks still on two machines.
+  CHECK(local_world("8", {{"SLURM_NNODES", "2"}, {"SLURM_NTASKS_PER_NODE", "8"}}) < 8);
+  CHECK(local_world("8", {{"SLURM_JOB_NUM_NODES", "2"}, {"SLURM_NTASKS_PER_NODE", "64"}}) < 8);
+  CHECK(local_world("2", {{"SLURM_NNODES", "2"}, {"SLURM_NTASKS_PER_NODE", "2"}}) == 1);
+  // SLURM_NNODES comes first; of an unknown number of nodes nothing is concluded.
+  CHECK(local_world("8", {{"SLURM_NNODES", "1"}, {"SLURM_JOB_NUM_NODES", "2"}}) == 8);
+  CHECK(local_world("8", {{"SLURM_NTASKS_PER_NODE", "8"}}) < 8);
+  CHECK(local_world("1", {{"SLURM_NNODES", "2"}}) == 1);
+  CHECK(thrown_by([&] { local_world("8", {{"SLURM_NNODES", "two"}}); }).has("SLURM_NNODES"));
+}
+
 TEST_CASE("rank_env: Open MPI", "[launch]") {
   std::map<std::string, std::string> vars = {{"OMPI_COMM_WORLD_RANK", "1"},
                                              {"OMPI_COMM_WORLD_SIZE", "4"},

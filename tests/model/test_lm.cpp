@@ -5,6 +5,7 @@
 #include "model/lm.h"
 
 #include "catch.h"
+#include "environment.h"
 #include "model/tiny_model.h"
 
 using namespace hgrn;
@@ -131,7 +132,7 @@ TEST_CASE("lm: recomputation changes no bit", "[model][gpu]") {
             c.dropout = dropout;
             if (wide) c.hidden_size = 256, c.expand_ratio = 64, c.intermediate_size = 330;
             const int64_t T = wide ? 100 : 17;
-            setenv("HGRN_FUSED_GLU", fused, 1);
+            const EnvSetting setting("HGRN_FUSED_GLU", fused);
             const std::vector<double> kept = three_steps(open(), c, T, Recompute::none);
             CHECK(std::isfinite(kept.back()));
             for (const Recompute recompute : {Recompute::elementwise, Recompute::block}) {
@@ -141,8 +142,38 @@ TEST_CASE("lm: recomputation changes no bit", "[model][gpu]") {
               const bool same = three_steps(open(), c, T, recompute) == kept;
               CHECK(same);
             }
-            unsetenv("HGRN_FUSED_GLU");
           }
+  }
+}
+
+// 300 rows in slices of 128, 128 and 44: every slice adds to the head's gradient, of which only the
+// first one of a step may be fresh.
+TEST_CASE("lm: slices of logits change nothing but rounding", "[model]") {
+  const int64_t B = 3, T = 100;
+  for (const bool tied : {false, true}) {
+    INFO("tied " << tied);
+    ModelConfig c = small_config(true);
+    c.vocab_size = 4099;
+    c.tie_word_embeddings = tied;
+    const RandomRows data(B, T, c.vocab_size, 31), more(B, T, c.vocab_size, 32);
+    std::vector<double> fresh[2], added[2];
+    double loss[2], loss_of_both[2];
+    for (int i = 0; i < 2; ++i) {
+      const EnvSetting setting("HGRN_LOGIT_MIB", i ? "1" : nullptr);
+      TinyModel t(make_cpu_ops(DType::f64), c, {.B = B, .T = T, .train = true});
+      CHECK(t.model->logit_rows(B * T, /*train=*/true, Recompute::none) == (i ? 128 : B * T));
+      t.set(initial_weights(t.model->params(), 1));
+      loss[i] = t.loss_and_grad(data.rows());
+      fresh[i] = t.grads();
+      t.model->forward_backward(more.rows(), 1.0 / double(B * T), {}, t.nll_sum);
+      loss_of_both[i] = t.take_loss(more.rows());
+      added[i] = t.grads();
+    }
+    CHECK(std::fabs(loss[0] - loss[1]) < 1e-12);
+    CHECK(std::fabs(loss_of_both[0] - loss_of_both[1]) < 1e-12);
+    CHECK(vector_error(fresh[1].data(), fresh[0].data(), int64_t(fresh[0].size())) < 1e-12);
+    CHECK(vector_error(added[1].data(), added[0].data(), int64_t(added[0].size())) < 1e-12);
+    CHECK(vector_error(added[0].data(), fresh[0].data(), int64_t(added[0].size())) > 0.1);
   }
 }
 

@@ -2,6 +2,7 @@
 // a call that was not asked for it, and in the place of the gradient that came in.
 #include <cstdlib>
 
+#include "environment.h"
 #include "ops/op_test.h"
 
 using namespace hgrn;
@@ -113,7 +114,7 @@ void check_glu_linear(Bench& b, int64_t N, int64_t F, int64_t D, Act act, bool b
 
 }  // namespace
 
-// Widths that are no multiple of 8; of one to four packs a lane; of several warps a row; longer
+// Widths that are no multiple of 8; of one and two packs a lane; of several warps a row; longer
 // than the wide kernels take. More rows than a card has CTAs.
 TEST_CASE("norm: backward makes y again", "[ops][gpu]") {
   for (const Backend& backend : backends()) {
@@ -153,7 +154,7 @@ TEST_CASE("glu_linear: backward makes h again", "[ops][gpu]") {
   for (const Backend& backend : backends())
     for (const char* const fused : {"0", "1"}) {
       INFO(backend.name << " fused=" << fused);
-      setenv("HGRN_FUSED_GLU", fused, 1);
+      const EnvSetting setting("HGRN_FUSED_GLU", fused);
       Bench b(backend.open());
       for (const auto& [N, F, D] :
            {Shape3{128, 256, 192}, Shape3{129, 128, 256}, Shape3{300, 136, 264},
@@ -161,6 +162,5 @@ TEST_CASE("glu_linear: backward makes h again", "[ops][gpu]") {
         for (const Act act : kActs)
           for (const bool bias : {false, true}) check_glu_linear(b, N, F, D, act, bias);
       check_glu_linear(b, 2500, 1416, 192, Act::silu, true);
-      unsetenv("HGRN_FUSED_GLU");
     }
 }

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <tuple>
 
+#include "environment.h"
 #include "ops/op_test.h"
 
 using namespace hgrn;
@@ -50,19 +51,13 @@ Backward backward(Bench& b, const Case& c, Act act, bool bias = true) {
   return {b.read(dgu), b.read(dw), bias ? b.read(db) : Values()};
 }
 
-// One setting of HGRN_FUSED_GLU while it lives.
-struct FusedGlu {
-  explicit FusedGlu(const char* value) { setenv("HGRN_FUSED_GLU", value, 1); }
-  ~FusedGlu() { unsetenv("HGRN_FUSED_GLU"); }
-};
-
 void check_case(const Case& c, Act act, bool bias) {
   Bench ref(reference_ops());
   const Forward y = forward(ref, c, act, bias);
   const Backward g = backward(ref, c, act, bias);
   for (const Backend& backend : backends())
     for (const char* fused : {"0", "1"}) {  // the CPU knows one way alone
-      const FusedGlu setting(fused);
+      const EnvSetting setting("HGRN_FUSED_GLU", fused);
       INFO(backend.name << " N=" << c.N << " F=" << c.F << " D=" << c.D << " act=" << int(act)
                         << " bias=" << bias << " fused=" << fused);
       Bench b(backend.open());
