@@ -672,7 +672,7 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
       add_partial_rows(dw, a.partial_dw, grid.blocks, D);
       if (db) add_partial_rows(db, a.partial_db, grid.blocks, D);
     };
-    // Two packs: with more a lane has too few rows on their way (measured: 9 % slower at D = 1024).
+    // Two packs: with more a lane has too few rows on their way (docs/benchmarks_history.md).
     // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one,
     // LayerNorm twice the sums, dropout its random numbers.
     constexpr int kMostPacks = 2, kHalf = std::is_same_v<T, float> ? 1 : 2;
