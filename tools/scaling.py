@@ -198,13 +198,13 @@ class Bench:
             return
         heads = ["model", "ranks", "ZeRO", "sequences a step", "tokens/s", "efficiency", "of the slowest GPU", "step, ms",
                  "without communication, ms", "of it waiting for others, ms", "communication alone, ms",
-                 "of it shown, ms", "hidden",
+                 "of it shown, ms", "hidden", "host in collectives, ms",
                  "weights and optimizer, GiB", "memory, GiB"]
         print(f"\n{title}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
         for r in rows:
             one = next((o for o in rows if o["ranks"] == 1 and o["model"] == r["model"] and base(o)), None)
             cells = [r["model"], r["ranks"], "-", r["global_batch"], f"{r['tokens_per_s']:.0f}", "-", "-",
-                     f"{r['step_ms']:.2f}", "-", "-", "-", "-", "-", f"{r['state_gib']:.3f}",
+                     f"{r['step_ms']:.2f}", *["-"] * 6, f"{r['state_gib']:.3f}",
                      f"{r['memory_gib']:.2f}" if r["memory_gib"] else "-"]
             if one:
                 share = 100 * r["tokens_per_s"] / r["ranks"]
@@ -212,8 +212,9 @@ class Bench:
                 cells[6] = f"{share / min(one['each_tokens_per_s']):.1f} %"
             if r["ranks"] > 1:
                 cells[2] = r["zero"]
-                cells[8:13] = [f"{r['silent_ms']:.2f}", f"{r['agreement_ms']:.2f}", f"{r['alone_ms']:.2f}", f"{r['shown_ms']:.2f}",
-                               f"{100 * min(1, max(0, r['hidden'])):.0f} %"]
+                cells[8:14] = [f"{r['silent_ms']:.2f}", f"{r['agreement_ms']:.2f}", f"{r['alone_ms']:.2f}",
+                               f"{r['shown_ms']:.2f}", f"{100 * min(1, max(0, r['hidden'])):.0f} %",
+                               f"{r['host_ms']:.2f}"]
             print(f"| {' | '.join(map(str, cells))} |")
         for r in rows:
             if r["ranks"] == 1:

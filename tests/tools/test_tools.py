@@ -412,12 +412,16 @@ class Scaling(unittest.TestCase):
             one = speeds[1, 0, 2]  # the mean of as many as there are ranks
             self.assertEqual((one["efficiency"], len(one["each_tokens_per_s"])), (1, 2))
             self.assertAlmostEqual(one["tokens_per_s"], sum(one["each_tokens_per_s"]) / 2)
+            before, after = (each for each, _ in one["runs"])  # on each rank, before and after the others
+            self.assertAlmostEqual(one["each_tokens_per_s"][1], (before[1] + after[1]) / 2)
             both = [speeds[2, zero, 4] for zero in (0, 1)]
             for s in both:
                 self.assertAlmostEqual(s["tokens_per_s"], 1e3 * s["tokens"] / s["step_ms"], delta=1)
                 self.assertAlmostEqual(s["efficiency"], s["tokens_per_s"] / 2 / speeds[1, 0, 2]["tokens_per_s"])
                 self.assertAlmostEqual(s["shown_ms"], s["step_ms"] - s["silent_ms"])
                 self.assertAlmostEqual(s["hidden"], 1 - s["shown_ms"] / s["alone_ms"])
+                self.assertTrue(0 < s["host_ms"] < s["step_ms"], s)
+                self.assertTrue(0 < s["agreement_ms"] < 2 * s["silent_ms"], s)
                 # every gradient travels once, and with ZeRO-1 every weight too
                 self.assertGreater(s["bytes"], 4 * 140000 * (1 + s["zero"]))
                 self.assertLess(s["bytes"], 4 * 150000 * (1 + s["zero"]))

@@ -64,6 +64,7 @@ struct CommTime {
   int64_t tokens = 0;  // of one step, over all ranks
   double tokens_per_s = 0;
   double whole_ms = 0, silent_ms = 0, alone_ms = 0;  // comm.cpp; the last two for several ranks
+  double host_ms = 0;       // of a whole step: that collectives kept the host which began them
   double agreement_ms = 0;  // of a silent step: the device waits for the other ranks, mean of all
   int64_t calls = 0, bytes = 0;  // of the collectives of one step
   double state_gib = 0;          // weights, gradients, moments of one rank

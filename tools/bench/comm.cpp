@@ -26,21 +26,35 @@ class Switch final : public Comm {
   explicit Switch(Comm& comm) : Comm(comm.rank(), comm.world()), comm_(comm) {}
   bool on = true;
   std::string describe() const override { return comm_.describe(); }
-  Ticket all_reduce(Tensor x) override { return count(x) ? comm_.all_reduce(x) : 0; }
-  Ticket reduce_scatter(Tensor x) override { return count(x) ? comm_.reduce_scatter(x) : 0; }
-  Ticket all_gather(Tensor x) override { return count(x) ? comm_.all_gather(x) : 0; }
-  Ticket broadcast(Tensor x, int root) override { return count(x) ? comm_.broadcast(x, root) : 0; }
+  Ticket all_reduce(Tensor x) override {
+    return post(x, [&] { return comm_.all_reduce(x); });
+  }
+  Ticket reduce_scatter(Tensor x) override {
+    return post(x, [&] { return comm_.reduce_scatter(x); });
+  }
+  Ticket all_gather(Tensor x) override {
+    return post(x, [&] { return comm_.all_gather(x); });
+  }
+  Ticket broadcast(Tensor x, int root) override {
+    return post(x, [&] { return comm_.broadcast(x, root); });
+  }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
   void barrier() override { comm_.barrier(); }
   void throw_if_failed() override { comm_.throw_if_failed(); }
   int64_t calls = 0, bytes = 0;
+  double host_ms = 0;  // that the calls kept the host
 
  private:
   static constexpr size_t kFewBytes = 256;  // agreements
-  bool count(Tensor x) {
-    const bool goes = on || x.bytes() <= kFewBytes;
-    if (goes && x.numel() > 0) ++calls, bytes += int64_t(x.bytes());
-    return goes;
+  template <class F>
+  Ticket post(Tensor x, F&& call) {
+    if (!on && x.bytes() > kFewBytes) return 0;
+    if (x.numel() > 0) ++calls, bytes += int64_t(x.bytes());
+    const auto began = std::chrono::steady_clock::now();
+    const Ticket ticket = call();
+    host_ms +=
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count();
+    return ticket;
   }
   Comm& comm_;
 };
@@ -98,7 +112,9 @@ class Steps {
     series(true, 3, whole, [this] { step(); });
     whole.clear();
     for (int turn = 0; turn < 2; ++turn) {
+      comm_.host_ms = 0;
       series(true, half, whole, [this] { step(); });
+      t.host_ms = comm_.host_ms / (half + 1);  // and the step before those that are timed
       if (!ranks_.alone())
         series(
             false, half, silent, [this] { step(); }, &waiting);

@@ -191,7 +191,8 @@ void run_comm(Ops& ops, const RankEnv& env, Config config, const Args& a) {
                       {"state_gib", t.state_gib},
                       {"memory_gib", t.memory_gib}});
       if (!several) continue;
-      rows.back().update({{"agreement_ms", t.agreement_ms},
+      rows.back().update({{"host_ms", t.host_ms},
+                          {"agreement_ms", t.agreement_ms},
                           {"silent_ms", t.silent_ms},
                           {"alone_ms", t.alone_ms},
                           {"shown_ms", shown},
