@@ -2,7 +2,7 @@
 //   y = w xhat + b,  xhat = (x - mean) rstd,  rstd = 1/sqrt(variance + eps);  rms: mean = 0
 //   dx = rstd (g - [layer] avg(g) - xhat avg(g xhat)),  g = w dy;  dw += dy xhat;  db += dy
 // x, y (N,D) stats (N,2) w, b (D); statistics in double, two passes over a row in cache.
-// Twin: kernels/cuda/norm.cu   Test: tests/ops/test_norm.cpp
+// Twin: kernels/cuda/norm_*.cu   Test: tests/ops/test_norm.cpp
 #include <cmath>
 #include <vector>
 

@@ -1,51 +1,26 @@
-// RMSNorm and LayerNorm over the columns, plain and fused with the residual stream.
-//   sum = x + dropout(branch)                                            (residual form)
-//   mu = mean(sum) (0 for RMSNorm), r = 1/sqrt(mean((sum - mu)^2) + eps), h = (sum - mu) r
-//   y = w h + b;  stats (N,2) = mu, r
+// RMSNorm and LayerNorm over the columns, plain and fused with the residual stream: backward.
 //   dx = r (w dy - h mean(w dy h) - mean(w dy)), the last term for LayerNorm only
 //   dw += sum over rows of dy h;  db += sum over rows of dy
 //   residual form: dsum += dx, dbranch = dropout'(dsum)
-//   on demand backward makes y again from what it reads anyway, with forward's bits
-// x, sum, y (N,D) f32 or bf16; w, b (D) f32. The statistics are those of sum as it is stored.
+//   on demand y = w h + b is made again, with forward's bits (norm_forward.cu has h, mu and r)
+// x, y, dx, dy (N,D) f32 or bf16; w, b, dw, db (D) f32; stats (N,2) = mu, r.
 //
-// Memory-bound, so each row is read once: 1 to 16 warps keep it in registers, 8 columns a 16-byte
-// access. Backward copies a lane's part of the next row to shared memory (cp.async) while it works
-// on this one. dw and db stay in registers over all rows of a CTA, which writes them as one partial
-// row; a second kernel adds the partial rows in order: no atomics.
-// Rows that are not a multiple of 8 columns, or longer than 8192 (fp32 backward: 4096), take the
-// plain kernels.
-// Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp
+// A lane's part of the next row is copied to shared memory (cp.async) while it works on this one.
+// dw and db stay in registers over all rows of a CTA, which writes them as one partial row; a second
+// kernel adds the partial rows in order: no atomics. Rows of more than 8192 columns (fp32: 4096)
+// take the plain kernel.
+// Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp, tests/ops/test_again.cpp
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.cuh"
-#include "cuda/mma.cuh"
-#include "cuda/reduce.cuh"
-#include "cuda/vec.cuh"
+#include "cuda/norm_rows.cuh"
 
 namespace hgrn {
 namespace {
 
-constexpr int kMaxWarps = 16;
-constexpr int kRowWarps = 8;  // a CTA's warps, where a row does not need more
-
-template <class T>
-struct ForwardArgs {
-  T* sum;  // null in the plain form
-  T* y;
-  float* stats;
-  const T* x;
-  const T* branch;
-  const float* w;
-  const float* b;  // may be null
-  int64_t N;
-  int D;
-  int group_warps;
-  bool layer;
-  float eps;
-  DropMask drop;
-};
+using namespace norm;
 
 template <class T>
 struct BackwardArgs {
@@ -67,174 +42,6 @@ struct AgainArgs : BackwardArgs<T> {
   T* y;            // null: forward's output is not wanted again; may be dy
   const float* b;  // of y; may be null
 };
-
-// The warps that share a row, and several rows a CTA. Sums alternate between two halves of
-// `shared`, so that one barrier a sum is enough: a half is written again only after the next sum's
-// barrier, which no warp passes before all have read it. The barrier is the row's own, so that the
-// rows of a CTA do not wait for each other; an mbarrier, since compute-sanitizer's racecheck loses
-// count of __syncthreads() where parts of a CTA use bar.sync.
-struct RowGroup {
-  struct Shared {
-    float2 sums[2 * kMaxWarps];
-    uint64_t barriers[kRowWarps / 2];  // one a row of several warps
-  };
-  int index, warp, lane, warps;  // row in the CTA, warp in the row, warps a row
-  float2* sums;
-  uint32_t barrier;
-  int sum_number = 0;
-
-  // By all threads of the CTA.
-  __device__ RowGroup(int group_warps, Shared& s) : warps(group_warps), sums(s.sums) {
-    const int w = threadIdx.x / 32;
-    index = w / warps, warp = w % warps, lane = threadIdx.x % 32;
-    barrier = smem_address(s.barriers + index);
-    if (warps == 1) return;
-    if (warp == 0 && lane == 0)
-      asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(32 * warps) : "memory");
-    __syncthreads();
-  }
-  __device__ __forceinline__ float2 sum(float2 v) {
-    v.x = warp_sum(v.x), v.y = warp_sum(v.y);
-    if (warps == 1) return v;
-    float2* slots = sums + (sum_number & 1) * kMaxWarps + index * warps;
-    if (lane == 0) slots[warp] = v;
-    sync();
-    float2 total = slots[0];
-    for (int i = 1; i < warps; ++i) total.x += slots[i].x, total.y += slots[i].y;
-    return total;
-  }
-  __device__ __forceinline__ float sum(float v) {
-    return warps == 1 ? warp_sum(v) : sum(make_float2(v, 0.0f)).x;
-  }
-  // Of one row, or of two at the price of one.
-  __device__ __forceinline__ void sum_rows(float (&v)[1]) { v[0] = sum(v[0]); }
-  __device__ __forceinline__ void sum_rows(float (&v)[2]) {
-    const float2 both = sum(make_float2(v[0], v[1]));
-    v[0] = both.x, v[1] = both.y;
-  }
-
- private:
-  __device__ __forceinline__ void sync() {
-    uint32_t done;
-    asm volatile(
-        "{\n"
-        ".reg .b64 state;\n"
-        "mbarrier.arrive.shared.b64 state, [%0];\n"
-        "}" ::"r"(barrier)
-        : "memory");
-    do {
-      asm volatile(
-          "{\n"
-          ".reg .pred p;\n"
-          "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
-          "selp.u32 %0, 1, 0, p;\n"
-          "}"
-          : "=r"(done)
-          : "r"(barrier), "r"(sum_number & 1)
-          : "memory");
-    } while (!done);
-    ++sum_number;
-  }
-};
-
-// CTAs a multiprocessor that registers must leave room for.
-template <class T>
-constexpr int forward_ctas(int packs, int rows, bool residual) {
-  if (sizeof(T) == 4) return 1;
-  return packs * rows > 4 || (packs == 4 && residual) ? 3 : 4;
-}
-
-// A group of warps takes kRows rows at once: short rows alone leave too few loads on their way.
-template <class T, int kPacks, int kRows, bool kResidual>
-__global__ __launch_bounds__(
-    256,
-    forward_ctas<T>(kPacks, kRows, kResidual)) void norm_forward_kernel(const ForwardArgs<T> a) {
-  const DropMask drop = a.drop.now();
-  __shared__ RowGroup::Shared shared;
-  RowGroup group(a.group_warps, shared);
-  const int groups = blockDim.x / 32 / a.group_warps;
-  const int64_t row0 = (int64_t(blockIdx.x) * groups + group.index) * kRows;
-  const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
-  const int64_t start = row0 * a.D + first;
-  // No early return: the warps of a row share barriers.
-  const auto has = [&](int j, int k) { return row0 + j < a.N && first + k * stride < a.D; };
-
-  float v[kRows][kPacks][kWide];
-  float sums[kRows] = {};  // LayerNorm: of the values; RMSNorm: of their squares
-  {
-    Pack<T, kWide> x[kRows][kPacks], branch[kRows][kPacks];
-#pragma unroll
-    for (int j = 0; j < kRows; ++j)
-#pragma unroll
-      for (int k = 0; k < kPacks; ++k) {
-        if (!has(j, k)) continue;
-        x[j][k].load(a.x + start + j * a.D + k * stride);
-        if (kResidual) branch[j][k].load(a.branch + start + j * a.D + k * stride);
-      }
-#pragma unroll
-    for (int j = 0; j < kRows; ++j)
-#pragma unroll
-      for (int k = 0; k < kPacks; ++k) {
-        const int col = first + k * stride;
-        if (!has(j, k)) continue;
-        x[j][k].unpack(v[j][k]);
-        if (kResidual) {
-          float add[kWide];
-          branch[j][k].unpack(add);
-          drop.apply(add, row0 + j, col);
-#pragma unroll
-          for (int i = 0; i < kWide; ++i) v[j][k][i] += add[i];
-          x[j][k].pack(v[j][k]);
-          x[j][k].store(a.sum + start + j * a.D + k * stride);
-          x[j][k].unpack(v[j][k]);
-        }
-#pragma unroll
-        for (int i = 0; i < kWide; ++i)
-          sums[j] = fmaf(v[j][k][i], a.layer ? 1.0f : v[j][k][i], sums[j]);
-      }
-  }
-  float mean[kRows] = {};
-  if (a.layer) {  // the squares of centred values: E[x^2] - mean^2 would cancel
-    group.sum_rows(sums);
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      mean[j] = sums[j] / float(a.D);
-      sums[j] = 0;
-#pragma unroll
-      for (int k = 0; k < kPacks; ++k) {
-        if (!has(j, k)) continue;
-#pragma unroll
-        for (int i = 0; i < kWide; ++i) {
-          v[j][k][i] -= mean[j];
-          sums[j] += v[j][k][i] * v[j][k][i];
-        }
-      }
-    }
-  }
-  group.sum_rows(sums);
-  float r[kRows];
-#pragma unroll
-  for (int j = 0; j < kRows; ++j) {
-    r[j] = 1.0f / sqrtf(sums[j] / float(a.D) + a.eps);
-    if (row0 + j < a.N && group.warp == 0 && group.lane == 0)
-      reinterpret_cast<float2*>(a.stats)[row0 + j] = make_float2(mean[j], r[j]);
-  }
-#pragma unroll
-  for (int k = 0; k < kPacks; ++k) {
-    const int col = first + k * stride;
-    if (!has(0, k)) continue;
-    float w[kWide], b[kWide] = {};
-    load<kWide>(w, a.w + col);
-    if (a.b) load<kWide>(b, a.b + col);
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      if (!has(j, k)) continue;
-#pragma unroll
-      for (int i = 0; i < kWide; ++i) v[j][k][i] = fmaf(v[j][k][i] * r[j], w[i], b[i]);
-      store<kWide>(a.y + start + j * a.D + k * stride, v[j][k]);
-    }
-  }
-}
 
 // Adds the register sums of a CTA's rows in row order and writes them as row blockIdx.x. `shared`
 // holds D floats for each of the groups; all threads may still read it at the call.
@@ -429,45 +236,6 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
       write_partial_row<kPacks>(a.partial_db, db, merged, group, groups, first, stride, a.D);
 }
 
-// ---- any number of columns: one CTA a row, which it reads three times (from cache)
-constexpr int kPlainThreads = 256;
-
-template <class T>
-__global__ __launch_bounds__(kPlainThreads) void norm_forward_plain_kernel(const ForwardArgs<T> a) {
-  const DropMask drop = a.drop.now();
-  __shared__ float shared[kPlainThreads / 32];
-  const int64_t row = blockIdx.x, at = row * a.D;
-  const T* x = a.sum ? a.sum + at : a.x + at;
-  float total = 0;
-  for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
-    float v[1], add[1];
-    load<1>(v, a.x + at + col);
-    if (a.sum) {
-      load<1>(add, a.branch + at + col);
-      drop.apply(add, row, col);
-      v[0] = rounded<T>(v[0] + add[0]);
-      store<1>(a.sum + at + col, v);
-    }
-    total += v[0];
-  }
-  const float mean = a.layer ? block_sum<kPlainThreads>(total, shared) / float(a.D) : 0.0f;
-  float squares = 0;
-  for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
-    float v[1];
-    load<1>(v, x + col);
-    squares += (v[0] - mean) * (v[0] - mean);
-  }
-  squares = block_sum<kPlainThreads>(squares, shared);
-  const float r = 1.0f / sqrtf(squares / float(a.D) + a.eps);
-  if (threadIdx.x == 0) a.stats[2 * row] = mean, a.stats[2 * row + 1] = r;
-  for (int col = threadIdx.x; col < a.D; col += kPlainThreads) {
-    float v[1];
-    load<1>(v, x + col);
-    v[0] = fmaf((v[0] - mean) * r, a.w[col], a.b ? a.b[col] : 0.0f);
-    store<1>(a.y + at + col, v);
-  }
-}
-
 // The partial rows start at zero and are added to in place: a thread owns its columns.
 template <class T, bool kResidual>
 __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(const AgainArgs<T> a,
@@ -519,62 +287,6 @@ __global__ __launch_bounds__(kPlainThreads) void norm_backward_plain_kernel(cons
 }
 
 // ---- launches
-// How a row is laid over warps: `packs` a lane on `warps` warps, with the fewest idle lanes.
-struct RowLayout {
-  int warps, packs;
-};
-
-RowLayout row_layout(int D, int max_packs, int max_warps) {
-  RowLayout best{0, 0};
-  for (int packs = max_packs; packs >= 1; --packs) {
-    const int per_warp = 32 * kWide * packs, warps = (D + per_warp - 1) / per_warp;
-    if (warps > max_warps) continue;
-    if (best.warps == 0 || warps * packs < best.warps * best.packs) best = {warps, packs};
-  }
-  return best;
-}
-
-// f(std::integral_constant<int, packs>), packs in 1 .. kMax
-template <int kMax, class F>
-void dispatch_packs(int packs, F&& f) {
-  if constexpr (kMax > 1)
-    if (packs < kMax) return dispatch_packs<kMax - 1>(packs, f);
-  f(std::integral_constant<int, kMax>{});
-}
-
-bool wide_rows(int64_t D, int64_t max_cols, std::initializer_list<const void*> pointers) {
-  if (D > max_cols) return false;
-  bool wide = false;
-  dispatch_width(D, pointers, [&](auto width) { wide = width() == kWide; });
-  return wide;
-}
-
-template <class T>
-void launch_forward(ForwardArgs<T> a, cudaStream_t stream) {
-  constexpr int kMaxPacks = 4;
-  const int64_t max_cols = kRowWarps * 32 * kWide * kMaxPacks;
-  if (!wide_rows(a.D, max_cols, {a.sum, a.y, a.x, a.branch, a.w, a.b, a.stats})) {
-    norm_forward_plain_kernel<T><<<unsigned(a.N), kPlainThreads, 0, stream>>>(a);
-    CUDA_CHECK(cudaGetLastError());
-    return;
-  }
-  const RowLayout layout = row_layout(a.D, kMaxPacks, kRowWarps);
-  a.group_warps = layout.warps;
-  const int groups = kRowWarps / layout.warps;
-  const unsigned threads = unsigned(groups * layout.warps * 32);
-  dispatch_packs<kMaxPacks>(layout.packs, [&](auto packs) {
-    constexpr int kRows = std::is_same_v<T, bf16> && packs() <= 3 ? 2 : 1;
-    const auto blocks = [&](int rows) {
-      return unsigned((a.N + rows * groups - 1) / (rows * groups));
-    };
-    if (a.sum)  // reads and writes twice as much a row
-      norm_forward_kernel<T, packs(), 1, true><<<blocks(1), threads, 0, stream>>>(a);
-    else
-      norm_forward_kernel<T, packs(), kRows, false><<<blocks(kRows), threads, 0, stream>>>(a);
-    CUDA_CHECK(cudaGetLastError());
-  });
-}
-
 struct Grid {
   int blocks, threads;
   size_t shared;
@@ -605,34 +317,6 @@ Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int D
 }
 
 }  // namespace
-
-void CudaOps::norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
-                               Tensor w, Tensor b, Norm kind, float eps, const Dropout& drop) {
-  const int64_t N = x.rows(), D = x.cols();
-  check(y.numel() == N * D && stats.numel() == 2 * N && w.numel() == D && (!b || b.numel() == D) &&
-            sum.numel() == branch.numel() && (!sum || sum.numel() == N * D),
-        "norm_forward: x {}, y {}, stats {}, w {}, b {}, sum {}, branch {}", x.shape.str(),
-        y.shape.str(), stats.shape.str(), w.shape.str(), b.shape.str(), sum.shape.str(),
-        branch.shape.str());
-  if (N == 0 || D == 0) return;
-  dispatch(act_dtype_, [&](auto type) {
-    using T = typename decltype(type)::type;
-    ForwardArgs<T> a{sum ? sum.ptr<T>() : nullptr,
-                     y.ptr<T>(),
-                     stats.ptr<float>(),
-                     x.ptr<T>(),
-                     branch ? branch.ptr<T>() : nullptr,
-                     w.ptr<float>(),
-                     b ? b.ptr<float>() : nullptr,
-                     N,
-                     int(D),
-                     1,
-                     kind == Norm::layer,
-                     eps,
-                     DropMask(drop)};
-    launch_forward(a, stream_);
-  });
-}
 
 void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Tensor dy, Tensor x,
                                 Tensor w, Tensor stats, Norm kind, const Dropout& drop,
@@ -712,20 +396,9 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
   });
 }
 
-void CudaOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
-                           float eps) {
-  norm_forward_any(Tensor(), y, stats, x, Tensor(), w, b, kind, eps, Dropout());
-}
-
 void CudaOps::norm_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w,
                             Tensor stats, Norm kind, NormAgain again) {
   norm_backward_any(dx, Tensor(), dw, db, dy, x, w, stats, kind, Dropout(), again, false);
-}
-
-void CudaOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch,
-                                    Tensor w, Tensor b, Norm kind, float eps, Dropout drop) {
-  check(sum && branch, "residual_norm_forward: sum and branch are needed");
-  norm_forward_any(sum, y, stats, x, branch, w, b, kind, eps, drop);
 }
 
 void CudaOps::residual_norm_backward(Tensor dsum, Tensor dbranch, Grad dw, Grad db, Tensor dy,
