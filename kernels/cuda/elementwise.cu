@@ -149,7 +149,7 @@ void CudaOps::add_partial_rows(Grad out, const float* partial, int64_t rows, int
   const unsigned blocks = unsigned((cols + kPartialCols - 1) / kPartialCols);
   // Early on any stream: the kernel reads nothing before its wait.
   launch(add_partial_rows_kernel, dim3(blocks), dim3(kPartialCols * kPartialRows), 0, stream_,
-         prop_.major >= 9, out.to.ptr<float>(), partial, rows, cols, out.fresh);
+         hopper_code(prop_.major), out.to.ptr<float>(), partial, rows, cols, out.fresh);
 }
 
 }  // namespace hgrn

@@ -326,7 +326,7 @@ void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale,
   const size_t batches =
       size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
   const size_t sort_bytes = kSortWarps * (size_t(range) * sizeof(int) + batches);
-  const bool early = prop_.major >= 9;  // on any stream: nothing is read before the wait
+  const bool early = hopper_code(prop_.major);  // on any stream: nothing is read before the wait
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_width(D, {dw.to.data, dx.data}, [&](auto width) {

@@ -37,6 +37,7 @@
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
+#include "cuda/hopper.h"
 #include "cuda/mma.cuh"
 #include "cuda/sm90.cuh"
 #include "cuda/tma.cuh"
@@ -470,7 +471,7 @@ CUtensorMap matrix_map(const bf16* m, int64_t rows, int64_t columns, int box_row
 
 bool fits(int compute_major, int64_t N, int64_t F, int64_t D) {
   // A tile of fewer steps than stages would let a bias be overwritten.
-  return compute_major == 9 && F % 8 == 0 && D % 8 == 0 && D >= kStages * kDepth &&
+  return hopper_code(compute_major) && F % 8 == 0 && D % 8 == 0 && D >= kStages * kDepth &&
          N < (int64_t(1) << 31) - 4096 && F < (int64_t(1) << 24);
 }
 

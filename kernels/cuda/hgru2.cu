@@ -18,7 +18,7 @@ using hgru2::Split;
 // the environment says otherwise, to compare them or where they are in doubt.
 bool hopper_kernels(int major) {
   const char* const set = std::getenv("HGRN_HGRU2_SM90");
-  return major == 9 && !(set && set[0] == '0');
+  return hopper_code(major) && !(set && set[0] == '0');
 }
 
 class CudaHgru2 final : public SeqKernel {

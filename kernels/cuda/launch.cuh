@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cuda/cuda_check.h"
+#include "cuda/hopper.h"
 
 namespace hgrn {
 
@@ -33,7 +34,7 @@ __device__ __forceinline__ void let_next_start() {
 // may write them.
 inline bool may_start_early(cudaStream_t stream, int compute_major) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  return compute_major >= 9 && cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
+  return hopper_code(compute_major) && cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
          status == cudaStreamCaptureStatusActive;
 }
 

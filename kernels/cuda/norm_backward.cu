@@ -6,10 +6,10 @@
 // x, y, dx, dy (N,D) f32 or bf16; w, b, dw, db (D) f32; stats (N,2) = mu, r.
 //
 // A lane's part of the next row is copied to shared memory (cp.async) while it works on this one.
-// dw and db stay in registers over all rows of a CTA, which writes them as one partial row; a second
-// kernel adds the partial rows in order: no atomics. Rows of more than 8192 columns (fp32: 4096)
-// take the plain kernel.
-// Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp, tests/ops/test_again.cpp
+// dw and db stay in registers over all rows of a CTA, which writes them as one partial row; a
+// second kernel adds the partial rows in order: no atomics. Rows of more than 8192 columns (fp32:
+// 4096) take the plain kernel. Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp,
+// tests/ops/test_again.cpp
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
