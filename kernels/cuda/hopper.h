@@ -1,5 +1,6 @@
-// Whether there is code for Hopper: what needs sm_90a is compiled to nothing for older cards, and so
-// are the waits of early launches (launch.cuh), also where a driver makes code for a Hopper of it.
+// Whether there is code for Hopper: what needs sm_90a is compiled to nothing for older cards, and
+// so are the waits of early launches (launch.cuh), also where a driver makes code for a Hopper of
+// it.
 #pragma once
 
 #ifndef HGRN_SM90A
