@@ -13,8 +13,8 @@
 // nothing has ended for too long, it aborts the communicator. The kernels end, the host goes on,
 // and throw_if_failed() keeps it from believing what it then reads. Copies do not end so: they wait
 // on the device for a peer's word, and with them every call that waits for the device. The process
-// then ends by end_process(), with the message and the code that it would have ended with. Twin:
-// kernels/cpu/comm_gloo.cpp Test: tests/ops/test_comm.cpp, tests/train/test_gpu_ranks.cpp
+// then ends by end_process(), with the message and the code that it would have ended with.
+// Twin: kernels/cpu/comm_gloo.cpp   Test: tests/ops/test_comm.cpp, tests/train/test_gpu_ranks.cpp
 #include <nccl.h>
 
 #include <atomic>
