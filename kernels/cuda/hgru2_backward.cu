@@ -270,13 +270,12 @@ __global__ __launch_bounds__(2 * N,
         mma(scores_d[1], left, right[2], right[3]);
         key_gates(key, xf, bound, rest, q, tokens);
         decay_products(decay, key.f, q, tokens);
+        query_gates<kSilu>(query, slope, xq, a.output_act, a.query_scale);
         float up[2][4], down[2][4];
 #pragma unroll
         for (int r = 0; r < 2; ++r)
 #pragma unroll
           for (int m = 0; m < 4; ++m) {
-            query_gate<kSilu>(query[r][m], slope[r][m], element(xq, r, m), a.output_act,
-                              a.query_scale);
             up[r][m] = query[r][m] * decay.up[r][m];
             down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
           }
@@ -410,11 +409,10 @@ __global__ __launch_bounds__(2 * N,
               float high = dv[0][i][2 * r + 1] + dv[1][i][2 * r + 1];
               if (a.input_act != Act::identity) {
                 const uint32_t raw = *reinterpret_cast<const uint32_t*>(a.x + (dx - a.dx) + at);
-                float unused, slope_low, slope_high;
-                query_gate(unused, slope_low, low_bf16(raw), a.input_act, 1.0f);
-                query_gate(unused, slope_high, high_bf16(raw), a.input_act, 1.0f);
-                low *= slope_low;
-                high *= slope_high;
+                float unused[2], slope[2];
+                query_gate(unused, slope, raw, a.input_act, 1.0f);
+                low *= slope[0];
+                high *= slope[1];
               }
               *reinterpret_cast<uint32_t*>(dx + at) = pack_bf16(low, high);
             }

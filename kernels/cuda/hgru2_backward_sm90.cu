@@ -33,8 +33,10 @@
 // 512 bytes however the warps share it out: the times of three kernels fit that, no counter has
 // shown it.
 //
-// sum_v h dh, a part of dg, is the diagonal of the product h dh^T of bf16 tiles that are in
-// registers anyway: its rounding is lost in that of the other products.
+// sum_v h dh, a part of dg: the bf16 tiles of both are in registers anyway and in the same places,
+// so they are multiplied there, two steps of columns added up, and a product with ones adds the
+// rest in fp32: its rounding is lost in that of the other products. (As the diagonal of h dh^T it
+// took four times as many mma.sync, which have half of the rate of wgmma.)
 //
 // Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh): x and dy in
 // the layout of wgmma's 128-byte swizzle, dh and dx in rows 16 bytes longer than the data. Either
@@ -57,6 +59,7 @@ constexpr int kStateRegisters = 208, kHelperRegisters = 88;
 // What the block starts with, 168 a thread, is all that there is to share out.
 static_assert(kStateThreads * kStateRegisters + kHelperThreads * kHelperRegisters <=
               168 * kThreads);
+constexpr uint32_t kOnes = 0x3f803f80u;  // two bf16
 constexpr int kGroup = 2;  // steps of 16 value columns whose operands are in registers at once
 enum Part { kQ, kF, kV, kDy };
 enum Barrier { kTiles = 1, kState = 2, kHelper = 3, kHandOver = 4 };
@@ -98,13 +101,17 @@ __device__ __forceinline__ uint32_t column_major_lane(int lane) {
 __device__ __forceinline__ uint32_t at_step(uint32_t base, int k, int half = kHalf) {
   return (base ^ ((k & 3) * 32)) + (k >> 2) * half;
 }
-// Such a tile as the B operand of a wgmma: 16 columns contracted, a token a column of the result;
-// or the tokens contracted, a column a column.
-__device__ __forceinline__ uint64_t contract_columns(uint32_t tile, int k) {
-  return wgmma_operand(tile + (k >> 2) * kHalf + (k & 3) * 32, 16, 1024);
+// Such tiles as the B operand of a wgmma: the columns contracted, a token a column of the result;
+// or the tokens contracted, a column a column. Of the first tile; columns_at: bytes from there to 16
+// columns of another.
+__device__ __forceinline__ uint64_t contract_columns(uint32_t smem) {
+  return wgmma_operand(smem + kRaw, 16, 1024);
 }
-__device__ __forceinline__ uint64_t contract_tokens(uint32_t tile) {
-  return wgmma_operand(tile, kHalf, 1024);
+__device__ __forceinline__ uint64_t contract_tokens(uint32_t smem) {
+  return wgmma_operand(smem + kRaw, kHalf, 1024);
+}
+__device__ __forceinline__ constexpr uint32_t columns_at(uint32_t tile, int k) {
+  return tile + (k >> 2) * kHalf + (k & 3) * 32;
 }
 __device__ __forceinline__ int position_of(int token) {
   return 8 * ((token >> 1) & 1) + row_of(token);
@@ -199,6 +206,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
   const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
   const uint32_t dh_store = smem + kDh + (own * kPitch + padded_column_major(lane));
   const uint32_t own_states = smem + kStates + tid * 16;
+  const uint64_t columns = contract_columns(smem), rows = contract_tokens(smem);
   Resets resets;
   resets.load(a, block.b, block.last_chunk, lane);
   uint32_t chunk_parity = 0, parity = 0;
@@ -253,7 +261,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           h[j][2] *= total[sub][1], h[j][3] *= total[sub][1];
         }
         wgmma_fence();
-        wgmma128(h, key_b[sub], contract_tokens(smem + kRaw + (sub * 4 + kV) * kTile));
+        wgmma128(h, key_b[sub], wgmma_at(rows, (sub * 4 + kV) * kTile));
         wgmma_commit();
         wgmma_wait_all(h);
         // Apart from the products: stores between them would hold back the next loads.
@@ -270,7 +278,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll 1
     for (int sub = kSubs - 1; sub >= 0; --sub) {
       const Tokens tokens = tokens_of(sub);
-      const uint32_t tile = kRaw + sub * 4 * kTile;
+      const uint32_t tile = sub * 4 * kTile;
+      const uint64_t sub_columns = wgmma_at(columns, tile), sub_rows = wgmma_at(rows, tile);
 
       // ---- gates, the tiles of this warp's channels
       KeyGates key;
@@ -279,17 +288,16 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       uint32_t query_b[4], query_d[4], key_b[4], key_d[4];
       {
         uint32_t xq[4], xf[4];
-        ldmatrix_trans(xf, own_raw + tile - kRaw + kF * kTile);
-        ldmatrix_trans(xq, own_raw + tile - kRaw + kQ * kTile);
+        ldmatrix_trans(xf, own_raw + tile + kF * kTile);
+        ldmatrix_trans(xq, own_raw + tile + kQ * kTile);
         key_gates(key, xf, bound, rest, q, tokens);
         decay_products(decay, key.f, q, tokens);
+        query_gates<kSilu>(query, slope, xq, a.output_act, a.query_scale);
         float up[2][4], down[2][4];
 #pragma unroll
         for (int r = 0; r < 2; ++r)
 #pragma unroll
           for (int m = 0; m < 4; ++m) {
-            query_gate<kSilu>(query[r][m], slope[r][m], element(xq, r, m), a.output_act,
-                              a.query_scale);
             up[r][m] = query[r][m] * decay.up[r][m];
             down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
           }
@@ -313,7 +321,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       float cross[2];
       {
         const uint32_t state = own_states + (sub == 0 ? 0 : sub - 1) * kH;
-        float diagonal[2][4] = {};
+        float sum[4] = {};
 #pragma unroll
         for (int k0 = 0; k0 < kWarps; k0 += kGroup) {
           uint32_t h[kGroup][4], d[kGroup][4];
@@ -328,28 +336,22 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                   dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
           }
 #pragma unroll
-          for (int j = 0; j < kGroup; ++j) {
-            stmatrix(dh_store + (k0 + j) * 32, d[j]);
-            // The A tile of dh is the B operand of its transpose.
-            mma(diagonal[0], h[j], d[j][0], d[j][2]);
-            mma(diagonal[1], h[j], d[j][1], d[j][3]);
-          }
+          for (int j = 0; j < kGroup; ++j) stmatrix(dh_store + (k0 + j) * 32, d[j]);
+          uint32_t product[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            product[e] = fma_bf16x2(h[0][e], d[0][e], mul_bf16x2(h[1][e], d[1][e]));
+          mma(sum, product, kOnes, kOnes);
           wgmma_fence();
 #pragma unroll
           for (int j = 0; j < kGroup; ++j) {
-            wgmma16(iq, h[j], contract_columns(smem + tile + kDy * kTile, k0 + j));
-            wgmma16(ik, d[j], contract_columns(smem + tile + kV * kTile, k0 + j));
+            wgmma16(iq, h[j], wgmma_at(sub_columns, columns_at(kDy * kTile, k0 + j)));
+            wgmma16(ik, d[j], wgmma_at(sub_columns, columns_at(kV * kTile, k0 + j)));
           }
           wgmma_commit();
           wgmma_wait_all(iq, ik);
         }
-        const int from = 4 * g + (g >> 1);
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const float even = __shfl_sync(0xffffffffu, diagonal[r][2 * r], from);
-          const float odd = __shfl_sync(0xffffffffu, diagonal[r][2 * r + 1], from);
-          cross[r] = (g & 1) ? odd : even;
-        }
+        cross[0] = sum[0], cross[1] = sum[2];
       }
 
       // ---- dh
@@ -359,7 +361,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         dh[j][2] *= decay.total[1], dh[j][3] *= decay.total[1];
       }
       wgmma_fence();
-      wgmma128(dh, query_b, contract_tokens(smem + tile + kDy * kTile));
+      wgmma128(dh, query_b, wgmma_at(sub_rows, kDy * kTile));
       wgmma_commit();
       wgmma_wait_all(dh);
       barrier_arrive(kState, kThreads);
@@ -564,11 +566,10 @@ struct Ungated {
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          float unused, low, high;
-          query_gate<false, true>(unused, low, low_bf16(v[j][i][r]), act, 1.0f);
-          query_gate<false, true>(unused, high, high_bf16(v[j][i][r]), act, 1.0f);
-          dv[j][i][2 * r] *= low;
-          dv[j][i][2 * r + 1] *= high;
+          float unused[2], slope[2];
+          query_gate<false, true>(unused, slope, v[j][i][r], act, 1.0f);
+          dv[j][i][2 * r] *= slope[0];
+          dv[j][i][2 * r + 1] *= slope[1];
         }
   }
 };

@@ -152,13 +152,14 @@ __global__ __launch_bounds__(2 * N,
       Decay decay;
       decay_products(decay, key.f, q, tokens);
       float query[2][4], k[2][4];
+      query_gates<kSilu>(query, xq, a.output_act);
+      scale_rows(decay, a.query_scale, rest);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
-          query[r][m] =
-              decay.up[r][m] * query_gate<kSilu>(element(xq, r, m), a.output_act, a.query_scale);
-          k[r][m] = decay.down[r][m] * (rest[r] * key.close[r][m]);
+          query[r][m] *= decay.up[r][m];
+          k[r][m] = decay.down[r][m] * key.close[r][m];
         }
       pack(query_d, query, decay.outer_mid);
       pack(key_d, k, decay.inner_mid);

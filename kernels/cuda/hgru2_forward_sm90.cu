@@ -78,42 +78,60 @@ struct Resets {
   __device__ __forceinline__ uint32_t bits() const { return __ballot_sync(0xffffffffu, next != 0); }
 };
 
-// y of a step from shared memory, 16 bytes a thread and sub-chunk.
-__device__ __forceinline__ void store_y(const Call<__nv_bfloat16>& a, __nv_bfloat16* y,
-                                        uint32_t from, int64_t t) {
+// A gate thread's part of the copies between device and shared memory: one 16-byte column of one
+// token of each of a step's two sub-chunks. Addresses are counted up from step to step: multiplying
+// them out took a fifth of the gate warps' time.
+struct Copies {
+  const __nv_bfloat16* from;  // x of the next step to load
+  __nv_bfloat16* to;          // y of the next step to store
+  uint32_t at;                // of the token and column in a tile
+  int load_token, store_token, T, D;
+  __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& a, const Block& block, uint32_t smem,
+                                    int thread)
+      : T(int(a.T)), D(int(a.D)) {
+    const int token = thread / 16, column = thread % 16;
+    const int64_t channel = block.head * N + column * 8;
+    load_token = store_token = block.first_step * kStep + token;
+    from = a.x + (block.b * a.T + load_token) * 3 * D + channel;
+    to = a.y + (block.b * a.T + store_token) * D + channel;
+    at = smem + position_of(token) * kPitch + column * 16;
+  }
+  // The next step's x into a buffer; zeros, for which nothing is read, beyond T.
+  __device__ __forceinline__ void load(uint32_t buffer) {
 #pragma unroll
-  for (int sub = 0; sub < 2; ++sub)
-    if (t + sub * kSub < a.T)
-      *reinterpret_cast<uint4*>(y + (t + sub * kSub) * a.D) = ld_shared4(from + sub * kTile);
-}
+    for (int sub = 0; sub < 2; ++sub) {
+      const __nv_bfloat16* part = from + sub * kSub * 3 * int64_t(D);
+#pragma unroll
+      for (int i = 0; i < 3; ++i, part += D)
+        cp_async16(at + buffer + (sub * 3 + i) * kTile, part, load_token + sub * kSub < T);
+    }
+    load_token += kStep;
+    from += kStep * 3 * int64_t(D);
+  }
+  // y of a step, from shared memory to registers and from there on.
+  __device__ __forceinline__ void read(uint4 (&y)[2], int stage) const {
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) y[sub] = ld_shared4(at + kY + stage * kYStage + sub * kTile);
+  }
+  __device__ __forceinline__ void store(const uint4 (&y)[2]) {
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub)
+      if (store_token + sub * kSub < T)
+        *reinterpret_cast<uint4*>(to + sub * kSub * int64_t(D)) = y[sub];
+    store_token += kStep;
+    to += kStep * int64_t(D);
+  }
+};
 
 template <bool kSilu>
 __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
-  const int T = int(a.T), D = int(a.D), own = 16 * warp;
-
-  // x of 32 tokens, zeros beyond T: a thread copies one column of one token of each sub-chunk, and
-  // stores the same column of y.
-  const int token = tid / 16, column = tid % 16;
-  const __nv_bfloat16* const x = a.x + block.b * a.T * 3 * D + block.head * N + column * 8;
-  __nv_bfloat16* const y = a.y + block.b * a.T * D + block.head * N + column * 8;
-  const uint32_t copy_at = smem + position_of(token) * kPitch + column * 16;
+  const int T = int(a.T), own = 16 * warp;
+  Copies copies(a, block, smem, tid);
   const auto load = [&](int step) {
-    if (step < block.steps) {
-      const uint32_t buffer = copy_at + kRaw + (step % kBuffers) * kRawBuffer;
-      const int64_t t = int64_t(step) * kStep + token;
-      const __nv_bfloat16* const from = x + t * 3 * D;
-#pragma unroll
-      for (int sub = 0; sub < 2; ++sub) {
-        const bool valid = t + sub * kSub < T;
-#pragma unroll
-        for (int part = 0; part < 3; ++part)
-          cp_async16(buffer + (sub * 3 + part) * kTile,
-                     valid ? from + (sub * kSub * 3 + part) * int64_t(D) : x, valid);
-      }
-    }
+    if (step < block.steps) copies.load(kRaw + (step % kBuffers) * kRawBuffer);
     cp_async_commit();
   };
   load(block.first_step);
@@ -138,29 +156,34 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
     resets.load(a, block.b, step + 1, lane);
     cp_async_wait<1>();
     barrier_sync(kGateBarrier, kRole);  // x has arrived
+    uint32_t xq[2][4], xf[2][4];
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      ldmatrix_trans(xf[sub], tile_major + raw + (sub * 3 + 1) * kTile);
+      ldmatrix_trans(xq[sub], tile_major + raw + sub * 3 * kTile);
+    }
     mbarrier_wait(smem + kEmpty + stage * 8, (turn / kStages & 1) ^ 1);
+    uint4 y[2];  // of two steps ago; stored once the first gates have given it time to arrive
+    if (turn >= kStages) copies.read(y, stage);
     load(step + 2);  // over x of two steps ago, which the state warps have read
-    if (turn >= kStages)
-      store_y(a, y, copy_at + kY + stage * kYStage, int64_t(t0) - kStages * kStep + token);
 
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
-      uint32_t xq[4], xf[4], query_b[4], key_b[4], query_d[4], key_d[4];
-      ldmatrix_trans(xf, tile_major + raw + (sub * 3 + 1) * kTile);
-      ldmatrix_trans(xq, tile_major + raw + sub * 3 * kTile);
+      uint32_t query_b[4], key_b[4], query_d[4], key_d[4];
       KeyGates key;
-      key_gates(key, xf, bound, rest, q, tokens);
+      key_gates(key, xf[sub], bound, rest, q, tokens);
       Decay decay;
       decay_products(decay, key.f, q, tokens);
       float query[2][4], k[2][4];
+      query_gates<kSilu>(query, xq[sub], a.output_act);
+      scale_rows(decay, a.query_scale, rest);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
-          query[r][m] =
-              decay.up[r][m] * query_gate<kSilu>(element(xq, r, m), a.output_act, a.query_scale);
-          k[r][m] = decay.down[r][m] * (rest[r] * key.close[r][m]);
+          query[r][m] *= decay.up[r][m];
+          k[r][m] = decay.down[r][m] * key.close[r][m];
         }
       pack(query_d, query, decay.outer_mid);
       pack(key_d, k, decay.inner_mid);
@@ -178,6 +201,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
         for (int r = 0; r < 2; ++r)
           reinterpret_cast<float*>(smem_bytes + kTotal)[(stage * 2 + sub) * N + own + g + 8 * r] =
               decay.total[r];
+      if (sub == 0 && turn >= kStages) copies.store(y);
     }
     mbarrier_arrive_warp(smem + kFull + stage * 8);
   }
@@ -186,7 +210,9 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
   for (int step = max(block.first_step, block.steps - kStages); step < block.steps; ++step) {
     const int turn = step - block.first_step, stage = turn % kStages;
     mbarrier_wait(smem + kEmpty + stage * 8, turn / kStages & 1);
-    store_y(a, y, copy_at + kY + stage * kYStage, int64_t(step) * kStep + token);
+    uint4 y[2];
+    copies.read(y, stage);
+    copies.store(y);
   }
 }
 

@@ -87,6 +87,26 @@ __device__ __forceinline__ float element(const uint32_t (&raw)[4], int r, int m)
   return (m & 1) ? high_bf16(v) : low_bf16(v);
 }
 
+// sigmoid(x) and exp(-x) of two neighbours. One reciprocal serves both, 1/a = b/(ab): what limits the
+// gates is the number of special functions. x counts as at least -40, where sigmoid is 4e-18, so
+// that the product stays finite.
+struct Sigmoids {
+  float x[2], open[2], e[2];
+  __device__ __forceinline__ explicit Sigmoids(uint32_t pair) {
+    constexpr uint32_t kLeast = 0xc220c220u;  // -40, twice
+    asm("max.bf16x2 %0, %0, %1;" : "+r"(pair) : "r"(kLeast));
+    x[0] = low_bf16(pair), x[1] = high_bf16(pair);
+    float a[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      e[i] = exp2_approx(-kLog2e * x[i]);
+      a[i] = 1.0f + e[i];
+    }
+    const float inverse = rcp_approx(a[0] * a[1]);
+    open[0] = inverse * a[1], open[1] = inverse * a[0];
+  }
+};
+
 // The key side: everything that depends on xf.
 struct KeyGates {
   float open[2][4];   // sigmoid(xf)
@@ -101,12 +121,15 @@ __device__ __forceinline__ void key_gates(KeyGates& o, const uint32_t (&x)[4],
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const float e = exp2_approx(fminf(-kLog2e * element(x, r, m), 80.0f * kLog2e));
-      const float s = rcp_approx(1.0f + e);
-      o.open[r][m] = s;
-      o.close[r][m] = e * s;
-      o.f[r][m] = fmaxf(fmaf(rest[r], s, bound[r]), kMinForget);
+    for (int i = 0; i < 2; ++i) {
+      const Sigmoids s(x[r + 2 * i]);
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        const int m = 2 * i + p;
+        o.open[r][m] = s.open[p];
+        o.close[r][m] = s.e[p] * s.open[p];
+        o.f[r][m] = fmaxf(fmaf(rest[r], s.open[p], bound[r]), kMinForget);
+      }
     }
   if (tokens.valid < kSub)
 #pragma unroll
@@ -116,29 +139,35 @@ __device__ __forceinline__ void key_gates(KeyGates& o, const uint32_t (&x)[4],
         if (4 * q + m >= tokens.valid) o.close[r][m] = 0.0f, o.f[r][m] = 1.0f;
 }
 
-// The products over the four lanes of a channel.
+// The products over the four lanes of a channel: of the neighbour in a pair of lanes, and of the
+// other pair.
 struct Exchange {
-  float lane[4];
+  float neighbour, pair, others;
   __device__ __forceinline__ explicit Exchange(float own) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) lane[j] = __shfl_sync(0xffffffffu, own, j, 4);
+    neighbour = __shfl_xor_sync(0xffffffffu, own, 1);
+    pair = own * neighbour;
+    others = __shfl_xor_sync(0xffffffffu, pair, 2);
   }
   __device__ __forceinline__ float product_before(int q) const {
-    return (q > 0 ? lane[0] : 1.0f) * (q > 1 ? lane[1] : 1.0f) * (q > 2 ? lane[2] : 1.0f);
+    return (q & 1 ? neighbour : 1.0f) * (q & 2 ? others : 1.0f);
   }
   __device__ __forceinline__ float product_after(int q) const {
-    return (q < 3 ? lane[3] : 1.0f) * (q < 2 ? lane[2] : 1.0f) * (q < 1 ? lane[1] : 1.0f);
+    return (q & 1 ? 1.0f : neighbour) * (q & 2 ? 1.0f : others);
   }
-  __device__ __forceinline__ float product() const {
-    return lane[0] * lane[1] * lane[2] * lane[3];
-  }
-  __device__ __forceinline__ float sum_before(int q) const {
-    return (q > 0 ? lane[0] : 0.0f) + (q > 1 ? lane[1] : 0.0f) + (q > 2 ? lane[2] : 0.0f);
-  }
-  __device__ __forceinline__ float sum_after(int q) const {
-    return (q < 3 ? lane[3] : 0.0f) + (q < 2 ? lane[2] : 0.0f) + (q < 1 ? lane[1] : 0.0f);
-  }
+  __device__ __forceinline__ float product() const { return pair * others; }
 };
+
+// Of the four lanes of a channel, `later` of those after this one and `earlier` of those before it,
+// added up. A lane sends what its receiver wants: the neighbour's later to an even lane, its earlier
+// to an odd one; then lane 2 the later of both its pair to the lanes 0 and 1, lane 1 the earlier to
+// 2 and 3.
+__device__ __forceinline__ float sum_of_others(float later, float earlier, int q) {
+  const bool odd = q & 1;
+  const float near = __shfl_xor_sync(0xffffffffu, odd ? later : earlier, 1);
+  const float far =
+      __shfl_sync(0xffffffffu, near + (odd ? earlier : later), q & 2 ? 1 : 2, /*width=*/4);
+  return near + far;
+}
 
 // The decay products, as a thread's own part (up, down) times a factor a channel and thread:
 //   before = up outer_up    after = down outer_down    mid = up outer_mid    1/mid = down inner_mid
@@ -146,6 +175,7 @@ struct Exchange {
 struct Decay {
   float up[2][4], down[2][4];  // f_{4q} ... f_t and f_{t+1} ... f_{4q+3}
   float outer_up[2], outer_down[2], outer_mid[2], inner_mid[2], total[2];
+  float inverse[2];  // 1 / (f_{4q} ... f_{4q+3})
 };
 
 __device__ __forceinline__ void running_products(Decay& o, const float (&f)[2][4], int r) {
@@ -168,11 +198,21 @@ __device__ __forceinline__ void decay_products(Decay& o, const float (&f)[2][4],
     o.outer_up[r] = lanes.product_before(q);
     o.outer_down[r] = lanes.product_after(q);
     // Between this thread's tokens and the middle: the lane 2 or 1, for the lanes 3 and 0.
-    const float outer = q == 3 ? lanes.lane[2] : q == 0 ? lanes.lane[1] : 1.0f;
+    const float outer = q == 0 || q == 3 ? lanes.neighbour : 1.0f;
     const float inverse = rcp_approx(o.up[r][3] * outer);
     o.outer_mid[r] = q >= 2 ? outer : inverse;
     o.inner_mid[r] = q >= 2 ? inverse : outer;
+    o.inverse[r] = inverse * outer;
     o.total[r] = tokens.reset ? 0.0f : lanes.product();
+  }
+}
+
+// What every query and every key of a channel is multiplied with, once a channel and thread.
+__device__ __forceinline__ void scale_rows(Decay& o, float query_scale, const float (&rest)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    o.outer_up[r] *= query_scale, o.outer_mid[r] *= query_scale;
+    o.outer_down[r] *= rest[r], o.inner_mid[r] *= rest[r];
   }
 }
 
@@ -206,31 +246,48 @@ __device__ __forceinline__ void cut_after(float (&v)[2][4], int q, const Tokens&
       if (tokens.cut_after(4 * q + m)) v[0][m] = v[1][m] = 0.0f;
 }
 
-// value = scale * act(x), slope = its derivative. Selects instead of branches: the eight elements
-// of a thread then share one basic block, and their special-function latencies overlap. kSilu: act
-// is known to be silu; kGate: known not to be identity.
+// value = scale * act(x) of two neighbours, slope = its derivative. Selects instead of branches: the
+// elements of a thread then share one basic block, and their special-function latencies overlap.
+// kSilu: act is known to be silu; kGate: known not to be identity.
 template <bool kSilu = false, bool kGate = kSilu>
-__device__ __forceinline__ float query_gate(float x, Act act, float scale) {
-  const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
-  if (kSilu) return scale * x * s;
+__device__ __forceinline__ void query_gate(float (&value)[2], float (&slope)[2], uint32_t x,
+                                           Act act, float scale) {
+  const Sigmoids s(x);
   const bool identity = !kGate && act == Act::identity;
-  return scale * ((act == Act::sigmoid ? 1.0f : x) * (identity ? 1.0f : s));
-}
-template <bool kSilu = false, bool kGate = kSilu>
-__device__ __forceinline__ void query_gate(float& value, float& slope, float x, Act act,
-                                           float scale) {
-  const float s = rcp_approx(1.0f + exp2_approx(-kLog2e * x));
-  if (kSilu) {
-    const float open = scale * s;
-    value = x * open;
-    slope = fmaf(value, 1.0f - s, open);
-    return;
+#pragma unroll
+  for (int p = 0; p < 2; ++p) {
+    if (kSilu) {
+      const float open = scale * s.open[p];
+      value[p] = s.x[p] * open;
+      slope[p] = fmaf(value[p], 1.0f - s.open[p], open);
+      continue;
+    }
+    const float own = identity ? (p == 0 ? low_bf16(x) : high_bf16(x)) : s.x[p];
+    const float open = identity ? 1.0f : s.open[p];
+    const float a = (act == Act::sigmoid ? 1.0f : own) * open;
+    value[p] = scale * a;
+    slope[p] =
+        scale * ((act == Act::sigmoid ? 0.0f : open) + (identity ? 0.0f : a * (1.0f - s.open[p])));
   }
-  const bool identity = !kGate && act == Act::identity;
-  const float open = identity ? 1.0f : s;
-  const float a = (act == Act::sigmoid ? 1.0f : x) * open;
-  value = scale * a;
-  slope = scale * ((act == Act::sigmoid ? 0.0f : open) + (identity ? 0.0f : a * (1.0f - s)));
+}
+// The same for all elements of a thread: x as for key_gates.
+template <bool kSilu = false>
+__device__ __forceinline__ void query_gates(float (&value)[2][4], float (&slope)[2][4],
+                                            const uint32_t (&x)[4], Act act, float scale) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float v[2], d[2];
+      query_gate<kSilu>(v, d, x[r + 2 * i], act, scale);
+      value[r][2 * i] = v[0], value[r][2 * i + 1] = v[1];
+      slope[r][2 * i] = d[0], slope[r][2 * i + 1] = d[1];
+    }
+}
+template <bool kSilu = false>
+__device__ __forceinline__ void query_gates(float (&value)[2][4], const uint32_t (&x)[4], Act act) {
+  float unused[2][4];
+  query_gates<kSilu>(value, unused, x, act, 1.0f);
 }
 
 // Elements [r][m] as the four registers of an A tile (rows = channels, columns = positions).
@@ -274,9 +331,11 @@ __device__ __forceinline__ void partial_scores(float (&c)[2][4], const uint32_t 
 __device__ __forceinline__ uint4 activated(uint4 v, Act act) {
   uint32_t* const p = reinterpret_cast<uint32_t*>(&v);
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    p[i] = pack_bf16(query_gate<false, true>(low_bf16(p[i]), act, 1.0f),
-                     query_gate<false, true>(high_bf16(p[i]), act, 1.0f));
+  for (int i = 0; i < 4; ++i) {
+    float value[2], unused[2];
+    query_gate<false, true>(value, unused, p[i], act, 1.0f);
+    p[i] = pack_bf16(value[0], value[1]);
+  }
   return v;
 }
 // x := act(x) over 16-byte pieces of shared memory.
@@ -322,14 +381,18 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
     }
     up[2] += up[3], up[1] += up[2], up[0] += up[1];
     const float down01 = down[0] + down[1], down012 = down01 + down[2];
-    const Exchange ups(up[0]), downs(down012 + down[3]);
-    const float outer = ups.sum_after(q) + downs.sum_before(q) + x.decay.total[r] * h_dh;
+    const float outer =
+        sum_of_others(up[0], down012 + down[3], q) + x.decay.total[r] * h_dh;
     float dg[4] = {up[0] + outer, up[1] + (down[0] + outer), up[2] + (down01 + outer),
                    up[3] + (down012 + outer)};
     if (tokens.reset)
 #pragma unroll
       for (int m = 0; m < 4; ++m)
         if ((tokens.reset >> (4 * q + m)) & 1u) dg[m] = 0.0f;
+    const float *const before = x.decay.up[r], *const after = x.decay.down[r];
+    const float all = x.decay.inverse[r];
+    const float inverse_f[4] = {all * after[0], all * (before[0] * after[1]),
+                                all * (before[1] * after[2]), all * before[2]};
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const int i = m >> 1, e = 2 * r + (m & 1);
@@ -339,7 +402,7 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
       const float dk = x.decay.down[r][m] *
                            (ik[i][e] * x.decay.outer_down[r] + gk[i][e] * x.decay.inner_mid[r]) +
                        diag[m] * x.query[r][m];
-      const float d = x.key.close[r][m] * (dg[m] * rcp_approx(x.key.f[r][m]) - dk);
+      const float d = x.key.close[r][m] * (dg[m] * inverse_f[m] - dk);
       dbound[r] += d;
       dxq[r][m] = dq * x.slope[r][m];
       dxf[r][m] = x.rest[r] * x.key.open[r][m] * d;

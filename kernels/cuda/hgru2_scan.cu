@@ -132,12 +132,12 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
         ldmatrix_trans(x_q, (tile + 2 * Smem::kTile + tile_major) ^ (warp * 32));
         Decay decay;
         decay_products(decay, key.f, q, tokens);
+        query_gates(value, x_q, a.output_act);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
-          for (int m = 0; m < 4; ++m)
-            value[r][m] =
-                decay.up[r][m] * query_gate(element(x_q, r, m), a.output_act, a.query_scale);
+          for (int m = 0; m < 4; ++m) value[r][m] *= decay.up[r][m];
+          decay.outer_up[r] *= a.query_scale;
           total[r] = decay.total[r];
         }
         cut_before(value, q, tokens);

@@ -96,6 +96,11 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t lea
   return uint64_t((address & 0x3ffffu) >> 4) | uint64_t(leading >> 4) << 16 |
          uint64_t(stride >> 4) << 32 | uint64_t(1) << 62;
 }
+// The operand `bytes` further on. Only the low half holds the address, and nothing carries over: one
+// addition where a new descriptor takes five instructions.
+__device__ __forceinline__ uint64_t wgmma_at(uint64_t operand, uint32_t bytes) {
+  return (operand & ~uint64_t(0xffffffffu)) | (uint32_t(operand) + (bytes >> 4));
+}
 __device__ __forceinline__ void wgmma_fence() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
