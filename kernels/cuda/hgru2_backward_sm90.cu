@@ -79,10 +79,10 @@ constexpr int kQueryD = kKeyD + kNarrow;           // [N][16] bf16: q mid
 constexpr int kOut = kQueryD + kNarrow;            // [q, f, v][16 positions][N] bf16: dx
 constexpr int kScores = kOut + 3 * kOutTile;       // [A, D][16][16] bf16
 constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt
-constexpr int kBarriers = kDiagonal + 64;          // loaded, first, scores, free, values
-constexpr int kBytes = kBarriers + 5 * 8;
-constexpr int kLoaded = kBarriers, kFirst = kBarriers + 8, kScored = kBarriers + 16,
-              kFree = kBarriers + 24, kValues = kBarriers + 32;
+constexpr int kBarriers = kDiagonal + 64;  // loaded, loaded 0, values, first, scores, free
+constexpr int kBytes = kBarriers + 6 * 8;
+constexpr int kLoaded = kBarriers, kLoaded0 = kBarriers + 8, kValues = kBarriers + 16,
+              kFirst = kBarriers + 24, kScored = kBarriers + 32, kFree = kBarriers + 40;
 
 // Row of a token in a tile, and lane addresses for ldmatrix; 16-column step kk is at + 32 kk.
 //   tile_major:   blocks (tile 0, left), (tile 0, right), (tile 1, left), (tile 1, right)
@@ -225,9 +225,12 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     {
       uint32_t key_b[kSubs - 1][4];
       float total[kSubs - 1][2];
-      // All gates first: their latencies overlap, where the products below are a chain.
+      // All gates first: their latencies overlap, where the products below are a chain. Sub-chunk 0
+      // last, whose f arrives last.
 #pragma unroll
-      for (int sub = 0; sub < kSubs - 1; ++sub) {
+      for (int turn = 1; turn < kSubs; ++turn) {
+        const int sub = turn % (kSubs - 1);
+        if (sub == 0) mbarrier_wait(smem + kLoaded0, chunk_parity);
         const Tokens tokens = tokens_of(sub);
         uint32_t raw[4];
         ldmatrix_trans(raw, own_raw + (sub * 4 + kF) * kTile);
@@ -582,10 +585,14 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   const int thread = threadIdx.x - kStateThreads, warp = thread >> 5, lane = thread & 31;
   const int T = int(a.T);
   const Copies copies(a, block, smem, thread);
-  // All copies have arrived but the newest, v and dy of sub-chunk 0.
+  // All copies have arrived but the newest two: q and f of sub-chunk 0, then v and dy.
   const auto gates_loaded = [&] {
-    cp_async_wait<1>();
+    cp_async_wait<2>();
     mbarrier_arrive_warp(smem + kLoaded);
+  };
+  const auto gates0_loaded = [&] {
+    cp_async_wait<1>();
+    mbarrier_arrive_warp(smem + kLoaded0);
   };
   // And those; the values from `from` down are not gated yet, those behind are.
   const auto values_loaded = [&](int from) {
@@ -599,13 +606,16 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   Resets resets;
   resets.load(a, block.b, block.last_chunk, lane);
 #pragma unroll 1
-  for (int sub = 0; sub < kSubs; ++sub) copies.gates(block.last_chunk, sub);
+  for (int sub = kSubs - 1; sub > 0; --sub) copies.gates(block.last_chunk, sub);
   copies.saved_state(a.states, block.bh * block.chunks + block.last_chunk, 2);
+  cp_async_commit();
+  copies.gates(block.last_chunk, 0);
   cp_async_commit();
 #pragma unroll 1
   for (int sub = 0; sub < kSubs; ++sub) copies.values(block.last_chunk, sub);
   cp_async_commit();
   gates_loaded();
+  gates0_loaded();
   values_loaded(kSubs - 1);
   const uint32_t column_major = smem + padded_column_major(lane) + warp * 64;
   const uint32_t raw_columns = smem + column_major_lane(lane);
@@ -693,7 +703,9 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         mbarrier_arrive_warp(smem + kFirst);
       }
     }
-    if (more) values_loaded(0);
+    if (!more) continue;
+    gates0_loaded();
+    values_loaded(0);
   }
   barrier_sync(kTiles, kThreads);
   if (warp >= 2) store_dx(a, block, smem, thread - 64, staged);
@@ -706,7 +718,7 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
   if (threadIdx.x == 0) {
     const uint32_t smem = smem_address(smem_bytes);
 #pragma unroll
-    for (int i = 0; i < 5; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
+    for (int i = 0; i < 6; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
   }
   __syncthreads();
   if (threadIdx.x < kStateThreads) {

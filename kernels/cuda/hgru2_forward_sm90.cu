@@ -7,8 +7,9 @@
 //   Gate warps 0..7: warp w computes the gates of the channels c = 16w..16w+15 and writes the tiles
 //   q before, k after, q mid, k / mid; they load x two steps ahead and store y.
 //   State warps 8..15: warp 8+w owns the value columns v = 16w..16w+15 of S^T in fp32 registers: y,
-//   S; the first two compute A, one for each sub-chunk. No other warp reads those columns of the
-//   values, so where these pass through a gate (kGated), it is in this warp's registers.
+//   S. Two of them, in turn others, also compute A, one for each sub-chunk: the same two every time
+//   kept the others waiting. No other warp reads those columns of the values, so where these pass
+//   through a gate (kGated), it is in this warp's registers.
 //
 // Nothing that the gate warps do depends on the state, so they run up to two steps ahead: tiles, A
 // and y have two stages. mbarriers a stage: full (tiles and totals are written, v has arrived),
@@ -305,9 +306,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                  transpose8x8(pack_bf16(S[2 * w + 1][2], S[2 * w + 1][3])));
     }
     mbarrier_wait(smem + kFull + stage * 8, parity);
-    if (warp < 2) {
-      score_block(smem + tiles + warp * kTiles * kNarrow, smem + scores + warp * 512, lane,
-                  Tokens{(reset >> (16 * warp)) & 0xffffu, 0});
+    if (warp / 2 == turn % (kWarps / 2)) {
+      const int sub = warp % 2;
+      score_block(smem + tiles + sub * kTiles * kNarrow, smem + scores + sub * 512, lane,
+                  Tokens{(reset >> (16 * sub)) & 0xffffu, 0});
       mbarrier_arrive_warp(smem + kScored + stage * 8);
     }
 

@@ -158,15 +158,21 @@ struct Exchange {
 };
 
 // Of the four lanes of a channel, `later` of those after this one and `earlier` of those before it,
-// added up. A lane sends what its receiver wants: the neighbour's later to an even lane, its earlier
-// to an odd one; then lane 2 the later of both its pair to the lanes 0 and 1, lane 1 the earlier to
-// 2 and 3.
-__device__ __forceinline__ float sum_of_others(float later, float earlier, int q) {
+// added up, for both channels of a thread; earlier: in, sums: out. A lane sends what its receiver
+// wants: the neighbour's later to an even lane, its earlier to an odd one; then lane 2 the later of
+// both its pair to the lanes 0 and 1, lane 1 the earlier to 2 and 3.
+__device__ __forceinline__ void sums_of_others(float (&sums)[2], float later0, float later1,
+                                               int q) {
   const bool odd = q & 1;
-  const float near = __shfl_xor_sync(0xffffffffu, odd ? later : earlier, 1);
-  const float far =
-      __shfl_sync(0xffffffffu, near + (odd ? earlier : later), q & 2 ? 1 : 2, /*width=*/4);
-  return near + far;
+  const float later[2] = {later0, later1};
+  float near[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    near[r] = __shfl_xor_sync(0xffffffffu, odd ? later[r] : sums[r], 1);
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    sums[r] = near[r] + __shfl_sync(0xffffffffu, near[r] + (odd ? sums[r] : later[r]),
+                                    q & 2 ? 1 : 2, /*width=*/4);
 }
 
 // The decay products, as a thread's own part (up, down) times a factor a channel and thread:
@@ -368,27 +374,40 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
       if (tokens.cut_before_or_at(4 * q + m)) iq[i][p] = iq[i][2 + p] = 0.0f;
       if (tokens.cut_after(4 * q + m)) ik[i][p] = ik[i][2 + p] = 0.0f;
     }
+  // Both rows at once up to the exchange between lanes, whose latency they share.
+  float dg[2][4];
+  {
+    float up[2][4], down01[2], down012[2], first_down[2], outer[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float down[4];  // summands of the exclusive prefix, as up of the suffix
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const int i = m >> 1, e = 2 * r + (m & 1);
+        up[r][m] = element(x.query_b, r, m) * iq[i][e] +
+                   (element(x.query_d, r, m) * gq[i][e] - element(x.key_d, r, m) * gk[i][e]);
+        down[m] = element(x.key_b, r, m) * ik[i][e];
+      }
+      up[r][2] += up[r][3], up[r][1] += up[r][2], up[r][0] += up[r][1];
+      first_down[r] = down[0], down01[r] = down[0] + down[1], down012[r] = down01[r] + down[2];
+      outer[r] = down012[r] + down[3];
+    }
+    sums_of_others(outer, up[0][0], up[1][0], q);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      outer[r] += x.decay.total[r] * cross(r);
+      dg[r][0] = up[r][0] + outer[r];
+      dg[r][1] = up[r][1] + (first_down[r] + outer[r]);
+      dg[r][2] = up[r][2] + (down01[r] + outer[r]);
+      dg[r][3] = up[r][3] + (down012[r] + outer[r]);
+    }
+  }
+  if (tokens.reset)
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+      if ((tokens.reset >> (4 * q + m)) & 1u) dg[0][m] = dg[1][m] = 0.0f;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float h_dh = cross(r);
-    float up[4], down[4];  // summands of the suffix and the exclusive prefix
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const int i = m >> 1, e = 2 * r + (m & 1);
-      up[m] = element(x.query_b, r, m) * iq[i][e] +
-              (element(x.query_d, r, m) * gq[i][e] - element(x.key_d, r, m) * gk[i][e]);
-      down[m] = element(x.key_b, r, m) * ik[i][e];
-    }
-    up[2] += up[3], up[1] += up[2], up[0] += up[1];
-    const float down01 = down[0] + down[1], down012 = down01 + down[2];
-    const float outer =
-        sum_of_others(up[0], down012 + down[3], q) + x.decay.total[r] * h_dh;
-    float dg[4] = {up[0] + outer, up[1] + (down[0] + outer), up[2] + (down01 + outer),
-                   up[3] + (down012 + outer)};
-    if (tokens.reset)
-#pragma unroll
-      for (int m = 0; m < 4; ++m)
-        if ((tokens.reset >> (4 * q + m)) & 1u) dg[m] = 0.0f;
     const float *const before = x.decay.up[r], *const after = x.decay.down[r];
     const float all = x.decay.inverse[r];
     const float inverse_f[4] = {all * after[0], all * (before[0] * after[1]),
@@ -397,12 +416,12 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
     for (int m = 0; m < 4; ++m) {
       const int i = m >> 1, e = 2 * r + (m & 1);
       const float dq =
-          x.decay.up[r][m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
+          before[m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
           diag[m] * (x.rest[r] * x.key.close[r][m]);
-      const float dk = x.decay.down[r][m] *
-                           (ik[i][e] * x.decay.outer_down[r] + gk[i][e] * x.decay.inner_mid[r]) +
+      const float dk = after[m] * (ik[i][e] * x.decay.outer_down[r] +
+                                   gk[i][e] * x.decay.inner_mid[r]) +
                        diag[m] * x.query[r][m];
-      const float d = x.key.close[r][m] * (dg[m] * inverse_f[m] - dk);
+      const float d = x.key.close[r][m] * (dg[r][m] * inverse_f[m] - dk);
       dbound[r] += d;
       dxq[r][m] = dq * x.slope[r][m];
       dxf[r][m] = x.rest[r] * x.key.open[r][m] * d;
