@@ -2,6 +2,12 @@
 // stream of CudaOps: a collective starts after the work before it, wait() holds the work after it;
 // the host waits for neither. NCCL's settings (NCCL_*) are left as the environment has them.
 //
+// Each such hop from one stream to another costs time on the device. agree(), under which nothing
+// is hidden, does without: its collective is on the stream of CudaOps. NCCL itself keeps all calls
+// of a communicator in order, copies included: each waits for the one before through a stream of
+// NCCL's own, whatever streams the two are on. So there is one order on the device, that of the
+// calls, and between two calls in a row there are two hops even on one stream.
+//
 // NCCL's kernels take multiprocessors from those of the step. Copies need none: between memory that
 // is registered as symmetric, NCCL 2.28 and newer has the copy engines do gathers and exchanges
 // (within a node's NVLink). A sum over the ranks is then an exchange of parts, after which each
@@ -17,6 +23,7 @@
 // Twin: kernels/cpu/comm_gloo.cpp   Test: tests/ops/test_comm.cpp, tests/train/test_gpu_ranks.cpp
 #include <nccl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -188,6 +195,17 @@ class NcclComm final : public Comm {
     if (ticket <= 0) return;
     throw_if_failed();
     CUDA_CHECK(cudaStreamWaitEvent(ops_.stream(), done_[size_t(ticket) % kEvents], 0));
+    waited_ = std::max(waited_, ticket);
+  }
+
+  void agree(Tensor x) override {
+    if (x.numel() == 0) return;
+    if (waited_ < posted_) wait(posted_);  // for what is ours on stream_: sum_parts()
+    const cudaStream_t stream = ops_.stream();
+    waited_ = begin(stream, [&] {
+      return ncclAllReduce(x.data, x.data, size_t(x.numel()), type_of(x.dtype), ncclSum, comm_,
+                           stream);
+    });
   }
 
   void throw_if_failed() override {
@@ -316,6 +334,12 @@ class NcclComm final : public Comm {
     if (x.numel() == 0) return posted_;
     CUDA_CHECK(cudaEventRecord(ready_, ops_.stream()));
     CUDA_CHECK(cudaStreamWaitEvent(stream_, ready_, 0));
+    return begin(stream_, call);
+  }
+
+  // `call` gives NCCL a collective on `stream`.
+  template <class F>
+  Ticket begin(cudaStream_t stream, F&& call) {
     ncclResult_t r = ncclSuccess;
     {
       const std::lock_guard lock(call_mutex_);
@@ -324,16 +348,18 @@ class NcclComm final : public Comm {
     }
     if (r != ncclSuccess && r != ncclInProgress)
       give_up(fmt::format("{} ({})", ncclGetErrorString(r), ncclGetLastError(nullptr)));
-    throw_if_failed();
-    const Ticket ticket = posted_ + 1;
-    CUDA_CHECK(cudaEventRecord(done_[size_t(ticket) % kEvents], stream_));
+    const Ticket ticket = posted_ + 1;  // where it failed meanwhile, too: close() looks for its end
+    CUDA_CHECK(cudaEventRecord(done_[size_t(ticket) % kEvents], stream));
     posted_ = ticket;
+    throw_if_failed();
     return ticket;
   }
 
+  // Whether nothing travels any more: on stream_, nor, if agree() came last, on that of CudaOps.
   bool idle_within(double seconds) const {
     const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
-    while (cudaStreamQuery(stream_) == cudaErrorNotReady) {
+    while (cudaStreamQuery(stream_) == cudaErrorNotReady ||
+           cudaEventQuery(done_[size_t(posted_) % kEvents]) == cudaErrorNotReady) {
       if (Clock::now() > deadline) return false;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
@@ -444,6 +470,7 @@ class NcclComm final : public Comm {
   bool copy_engines_ = false;
 #endif
   std::atomic<Ticket> posted_ = 0;
+  Ticket waited_ = 0;  // the stream of CudaOps has that and all before it behind it
   std::atomic<bool> failed_ = false, calling_ = false, ending_process_ = false;
   std::atomic<bool> copies_ = false;  // some have been possible: shared_ is not empty
 

@@ -151,11 +151,12 @@ void GradSync::gather(const Bucket& b, Tensor flat) {
   last_ = comm_.broadcast(flat.slice(b.begin + even, b.end - b.begin - even), comm_.world() - 1);
 }
 
-void GradSync::gather_weights(const Weights& w) {
-  if (!sharded_) return;
+void GradSync::update_weights(const Weights& w, const std::function<void(FlatRange)>& update) {
+  if (!sharded_) return update(all_[0]);
   const bool two = w.compute.data != w.master.data;
   gathers_.clear();
   for (auto b = buckets_.rbegin(); b != buckets_.rend(); ++b) {  // forward's order
+    update(b->owned(comm_.rank(), comm_.world()));
     gather(*b, w.compute);
     if (two && b->master) gather(*b, w.master);
     gathers_.push_back({b->stage, last_});

@@ -8,6 +8,7 @@
 // every rank updates all. Checkpoint files are cut the same way in both cases.
 // docs/distributed.md has a picture.
 #pragma once
+#include <functional>
 #include <vector>
 
 #include "core/arena.h"
@@ -49,8 +50,9 @@ class GradSync {
   void finish();
   void drop();  // instead of finish(): the gradients are not wanted, but still on their way
 
-  // After the update: the parts go to all ranks, in the order of forward.
-  void gather_weights(const Weights& w);
+  // update() of all that this rank updates. With ZeRO-1 bucket by bucket, in the order of forward,
+  // and each bucket's parts go to all ranks while the next is updated.
+  void update_weights(const Weights& w, const std::function<void(FlatRange)>& update);
   void before_forward(int stage);
   // Whole fp32 weights on every rank, for a checkpoint. Waits.
   void gather_master(const Weights& w);

@@ -4,17 +4,15 @@
 
 namespace hgrn {
 
-void Optimizer::take(Arena& arena, const ParamTable& table, std::vector<FlatRange> ranges,
-                     Comm* comm) {
+void Optimizer::take(Arena& arena, const ParamTable& table, std::vector<FlatRange> ranges) {
   if (ranges.empty()) ranges.push_back({0, table.total()});
   ranges_ = std::move(ranges);
-  comm_ = comm;
+  decayed_ = table.decayed();
   int64_t size = 0;
   for (const FlatRange& r : ranges_) size += r.end - r.begin;
   m_ = arena.take("optimizer moments", {size}, ops_.master_dtype());
   v_ = arena.take("optimizer moments", {size}, ops_.master_dtype());
-  square_sum_ = arena.take("optimizer scalars", {1}, DType::f64);
-  control_ = arena.take("optimizer scalars", {3}, DType::f64);
+  numbers_.all = arena.take("loss and optimizer scalars", {6}, DType::f64);
 }
 
 void Optimizer::zero_state() {
@@ -22,36 +20,44 @@ void Optimizer::zero_state() {
   ops_.zero(v_);
 }
 
-int64_t Optimizer::start_step(const Weights& w, Tensor nll_sum, double lr, int64_t t, bool apply) {
-  ops_.zero(square_sum_);
+void Optimizer::sum_squares(const Weights& w) {
+  const Tensor sum = numbers_.square_sum();
+  ops_.zero(sum);
   for (const FlatRange& r : ranges_)
-    if (r.begin < r.end) ops_.square_sum(square_sum_, w.grad.slice(r.begin, r.end - r.begin));
-  if (comm_) comm_->wait(comm_->all_reduce(square_sum_));
-  ops_.clip_control(control_, square_sum_, nll_sum, config_.clip_norm);
-
-  AdamStep adam{lr, config_.betas[0], config_.betas[1], config_.eps, config_.weight_decay, t};
-  auto update = [&](int64_t first, int64_t last) {
-    const int64_t count = last - first;
-    if (count <= 0 || !apply) return;
-    ops_.adamw(w.master.slice(first, count), w.compute.slice(first, count),
-               moment(m_, {first, last}), moment(v_, {first, last}), w.grad.slice(first, count),
-               adam, control_);
-  };
-  const int64_t decayed = w.table->decayed();
-  for (const FlatRange& r : ranges_) {
-    adam.weight_decay = config_.weight_decay;
-    update(r.begin, std::min(r.end, decayed));
-    adam.weight_decay = 0;
-    update(std::max(r.begin, decayed), r.end);
-  }
-
-  return ops_.download_later(control_);
+    if (r.begin < r.end) ops_.square_sum(sum, w.grad.slice(r.begin, r.end - r.begin));
 }
 
-StepVerdict Optimizer::verdict(int64_t started) {
-  double control[3];
-  ops_.fetch(control, started);
-  return {control[0], control[1], control[2] != 0};
+void Optimizer::decide(double lr, int64_t t) {
+  ops_.clip_control(numbers_.control(), numbers_.square_sum(), numbers_.nll_sum(),
+                    config_.clip_norm);
+  adam_ = {lr, config_.betas[0], config_.betas[1], config_.eps, config_.weight_decay, t};
+}
+
+void Optimizer::update(const Weights& w, FlatRange range) {
+  const auto part = [&](int64_t first, int64_t last, double weight_decay) {
+    const int64_t count = last - first;
+    if (count <= 0) return;
+    AdamStep adam = adam_;
+    adam.weight_decay = weight_decay;
+    ops_.adamw(w.master.slice(first, count), w.compute.slice(first, count),
+               moment(m_, {first, last}), moment(v_, {first, last}), w.grad.slice(first, count),
+               adam, numbers_.control());
+  };
+  part(range.begin, std::min(range.end, decayed_), config_.weight_decay);
+  part(std::max(range.begin, decayed_), range.end, 0);
+}
+
+StepVerdict Optimizer::verdict(int64_t later) const {
+  double n[6];
+  ops_.fetch(n, later);
+  return {n[0], n[1], n[3], n[4], n[5] != 0};
+}
+
+int64_t Optimizer::start_step(const Weights& w, double lr, int64_t t) {
+  sum_squares(w);
+  decide(lr, t);
+  for (const FlatRange& r : ranges_) update(w, r);
+  return numbers_later();
 }
 
 void Optimizer::set(const std::vector<float>& m, const std::vector<float>& v) {

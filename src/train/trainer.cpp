@@ -68,7 +68,7 @@ void Trainer::forward_backward(int64_t step) {
   const TrainConfig& t = config_.train;
   const int64_t tokens = t.global_batch * config_.data.seq_len;
   model_->begin_step();
-  ops_->zero(nll_sum_);
+  ops_->zero(optimizer_->numbers().all);
   const int64_t share = t.global_batch / ranks_->world();
   for (int64_t done = 0; done < share; done += t.micro_batch) {
     const Batch batch = loader_->next();
@@ -87,7 +87,8 @@ void Trainer::forward_backward(int64_t step) {
                               .inputs = batch.inputs.data(),
                               .targets = batch.targets.data(),
                               .reset = batch.reset.empty() ? nullptr : batch.reset.data()},
-                             /*grad_scale=*/1.0 / double(tokens), drop, nll_sum_,
+                             /*grad_scale=*/1.0 / double(tokens), drop,
+                             optimizer_->numbers().nll_sum(),
                              may_record_ && !(last && monitor_->looks_inside(step)));
   }
 }
@@ -117,20 +118,20 @@ bool Trainer::train_step() {
 
   if (!std::exchange(ahead_, false)) forward_backward(step);
   if (ahead_error_) std::rethrow_exception(std::exchange(ahead_error_, nullptr));
-  const int64_t wish = sum_over_ranks();
+  agree();
   const double lr = learning_rate(config_.optim, t.steps, step);
   LossSpikes::Verdict spike;
-  const int64_t nll = ops_->download_later(nll_sum_);
-  const bool wanted = wants_update(spike, nll);
-  const int64_t update =
-      optimizer_->start_step(weights_.weights(), nll_sum_, lr, updates_ + 1, wanted);
-  sync_->gather_weights(weights_.weights());
+  const bool wanted = wants_update(spike);
+  optimizer_->decide(lr, updates_ + 1);
+  sync_->update_weights(weights_.weights(), [&](FlatRange range) {
+    if (wanted) optimizer_->update(weights_.weights(), range);
+  });
+  const int64_t numbers = optimizer_->numbers_later();
   run_ahead(step + 1);
-  const StepVerdict verdict = optimizer_->verdict(update);
-  double nll_sum = 0;
-  ops_->fetch(&nll_sum, nll);
-  hear_ranks(wish);
-  const double loss = nll_sum / double(tokens);
+  const StepVerdict verdict = optimizer_->verdict(numbers);
+  ranks_->comm().throw_if_failed();  // nothing of a step that was given up gets past here
+  agreed_signal_ = verdict.stop == 0 || asked_signal_ == 0 ? int(verdict.stop) : asked_signal_;
+  const double loss = verdict.nll_sum / double(tokens);
 
   step_ = step;
   tokens_ += tokens;
@@ -156,10 +157,10 @@ bool Trainer::train_step() {
 
 // The loss is fetched ahead of the update only where it decides about it: one wait for the device
 // more a step.
-bool Trainer::wants_update(LossSpikes::Verdict& spike, int64_t nll) {
+bool Trainer::wants_update(LossSpikes::Verdict& spike) {
   if (!spikes_.on() || config_.train.on_spike != OnSpike::skip) return true;
   double nll_sum = 0;
-  ops_->fetch(&nll_sum, nll);
+  ops_->download(&nll_sum, optimizer_->numbers().nll_sum());
   spike = spikes_.judge(nll_sum / double(config_.train.global_batch * config_.data.seq_len));
   return !spike.spike;
 }
@@ -179,28 +180,16 @@ void Trainer::after_update(double loss, bool applied, LossSpikes::Verdict& spike
         step_, int(LossSpikes::kMaxInARow));
 }
 
-// Gradients, loss, and whether some rank was asked to stop: all ranks then do the same. Returns the
-// download of the last.
-int64_t Trainer::sum_over_ranks() {
-  if (ranks_->alone()) return 0;
-  const double mine = signals_.received();
-  ops_->upload(stop_, &mine);
-  asked_signal_ = int(mine);
-  ranks_->comm().all_reduce(nll_sum_);
-  const Comm::Ticket last = ranks_->comm().all_reduce(stop_);
+// Gradients, their norm, the loss, and whether some rank was asked to stop, over all ranks, so that
+// all do the same. The device alone waits; the host hears of it once the step is done.
+void Trainer::agree() {
+  const StepNumbers& numbers = optimizer_->numbers();
   sync_->finish();
-  ranks_->comm().wait(last);
-  return ops_->download_later(stop_);
-}
-
-// What sum_over_ranks() summed, once the host has waited for the step anyway: a wait before the
-// update would leave the device idle. Nothing of a step that was given up gets past here.
-void Trainer::hear_ranks(int64_t wish) {
+  optimizer_->sum_squares(weights_.weights());
   if (ranks_->alone()) return;
-  double sum = 0;
-  ops_->fetch(&sum, wish);
-  ranks_->comm().throw_if_failed();
-  agreed_signal_ = sum == 0 || asked_signal_ == 0 ? int(sum) : asked_signal_;
+  const double mine = asked_signal_ = signals_.received();
+  if (mine != 0) ops_->upload(numbers.stop(), &mine);
+  ranks_->comm().agree(numbers.agreed(sync_->sharded()));
 }
 
 void Trainer::on_nonfinite(double loss, const StepVerdict& verdict) {

@@ -69,13 +69,12 @@ class Trainer {
   bool train_step();
   void forward_backward(int64_t step);
   void run_ahead(int64_t step);
-  int64_t sum_over_ranks();
-  void hear_ranks(int64_t wish);
+  void agree();
   int stop_signal();  // the same on all ranks after a step
   void on_nonfinite(double loss, const StepVerdict& verdict);
   void rollback();
   // Before the update: false where the loss is a spike that train.on_spike leaves out.
-  bool wants_update(LossSpikes::Verdict& spike, int64_t nll);
+  bool wants_update(LossSpikes::Verdict& spike);
   void after_update(double loss, bool applied, LossSpikes::Verdict& spike);
   void evaluate();
   void save(bool wait);
@@ -94,7 +93,6 @@ class Trainer {
   WeightStore weights_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<GradSync> sync_;
-  Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
   Ranks::Memory state_memory_, shared_memory_;  // freed before ops_ and ranks_ go
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<RunMonitor> monitor_;

@@ -144,12 +144,9 @@ void Trainer::allocate() {
   auto layout = [&] {
     weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true,
                   ranks_->alone() ? nullptr : &shared);
-    optimizer_->take(arena, model_->params(), sync_->updated(),
-                     sync_->sharded() ? &ranks_->comm() : nullptr);
+    optimizer_->take(arena, model_->params(), sync_->updated());
     sync_->take(shared);
     monitor_->take(arena);
-    nll_sum_ = arena.take("loss", {1}, DType::f64);
-    stop_ = arena.take("loss", {1}, DType::f64);
   };
   layout();
   // Copies between GPUs need a place to land.

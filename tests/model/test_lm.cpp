@@ -106,7 +106,7 @@ std::vector<double> three_steps(std::unique_ptr<Ops> ops, const ModelConfig& c, 
     seen.push_back(t.loss_and_grad(data.rows(), drop));
     const std::vector<double> grads = t.grads();
     seen.insert(seen.end(), grads.begin(), grads.end());
-    CHECK(t.optimizer->step(t.store.weights(), t.nll_sum, 1e-2, step).ok);
+    CHECK(t.optimizer->step(t.store.weights(), 1e-2, step).ok);
   }
   return seen;
 }
@@ -278,7 +278,7 @@ TEST_CASE("lm: recorded micro-batches give the bits of those that are not", "[mo
           CHECK(grads != before);  // other tokens, other masks
           before = grads;
           for (TinyModel* t : {&plain, &recorded})
-            CHECK(t->optimizer->step(t->store.weights(), t->nll_sum, 1e-3, step).ok);
+            CHECK(t->optimizer->step(t->store.weights(), 1e-3, step).ok);
           // Another pass in between: its shapes may make temporaries grow.
           CHECK(plain.nll(any.rows()) == recorded.nll(any.rows()));
         }
@@ -438,7 +438,7 @@ TEST_CASE("lm: a NaN weight is seen before anything is updated", "[model]") {
   t.set(w);
   const std::vector<float> before = t.store.get(*t.ops);
   t.loss_and_grad(data.rows());
-  const StepVerdict v = t.optimizer->step(t.store.weights(), t.nll_sum, 1e-3, 1);
+  const StepVerdict v = t.optimizer->step(t.store.weights(), 1e-3, 1);
   CHECK_FALSE(v.ok);
   const std::vector<float> after = t.store.get(*t.ops);
   CHECK(std::memcmp(before.data(), after.data(), before.size() * sizeof(float)) == 0);

@@ -321,6 +321,46 @@ TEST_CASE("comm: collectives and operations keep their order without the host", 
     }
 }
 
+// Operations before it, gradients on their way, and operations after it keep their order.
+TEST_CASE("comm: agree sums a few numbers in the order of the operations", "[ops][gpu]") {
+  constexpr int64_t kN = 1 << 20;
+  for (const Engine& e : engines())
+    for (int world : e.worlds)
+      for (const auto& [dtype, rounding] : kTypes) {
+        INFO(e.name << ", " << world << " ranks, " << name_of(dtype));
+        const DType type = dtype;
+        const Sum want = sum_over_ranks(world, 3, type, rounding);
+        each_rank(
+            e, world,
+            [&](Rank& me, int r) {
+              const Tensor large = me.bench->empty({kN}, DType::f32);
+              me.bench->fill(large, Values(size_t(kN), 1.0));
+              const Tensor mine = me.bench->empty({3}, type), x = me.bench->empty({3}, type);
+              me.bench->fill(mine, values_of(r, 3, type));
+              for (int i = 0; i < 3; ++i) me.made.push_back(me.bench->empty({3}, type));
+              me.made.push_back(me.bench->empty({kN}, DType::f32));
+              me.comm->agree(x.slice(0, 0));
+              for (size_t i = 0; i < 3; ++i) {
+                (*me.bench)->copy(x, mine);
+                me.comm->all_reduce(large);  // nobody waits for it but agree()
+                me.comm->agree(x);
+                (*me.bench)->copy(me.made[i], x);
+                if (i == 0) (*me.bench)->copy(me.made[3], large);
+              }
+              (*me.bench)->zero(x);  // not before the last sum
+            },
+            [&](std::vector<Rank>& ranks) {
+              no_errors(ranks);
+              const Values first = ranks[0].bench->read(ranks[0].made[0]);
+              CHECK(near(first, want));
+              for (const Rank& r : ranks) {
+                for (size_t i = 0; i < 3; ++i) CHECK(r.bench->read(r.made[i]) == first);
+                CHECK(r.bench->read(r.made[3]) == Values(size_t(kN), double(world)));
+              }
+            });
+      }
+}
+
 TEST_CASE("comm: a rank that leaves is an error of the others, with who is to blame", "[ops]") {
   for (const Engine& e : engines()) {
     if (std::string(e.name) != "gloo") continue;  // GPUs: the next test
@@ -354,8 +394,11 @@ TEST_CASE("comm: a collective on a GPU that a rank stays away from is given up",
   if (!nccl_built() || cuda_device_count() < 2) WARN("skipped: two GPUs and NCCL are wanted");
   for (const Engine& e : engines()) {
     if (std::string(e.name) != "nccl" || e.worlds.back() < 2) continue;
-    for (const bool told : {false, true}) {  // by the news that the run is lost, or by the clock
+    // By the news that the run is lost, or by the clock; a sum, or an agreement.
+    for (const auto& [told, agrees] : {std::pair(false, false), std::pair(true, false),
+                                       std::pair(false, true), std::pair(true, true)}) {
       std::atomic<bool> lost = false;
+      const bool news = told, agree = agrees;
       std::vector<std::string> said(2);
       each_rank(
           e, 2,
@@ -365,8 +408,11 @@ TEST_CASE("comm: a collective on a GPU that a rank stays away from is given up",
             (*me.bench)->synchronize();
             me.comm->throw_if_failed();
             if (r == 1) return;
-            me.comm->wait(me.comm->all_reduce(x));
-            if (told) lost = true;
+            if (agree)
+              me.comm->agree(x);
+            else
+              me.comm->wait(me.comm->all_reduce(x));
+            if (news) lost = true;
             (*me.bench)->synchronize();  // comes back after the abort alone
             try {
               me.comm->throw_if_failed();
@@ -374,7 +420,10 @@ TEST_CASE("comm: a collective on a GPU that a rank stays away from is given up",
               said[0] = error.what();
             }
             try {
-              me.comm->all_reduce(x);
+              if (agree)
+                me.comm->agree(x);
+              else
+                me.comm->all_reduce(x);
             } catch (const Error& error) {
               said[1] = error.what();
             }
@@ -387,5 +436,34 @@ TEST_CASE("comm: a collective on a GPU that a rank stays away from is given up",
         CHECK(text.rfind("rank 0 of 2: a collective failed: " + why, 0) == 0);
       }
     }
+  }
+}
+
+// The run ends while the device waits at an agreement: before memory goes, that is seen.
+TEST_CASE("comm: an agreement on a GPU that does not end is found at the end", "[ops][gpu]") {
+  if (!nccl_built() || cuda_device_count() < 2) WARN("skipped: two GPUs and NCCL are wanted");
+  for (const Engine& e : engines()) {
+    if (std::string(e.name) != "nccl" || e.worlds.back() < 2) continue;
+    std::string said;
+    bool idle = false;
+    each_rank(
+        e, 2,
+        [&](Rank& me, int r) {
+          const Tensor x = me.bench->zeros({3}, DType::f64);
+          me.comm->agree(x);
+          (*me.bench)->synchronize();
+          if (r == 1) return;
+          me.comm->agree(x);
+          idle = me.comm->close();
+          try {
+            me.comm->throw_if_failed();
+          } catch (const Error& error) {
+            said = error.what();
+          }
+        },
+        [&](std::vector<Rank>& ranks) { no_errors(ranks); });
+    INFO(said);
+    CHECK(idle);
+    CHECK(said.find("it had not ended when the run did") != std::string::npos);
   }
 }

@@ -305,11 +305,29 @@ TEST_CASE("ranks: buckets travel while backward goes on, weights while forward d
     w.master = w.compute = flat;
     comm.seen.clear();
     comm.waited = 0;
-    sync.gather_weights(w);
+    std::vector<int> updates(grad.size(), 0);
+    size_t calls = 0, left_before_last = 0;
+    sync.update_weights(w, [&](FlatRange r) {
+      ++calls;
+      for (int64_t i = r.begin; i < r.end; ++i) ++updates[size_t(i)];
+      for (const Tensor& t : comm.seen) {  // no part leaves before its update
+        const int64_t first = t.ptr<float>() - grad.data();
+        CHECK((r.end <= first || first + t.numel() <= r.begin));
+      }
+      left_before_last = comm.seen.size();
+    });
+    std::vector<int> once(grad.size(), 0);
+    for (const FlatRange& r : sync.updated())
+      std::fill(once.begin() + r.begin, once.begin() + r.end, 1);
+    CHECK(updates == once);
     if (!zero) {
+      CHECK(calls == 1);
       CHECK(comm.seen.empty());
       continue;
     }
+    CHECK(calls == sync.buckets().size());
+    CHECK(left_before_last > 0);
+    CHECK(left_before_last + 2 >= comm.seen.size());  // a bucket's parts, and what is left of it
     Comm::Ticket last = 0;
     for (int stage : {-1, 0, 1, 2, 3}) {  // each stage waits for its own weights, not for all
       sync.before_forward(stage);

@@ -39,13 +39,16 @@ class Switch final : public Comm {
     return post(x, [&] { return comm_.broadcast(x, root); });
   }
   void wait(Ticket ticket) override { comm_.wait(ticket); }
+  void agree(Tensor x) override {
+    post(x, [&] { return comm_.agree(x), Ticket(0); });
+  }
   void barrier() override { comm_.barrier(); }
   void throw_if_failed() override { comm_.throw_if_failed(); }
   int64_t calls = 0, bytes = 0;
   double host_ms = 0;  // that the calls kept the host
 
  private:
-  static constexpr size_t kFewBytes = 256;  // agreements
+  static constexpr size_t kFewBytes = 256;  // agreements, which are always passed on
   template <class F>
   Ticket post(Tensor x, F&& call) {
     if (!on && x.bytes() > kFewBytes) return 0;
@@ -73,10 +76,8 @@ class Steps {
     for (int pass = 0; pass < 2; ++pass) {
       weights_.take(arena, ops, model_.params(), /*with_grad=*/true,
                     ranks.alone() ? nullptr : &shared);
-      optimizer_.take(arena, model_.params(), sync_.updated(), sync_.sharded() ? &comm_ : nullptr);
+      optimizer_.take(arena, model_.params(), sync_.updated());
       sync_.take(shared);
-      nll_sum_ = arena.take("loss", {1}, DType::f64);
-      stop_ = arena.take("loss", {1}, DType::f64);
       if (pass > 0) continue;
       arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
       if (shared.peak() == 0) continue;
@@ -146,17 +147,22 @@ class Steps {
   // begun before the host waits for this one.
   void step() {
     if (!std::exchange(ahead_, false)) forward_backward();
+    sync_.finish();
+    optimizer_.sum_squares(weights_.weights());
     const int64_t from = ops_.mark();
-    const int64_t wish = agree();
+    agree();
     agreements_.emplace_back(from, ops_.mark());
-    const int64_t update = optimizer_.start_step(weights_.weights(), nll_sum_, 1e-5, count_, true);
-    sync_.gather_weights(weights_.weights());
+    optimizer_.decide(1e-5, count_);
+    sync_.update_weights(weights_.weights(),
+                         [this](FlatRange range) { optimizer_.update(weights_.weights(), range); });
+    const int64_t numbers = optimizer_.numbers_later();
     if (ops_.asynchronous()) {
       forward_backward();
       ahead_ = true;
     }
-    check(optimizer_.verdict(update).ok, "the step is not finite");
-    hear(wish);
+    const StepVerdict verdict = optimizer_.verdict(numbers);
+    comm_.throw_if_failed();
+    check(verdict.ok, "the step is not finite");
   }
 
   void forward_backward() {
@@ -164,7 +170,7 @@ class Steps {
     const int64_t share = t.global_batch / ranks_.world();
     const double scale = 1.0 / double(t.global_batch * config_.data.seq_len);
     model_.begin_step();
-    ops_.zero(nll_sum_);
+    ops_.zero(optimizer_.numbers().all);
     Dropout drop;
     drop.p = float(config_.model.dropout);
     drop.step = uint64_t(++count_);
@@ -172,7 +178,7 @@ class Steps {
       if (done + t.micro_batch == share) sync_.last_micro_batch(weights_.weights().grad);
       model_.forward_backward(
           {t.micro_batch, config_.data.seq_len, tokens_.data(), tokens_.data() + 1, nullptr}, scale,
-          drop, nll_sum_);
+          drop, optimizer_.numbers().nll_sum());
     }
   }
 
@@ -182,28 +188,16 @@ class Steps {
     sync_.last_micro_batch(weights_.weights().grad);
     for (int64_t stage = config_.model.num_hidden_layers; stage >= -1; --stage)
       sync_.after_backward(int(stage));
-    const int64_t wish = agree();
-    if (sync_.sharded()) comm_.wait(comm_.all_reduce(stop_));  // as the gradient's norm
-    sync_.gather_weights(weights_.weights());
-    sync_.before_forward(INT32_MAX);
-    hear(wish);
-  }
-
-  int64_t agree() {
-    if (ranks_.alone()) return ops_.download_later(nll_sum_);
-    const double mine = 0;
-    ops_.upload(stop_, &mine);
-    comm_.all_reduce(nll_sum_);
-    const Comm::Ticket last = comm_.all_reduce(stop_);
     sync_.finish();
-    comm_.wait(last);
-    return ops_.download_later(stop_);
+    agree();
+    sync_.update_weights(weights_.weights(), [](FlatRange) {});
+    sync_.before_forward(INT32_MAX);
+    optimizer_.verdict(optimizer_.numbers_later());
+    comm_.throw_if_failed();
   }
 
-  void hear(int64_t wish) {
-    double sum = 0;
-    ops_.fetch(&sum, wish);
-    comm_.throw_if_failed();
+  void agree() {
+    if (!ranks_.alone()) comm_.agree(optimizer_.numbers().agreed(sync_.sharded()));
   }
 
   void settle() {
@@ -260,7 +254,6 @@ class Steps {
   Optimizer optimizer_;
   GradSync sync_;
   WeightStore weights_;
-  Tensor nll_sum_ /*(1) f64*/, stop_ /*(1) f64*/;
   void* memory_ = nullptr;
   Ranks::Memory shared_memory_;
   std::vector<int32_t> tokens_;

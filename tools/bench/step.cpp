@@ -54,7 +54,6 @@ class StepRun {
     for (int pass = 0; pass < 2; ++pass) {
       weights_.take(arena, ops, model_.params(), /*with_grad=*/true);
       optimizer_.take(arena, model_.params());
-      nll_sum_ = arena.take("loss", {1}, DType::f64);
       if (pass == 0) arena.bind(memory_ = ops.alloc(arena.peak(), arena.name()));
     }
     weights_.set(ops, initial_weights(model_.params(), config.train.seed));
@@ -77,16 +76,15 @@ class StepRun {
   void forward_backward(bool may_record) {
     drop_.step = uint64_t(++step_);
     model_.begin_step();
-    ops_.zero(nll_sum_);
+    ops_.zero(optimizer_.numbers().all);
     for (int64_t i = 0; i < micro_batches_; ++i) {
       drop_.row0 = i * B_ * T_;
       model_.forward_backward({B_, T_, ids_.data(), ids_.data() + 1, nullptr},
-                              1.0 / double(tokens()), drop_, nll_sum_, may_record);
+                              1.0 / double(tokens()), drop_, optimizer_.numbers().nll_sum(),
+                              may_record);
     }
   }
-  int64_t start_update() {
-    return optimizer_.start_step(weights_.weights(), nll_sum_, 1e-5, step_, true);
-  }
+  int64_t start_update() { return optimizer_.start_step(weights_.weights(), 1e-5, step_); }
   void end_update(int64_t update) {
     check(optimizer_.verdict(update).ok, "the step is not finite");
   }
@@ -101,7 +99,6 @@ class StepRun {
   Optimizer optimizer_;
   WeightStore weights_;
   const int64_t micro_batches_, B_, T_;
-  Tensor nll_sum_;
   void* memory_ = nullptr;
   std::vector<int32_t> ids_;
   Dropout drop_;
