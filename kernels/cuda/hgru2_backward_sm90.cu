@@ -264,7 +264,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           h[j][2] *= total[sub][1], h[j][3] *= total[sub][1];
         }
         wgmma_fence();
-        wgmma128(h, key_b[sub], wgmma_at(rows, (sub * 4 + kV) * kTile));
+        wgmma128<true>(h, key_b[sub], wgmma_at(rows, (sub * 4 + kV) * kTile));
         wgmma_commit();
         wgmma_wait_all(h);
         // Apart from the products: stores between them would hold back the next loads.
@@ -348,8 +348,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           wgmma_fence();
 #pragma unroll
           for (int j = 0; j < kGroup; ++j) {
-            wgmma16(iq, h[j], wgmma_at(sub_columns, columns_at(kDy * kTile, k0 + j)));
-            wgmma16(ik, d[j], wgmma_at(sub_columns, columns_at(kV * kTile, k0 + j)));
+            wgmma16<false>(iq, h[j], wgmma_at(sub_columns, columns_at(kDy * kTile, k0 + j)));
+            wgmma16<false>(ik, d[j], wgmma_at(sub_columns, columns_at(kV * kTile, k0 + j)));
           }
           wgmma_commit();
           wgmma_wait_all(iq, ik);
@@ -364,7 +364,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         dh[j][2] *= decay.total[1], dh[j][3] *= decay.total[1];
       }
       wgmma_fence();
-      wgmma128(dh, query_b, wgmma_at(sub_rows, kDy * kTile));
+      wgmma128<true>(dh, query_b, wgmma_at(sub_rows, kDy * kTile));
       wgmma_commit();
       wgmma_wait_all(dh);
       barrier_arrive(kState, kThreads);

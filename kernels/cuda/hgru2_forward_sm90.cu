@@ -21,6 +21,7 @@
 #endif
 
 #include "cuda/hgru2_range.cuh"
+#include "cuda/wgmma.cuh"
 
 namespace hgrn::hgru2 {
 namespace {
@@ -28,6 +29,7 @@ namespace {
 constexpr int N = 128, kWarps = N / 16, kRole = 32 * kWarps, kThreads = 2 * kRole;
 constexpr int kStep = 32, kSteps = kChunk / kStep;  // tokens of a step, steps of a chunk
 constexpr int kBuffers = 4, kStages = 2;
+constexpr int kGroup = 8;  // steps of 16 channels whose operands are in registers at once
 constexpr int kGateBarrier = 1, kStateBarrier = 2;
 // The state warps hold a product's fragments as well as the state: what they gain, gates give up.
 constexpr int kGateRegisters = 96, kStateRegisters = 160;
@@ -55,10 +57,6 @@ __device__ __forceinline__ int position_of(int token) {
 __device__ __forceinline__ uint32_t padded_tile_major(int lane) {
   return (8 * (lane >> 4) + (lane & 7)) * kPitch + ((lane >> 3) & 1) * 16;
 }
-__device__ __forceinline__ uint32_t padded_column_major(int lane) {
-  return (lane & 15) * kPitch + (lane >> 4) * 16;
-}
-
 // What both roles know of their block.
 struct Block : Range {
   int first_step, steps;
@@ -204,6 +202,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
               decay.total[r];
       if (sub == 0 && turn >= kStages) copies.store(y);
     }
+    fence_async_proxy();  // wgmma reads the tiles
     mbarrier_arrive_warp(smem + kFull + stage * 8);
   }
   // The last steps' y.
@@ -281,9 +280,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     start_state(S, a, block, q, state_at);
   else
     take_over<kRole>(S, a, block.from, int(threadIdx.x) - kRole);
-  const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
   const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
-  const uint32_t column_major = smem + padded_column_major(lane) + warp * 32;
+  const uint64_t narrow = wgmma_operand<32>(smem + kTileAt, 0, 256);  // the first tile
   Resets resets;
   resets.load(a, block.b, block.first_step, lane);
 
@@ -313,75 +311,68 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       mbarrier_arrive_warp(smem + kScored + stage * 8);
     }
 
-    uint4 gated[2];  // v of both sub-chunks, tile_major
-    if (kGated)
-#pragma unroll
-      for (int sub = 0; sub < 2; ++sub) {
-        uint32_t v[4];
-        ldmatrix_trans(v, tile_major + value + sub * 3 * kTile);
-        gated[sub] = activated(make_uint4(v[0], v[1], v[2], v[3]), a.input_act);
-      }
-
-    float y[2][2][4];  // [sub][8 columns][..]
+    uint32_t v[2][4];  // of both sub-chunks: value columns by tokens
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      const uint32_t tile = tiles + sub * kTiles * kNarrow;
-      float out[2][2][4] = {};   // two sums, for shorter chains of dependent products
-      uint32_t frag[kWarps][4];  // all loads first: a warp alone must hide their latency
-#pragma unroll
-      for (int k = 0; k < kWarps; ++k)
-        ldmatrix_trans(frag[k], narrow_row + tile + kQuery * kNarrow + k * 512);
-#pragma unroll
-      for (int k = 0; k < kWarps; ++k) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          mma(out[k & 1][i], frag[k], pack_bf16(S[2 * k][2 * i], S[2 * k][2 * i + 1]),
-              pack_bf16(S[2 * k + 1][2 * i], S[2 * k + 1][2 * i + 1]));
+      ldmatrix_trans(v[sub], tile_major + value + sub * 3 * kTile);
+      if (kGated) {
+        const uint4 gated =
+            activated(make_uint4(v[sub][0], v[sub][1], v[sub][2], v[sub][3]), a.input_act);
+        v[sub][0] = gated.x, v[sub][1] = gated.y, v[sub][2] = gated.z, v[sub][3] = gated.w;
       }
+    }
+
+    float y[2][2][4];  // [sub][8 tokens][..]: value columns by tokens
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      const uint64_t tile = wgmma_at(narrow, (stage * 2 + sub) * kTiles * kNarrow);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) y[sub][i][e] = out[0][i][e] + out[1][i][e];
-      uint32_t v[4];
-      if (kGated)
-        v[0] = gated[sub].x, v[1] = gated[sub].y, v[2] = gated[sub].z, v[3] = gated[sub].w;
-      else
-        ldmatrix_trans(v, tile_major + value + sub * 3 * kTile);
-      float2 total[N / 8];
+        for (int e = 0; e < 4; ++e) y[sub][i][e] = 0.0f;
 #pragma unroll
-      for (int j = 0; j < N / 8; ++j)
-        total[j] = ld_shared_float2(smem + kTotal + ((stage * 2 + sub) * N + 8 * j + 2 * q) * 4);
+      for (int k0 = 0; k0 < kWarps; k0 += kGroup) {
+        uint32_t state[kGroup][4];
 #pragma unroll
-      for (int k = 0; k < kWarps; ++k)
-        ldmatrix(frag[k], narrow_row + tile + kKey * kNarrow + k * 512);
+        for (int k = 0; k < kGroup; ++k)
 #pragma unroll
-      for (int k = 0; k < kWarps; ++k) {
+          for (int e = 0; e < 4; ++e) {
+            const float* const pair = &S[2 * (k0 + k) + e / 2][e % 2 * 2];
+            state[k][e] = pack_bf16(pair[0], pair[1]);
+          }
+        wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float(&s)[4] = S[2 * k + i];
-          s[0] *= total[2 * k + i].x;
-          s[1] *= total[2 * k + i].y;
-          s[2] *= total[2 * k + i].x;
-          s[3] *= total[2 * k + i].y;
-          mma(s, v, frag[k][2 * i], frag[k][2 * i + 1]);
-        }
+        for (int k = 0; k < kGroup; ++k)
+          wgmma16<true>(y[sub], state[k], wgmma_at(tile, kQuery * kNarrow + (k0 + k) * 512));
+        wgmma_commit();
+        wgmma_wait_all(y[sub]);
       }
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) {
+        const float2 total =
+            ld_shared_float2(smem + kTotal + ((stage * 2 + sub) * N + 8 * j + 2 * q) * 4);
+        S[j][0] *= total.x, S[j][1] *= total.y;
+        S[j][2] *= total.x, S[j][3] *= total.y;
+      }
+      wgmma_fence();
+      wgmma128<false>(S, v[sub], wgmma_at(tile, kKey * kNarrow));
+      wgmma_commit();
+      wgmma_wait_all(S);
     }
     mbarrier_wait(smem + kScored + stage * 8, parity);
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      uint32_t left[4], v[4];
-      ldmatrix(left, smem + lane_narrow_column_major(lane) + scores + sub * 512);
-      if (kGated)  // the same blocks, in the order of column_major
-        v[0] = gated[sub].x, v[1] = gated[sub].z, v[2] = gated[sub].y, v[3] = gated[sub].w;
-      else
-        ldmatrix_trans(v, column_major + value + sub * 3 * kTile);
-      mma(y[sub][0], left, v[0], v[1]);
-      mma(y[sub][1], left, v[2], v[3]);
-      const uint32_t packed[4] = {
-          pack_bf16(y[sub][0][0], y[sub][0][1]), pack_bf16(y[sub][0][2], y[sub][0][3]),
-          pack_bf16(y[sub][1][0], y[sub][1][1]), pack_bf16(y[sub][1][2], y[sub][1][3])};
-      stmatrix(column_major + kY + stage * kYStage + sub * kTile, packed);
+      uint32_t right[4];
+      ldmatrix(right, smem + lane_narrow_row_major(lane) + scores + sub * 512);
+      uint32_t packed[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        mma(y[sub][i], v[sub], right[2 * i], right[2 * i + 1]);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          packed[r + 2 * i] = pack_bf16(y[sub][i][2 * r], y[sub][i][2 * r + 1]);
+      }
+      stmatrix_trans(tile_major + kY + stage * kYStage + sub * kTile, packed);
     }
     mbarrier_arrive_warp(smem + kEmpty + stage * 8);
   }

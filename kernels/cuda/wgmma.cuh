@@ -88,13 +88,16 @@ __device__ __forceinline__ void wgmma_m64n256(float (&d)[128], uint64_t a, uint6
 // in the layout of mma.cuh; B, 16 rows, in shared memory. They run beside the warp: from
 // wgmma_fence() to wgmma_wait_all() nothing may touch their registers or B.
 //
-// B's descriptor, 128-byte swizzle (PTX ISA, asynchronous warpgroup-level matrix instructions):
-// `leading` bytes between 64 columns of B where the columns of B lie next to each other in memory
-// (unused otherwise), `stride` bytes between 8 rows of 128 bytes.
+// B's descriptor (PTX ISA, asynchronous warpgroup-level matrix instructions), for rows of 128 bytes
+// or of 32, with the swizzle of that size: `leading` bytes between 64 columns of B where the columns
+// of B lie next to each other in memory (unused otherwise, and with rows of 32 bytes), `stride`
+// bytes between 8 rows.
+template <int kRowBytes = 128>
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t leading,
                                                   uint32_t stride) {
+  static_assert(kRowBytes == 128 || kRowBytes == 32);
   return uint64_t((address & 0x3ffffu) >> 4) | uint64_t(leading >> 4) << 16 |
-         uint64_t(stride >> 4) << 32 | uint64_t(1) << 62;
+         uint64_t(stride >> 4) << 32 | uint64_t(kRowBytes == 128 ? 1 : 3) << 62;
 }
 // The operand `bytes` further on. Only the low half holds the address, and nothing carries over: one
 // addition where a new descriptor takes five instructions.
@@ -111,18 +114,21 @@ __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
-// c += a b, 16 columns; in memory the contracted elements lie next to each other.
+// c += a b, 16 columns. kColumns: in memory the columns of B lie next to each other, else the
+// contracted elements do.
+template <bool kColumns>
 __device__ __forceinline__ void wgmma16(float (&c)[2][4], const uint32_t (&a)[4], uint64_t b) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
+      "{%8, %9, %10, %11}, %12, 1, 1, 1, %13;"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
         "+f"(c[1][2]), "+f"(c[1][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kColumns)));
 #endif
 }
-// c += a b, 128 columns; in memory the columns of B lie next to each other.
+// The same, 128 columns.
+template <bool kColumns>
 __device__ __forceinline__ void wgmma128(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
@@ -131,7 +137,7 @@ __device__ __forceinline__ void wgmma128(float (&c)[16][4], const uint32_t (&a)[
       "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
       "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "
       "%63}, "
-      "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+      "{%64, %65, %66, %67}, %68, 1, 1, 1, %69;"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
         "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
         "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]),
@@ -144,7 +150,7 @@ __device__ __forceinline__ void wgmma128(float (&c)[16][4], const uint32_t (&a)[
         "+f"(c[13][0]), "+f"(c[13][1]), "+f"(c[13][2]), "+f"(c[13][3]), "+f"(c[14][0]),
         "+f"(c[14][1]), "+f"(c[14][2]), "+f"(c[14][3]), "+f"(c[15][0]), "+f"(c[15][1]),
         "+f"(c[15][2]), "+f"(c[15][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kColumns)));
 #endif
 }
 // Waits for all of them; the results belong to the compiler again.
