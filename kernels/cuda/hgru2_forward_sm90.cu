@@ -29,7 +29,7 @@ namespace {
 constexpr int N = 128, kWarps = N / 16, kRole = 32 * kWarps, kThreads = 2 * kRole;
 constexpr int kStep = 32, kSteps = kChunk / kStep;  // tokens of a step, steps of a chunk
 constexpr int kBuffers = 4, kStages = 2;
-constexpr int kGroup = 8;  // steps of 16 channels whose operands are in registers at once
+constexpr float kLeastShrunk = 8.67e-19f;  // 2^-60: far from where 1 / shrunk times a key overflows
 constexpr int kGateBarrier = 1, kStateBarrier = 2;
 // The state warps hold a product's fragments as well as the state: what they gain, gates give up.
 constexpr int kGateRegisters = 96, kStateRegisters = 160;
@@ -45,9 +45,10 @@ constexpr int kTileAt = kRaw + kBuffers * kRawBuffer;  // [stage][2 sub][kTiles]
 constexpr int kTileStage = 2 * kTiles * kNarrow;       //
 constexpr int kY = kTileAt + kStages * kTileStage;     // [stage][2 sub][16][N] bf16
 constexpr int kYStage = 2 * kTile;                     //
-constexpr int kTotal = kY + kStages * kYStage;         // [stage][2 sub][N] float
-constexpr int kScores = kTotal + kStages * 2 * N * 4;  // [stage][2 sub][16][16] bf16: A
-constexpr int kFull = kScores + kStages * 2 * 512;     // mbarriers [stage]
+constexpr int kFactor = kY + kStages * kYStage;        // [stage][2 sub][N] float
+constexpr int kScores = kFactor + kStages * 2 * N * 4;  // [stage][2 sub][16][16] bf16: A
+constexpr int kMultiply = kScores + kStages * 2 * 512;  // [stage][2 sub][gate warp] uint8
+constexpr int kFull = kMultiply + kStages * 2 * kWarps;  // mbarriers [stage]
 constexpr int kScored = kFull + kStages * 8, kEmpty = kScored + kStages * 8;
 constexpr int kBytes = kEmpty + kStages * 8;
 
@@ -144,6 +145,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
   }
   const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
   const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
+  float shrunk[2] = {1.0f, 1.0f};  // the state is this times S
   Resets resets;
   resets.load(a, block.b, block.first_step, lane);
 
@@ -177,6 +179,16 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
       float query[2][4], k[2][4];
       query_gates<kSilu>(query, xq[sub], a.output_act);
       scale_rows(decay, a.query_scale, rest);
+      const float next[2] = {shrunk[0] * decay.total[0], shrunk[1] * decay.total[1]};
+      const bool last = sub == 1 && (step % kSteps == kSteps - 1 || step + 1 == block.steps);
+      const bool multiply =
+          last || __any_sync(0xffffffffu, fminf(next[0], next[1]) < kLeastShrunk);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        decay.outer_up[r] *= shrunk[r];
+        shrunk[r] = multiply ? 1.0f : next[r];
+        decay.outer_down[r] *= rcp_approx(shrunk[r]);
+      }
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
@@ -198,8 +210,9 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
       if (q == 0)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          reinterpret_cast<float*>(smem_bytes + kTotal)[(stage * 2 + sub) * N + own + g + 8 * r] =
-              decay.total[r];
+          reinterpret_cast<float*>(smem_bytes + kFactor)[(stage * 2 + sub) * N + own + g + 8 * r] =
+              multiply ? next[r] : 1.0f;
+      if (lane == 0) smem_bytes[kMultiply + (stage * 2 + sub) * kWarps + warp] = multiply;
       if (sub == 0 && turn >= kStages) copies.store(y);
     }
     fence_async_proxy();  // wgmma reads the tiles
@@ -330,34 +343,29 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int e = 0; e < 4; ++e) y[sub][i][e] = 0.0f;
+      uint32_t state[kWarps][4];
 #pragma unroll
-      for (int k0 = 0; k0 < kWarps; k0 += kGroup) {
-        uint32_t state[kGroup][4];
+      for (int k = 0; k < kWarps; ++k)
 #pragma unroll
-        for (int k = 0; k < kGroup; ++k)
+        for (int e = 0; e < 4; ++e) {
+          const float* const pair = &S[2 * k + e / 2][e % 2 * 2];
+          state[k][e] = pack_bf16(pair[0], pair[1]);
+        }
+      const int at = stage * 2 + sub;
+      if (*reinterpret_cast<const volatile uint64_t*>(smem_bytes + kMultiply + at * kWarps) != 0)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float* const pair = &S[2 * (k0 + k) + e / 2][e % 2 * 2];
-            state[k][e] = pack_bf16(pair[0], pair[1]);
-          }
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < kGroup; ++k)
-          wgmma16<true>(y[sub], state[k], wgmma_at(tile, kQuery * kNarrow + (k0 + k) * 512));
-        wgmma_commit();
-        wgmma_wait_all(y[sub]);
-      }
-#pragma unroll
-      for (int j = 0; j < N / 8; ++j) {
-        const float2 total =
-            ld_shared_float2(smem + kTotal + ((stage * 2 + sub) * N + 8 * j + 2 * q) * 4);
-        S[j][0] *= total.x, S[j][1] *= total.y;
-        S[j][2] *= total.x, S[j][3] *= total.y;
-      }
+        for (int j = 0; j < N / 8; ++j) {
+          const float2 factor = ld_shared_float2(smem + kFactor + (at * N + 8 * j + 2 * q) * 4);
+          S[j][0] *= factor.x, S[j][1] *= factor.y;
+          S[j][2] *= factor.x, S[j][3] *= factor.y;
+        }
       wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k)
+        wgmma16<true>(y[sub], state[k], wgmma_at(tile, kQuery * kNarrow + k * 512));
       wgmma128<false>(S, v[sub], wgmma_at(tile, kKey * kNarrow));
       wgmma_commit();
-      wgmma_wait_all(S);
+      wgmma_wait_all(y[sub], S);
     }
     mbarrier_wait(smem + kScored + stage * 8, parity);
 #pragma unroll
