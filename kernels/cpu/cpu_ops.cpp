@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <fstream>
 
+#include "cpu/blas.h"
 #include "cpu/hgru2.h"
 
 namespace hgrn {

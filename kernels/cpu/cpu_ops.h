@@ -1,5 +1,5 @@
 // The CPU backend, and the specification that every other backend is tested against: plain loops
-// templated on float and double, OpenMP over rows, OpenBLAS for the matrix products. Weights that
+// templated on float and double, OpenMP over rows, a BLAS for the matrix products. Weights that
 // are computed with and master weights are one buffer here.
 // Twin: kernels/cuda/cuda_ops.h   Tests: tests/ops/
 #pragma once
@@ -95,11 +95,5 @@ class CpuOps final : public Ops {
   std::vector<std::chrono::steady_clock::time_point> marks_;
   std::map<std::string, std::unique_ptr<SeqKernel>, std::less<>> seq_;
 };
-
-namespace cpu {
-// BLAS of the build: its version and core name; and its thread count (gemm.cpp).
-std::string blas_name();
-void set_blas_threads(int threads);
-}  // namespace cpu
 
 }  // namespace hgrn

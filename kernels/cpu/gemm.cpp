@@ -1,12 +1,9 @@
 // Linear layers through BLAS. y (N,O) = x (N,I) w^T + b + c; dx = dy w; dw += dy^T x; db += sum dy.
 // w (O,I) b (O)
 // Twin: kernels/cuda/gemm.cu   Test: tests/ops/test_linear.cpp
-#include <cblas.h>
-
 #include <algorithm>
-#include <limits>
-#include <sstream>
 
+#include "cpu/blas.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/glu.h"
 #include "cpu/narrow_gemm.h"
@@ -24,34 +21,26 @@ const cpu::NarrowGemm& narrow() {
   return best;
 }
 
+constexpr bool kPlain = false, kTransposed = true;  // op
+
 template <class T>
 struct GemmOf {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
-  CBLAS_TRANSPOSE ta, tb;
+  bool ta, tb;   // op is the transpose
   int64_t M, N, K;
   const T *A, *B;
   T beta, *C;
 
-  // The part of C from (m,n) on of rows x cols, on the calling thread.
-  void part(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
-    const auto lda = blasint(ta == CblasNoTrans ? K : M), ldb = blasint(tb == CblasNoTrans ? N : K);
-    const T* a = A + (ta == CblasNoTrans ? m * K : m);
-    const T* b = B + (tb == CblasNoTrans ? n : n * K);
-    T* c = C + m * N + n;
-    if constexpr (std::is_same_v<T, float>)
-      cblas_sgemm(CblasRowMajor, ta, tb, blasint(rows), blasint(cols), blasint(K), 1, a, lda, b,
-                  ldb, beta, c, blasint(N));
-    else
-      cblas_dgemm(CblasRowMajor, ta, tb, blasint(rows), blasint(cols), blasint(K), 1, a, lda, b,
-                  ldb, beta, c, blasint(N));
+  // The part of C from (m,n) on of rows x cols.
+  cpu::BlasProduct<T> part(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
+    const int64_t lda = ta ? M : K, ldb = tb ? K : N;
+    return {rows, cols, K,    A + (ta ? m : m * K), lda, ta, B + (tb ? n * K : n),
+            ldb,  tb,   beta, C + m * N + n,        N};
   }
 
   // The same part for cpu::NarrowGemm; f32 only.
   cpu::NarrowProduct narrow(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
-    const bool a = ta == CblasTrans, b = tb == CblasTrans;
-    const int64_t lda = a ? M : K, ldb = b ? K : N;
-    return {
-        rows,          cols, K,        A + (a ? m : m * lda), lda, a, B + (b ? n * ldb : n), ldb, b,
-        C + m * N + n, N,    beta != 0};
+    const auto q = part(m, n, rows, cols);
+    return {rows, cols, K, q.A, q.lda, ta, q.B, q.ldb, tb, q.C, N, beta != 0};
   }
 };
 
@@ -82,18 +71,17 @@ int64_t share(int64_t i, int64_t shares, int64_t n) {
 // alone: never by the number of threads.
 template <class T>
 bool is_narrow(const GemmOf<T>& p) {
-  const bool to_weights = p.ta == CblasTrans;  // dw = dy^T x
+  const bool to_weights = p.ta;  // dw = dy^T x
   const int64_t rows = to_weights ? p.K : p.M, weights = to_weights ? p.M * p.N : p.N * p.K;
   return std::is_same_v<T, float> && narrow().fast && std::min({p.M, p.N, p.K}) >= 16 &&
          rows >= 256 && weights <= 1 << 18;
 }
 
-// Each thread computes a part of C by itself. OpenBLAS's own threads pass packed panels to each
-// other and wait for them, which costs most where products are small or other programs hold a core.
+// Each thread computes a part of C by itself. Threads of a BLAS pass packed panels to each other
+// and wait for them, which costs most where products are small or other programs hold a core.
 template <class T>
 void gemm(const GemmOf<T>& p, cpu::Scratch& scratch) {
-  constexpr int64_t kMax = std::numeric_limits<blasint>::max();
-  check(p.M <= kMax && p.N <= kMax && p.K <= kMax,
+  check(std::max({p.M, p.N, p.K}) <= cpu::kMaxBlas,
         "a matrix product of {} x {} x {} is too large for BLAS", p.M, p.N, p.K);
   const Grid grid(p.M, p.N, p.K);
   const int64_t parts = grid.rows * grid.cols;
@@ -113,8 +101,9 @@ void gemm(const GemmOf<T>& p, cpu::Scratch& scratch) {
         narrow().multiply(p.narrow(m, n, rows, cols), work + i * each);
       });
     }
-  each_part(
-      [&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) { p.part(m, n, rows, cols); });
+  each_part([&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) {
+    cpu::multiply(p.part(m, n, rows, cols));
+  });
 }
 
 // A product by bands of rows, where is_narrow; f(rows, m, end) gets each band while it is in cache.
@@ -174,7 +163,7 @@ void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
   if (c) copy(y, c);
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gemm<T>({CblasNoTrans, CblasTrans, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(),
+    gemm<T>({kPlain, kTransposed, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(),
              T(c ? 1 : 0), y.ptr<T>()},
             scratch_);
     if (b) add_bias(y.ptr<T>(), b.ptr<T>(), y.rows(), y.cols());
@@ -193,10 +182,9 @@ void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, T
     using T = decltype(zero);
     const T* grad = dy.ptr<T>();
     if (dx)
-      gemm<T>({CblasNoTrans, CblasNoTrans, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()},
-              scratch_);
+      gemm<T>({kPlain, kPlain, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()}, scratch_);
     if (dw)
-      gemm<T>({CblasTrans, CblasNoTrans, O, w.cols(), rows, grad, x.ptr<T>(), T(dw.fresh ? 0 : 1),
+      gemm<T>({kTransposed, kPlain, O, w.cols(), rows, grad, x.ptr<T>(), T(dw.fresh ? 0 : 1),
                dw.to.ptr<T>()},
               scratch_);
     if (db) bias_backward(db, grad, rows, O, scratch_);
@@ -205,8 +193,7 @@ void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, T
 
 void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) {
   const int64_t rows = x.rows(), F = h.cols();
-  const GemmOf<float> p{CblasNoTrans, CblasTrans, rows, 2 * F,  x.cols(),
-                        nullptr,      nullptr,    0,    nullptr};
+  const GemmOf<float> p{kPlain, kTransposed, rows, 2 * F, x.cols(), nullptr, nullptr, 0, nullptr};
   if (b || x.dtype != DType::f32 || !is_narrow(p))
     return Ops::linear_glu_forward(h, gu, x, w, b, act);
   check(w.rows() == 2 * F && x.cols() == w.cols() && gu.cols() == 2 * F && gu.rows() == rows &&
@@ -226,8 +213,7 @@ void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor 
 void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
                                  Tensor gu, Tensor w, Act act, bool again) {
   const int64_t rows = dy.rows(), F = w.cols();
-  const GemmOf<float> p{CblasNoTrans, CblasNoTrans, rows, F,      dy.cols(),
-                        nullptr,      nullptr,      0,    nullptr};
+  const GemmOf<float> p{kPlain, kPlain, rows, F, dy.cols(), nullptr, nullptr, 0, nullptr};
   if (dy.dtype != DType::f32 || !is_narrow(p))
     return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act, again);
   check(dy.cols() == w.rows() && gu.cols() == 2 * F && gu.rows() == rows &&
@@ -251,20 +237,4 @@ void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor
   linear_backward({}, dw, db, dy, h, w);
 }
 
-namespace cpu {
-
-std::string blas_name() {  // "OpenBLAS 0.3.21 SkylakeX"
-  std::istringstream config(openblas_get_config());
-  std::string name, version;
-  config >> name >> version;
-  return name + " " + version + " " + openblas_get_corename();
-}
-
-void set_blas_threads(int threads) {
-  // The OpenMP build runs single inside a parallel region. The build with a thread pool of its own
-  // must be told; gemm() above shares the work out.
-  openblas_set_num_threads(openblas_get_parallel() == OPENBLAS_THREAD ? 1 : threads);
-}
-
-}  // namespace cpu
 }  // namespace hgrn

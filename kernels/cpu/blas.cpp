@@ -1,0 +1,79 @@
+// OpenBLAS or MKL: what cblas leaves to each library.   Test: tests/ops/test_linear.cpp
+#include "cpu/blas.h"
+
+#ifdef HGRN_BLAS_MKL
+#include <mkl_cblas.h>
+#include <mkl_service.h>
+#else
+#include <cblas.h>
+#endif
+
+#include <cstdlib>
+#include <sstream>
+#include <type_traits>
+
+namespace hgrn::cpu {
+namespace {
+
+#ifdef HGRN_BLAS_MKL
+using Size = MKL_INT;
+#else
+using Size = blasint;
+#endif
+static_assert(sizeof(Size) == 4, "kMaxBlas");
+
+template <class T>
+void product(const BlasProduct<T>& p) {
+  const auto ta = p.transpose_a ? CblasTrans : CblasNoTrans,
+             tb = p.transpose_b ? CblasTrans : CblasNoTrans;
+  const auto gemm = [] {
+    if constexpr (std::is_same_v<T, float>)
+      return cblas_sgemm;
+    else
+      return cblas_dgemm;
+  }();
+  gemm(CblasRowMajor, ta, tb, Size(p.M), Size(p.N), Size(p.K), 1, p.A, Size(p.lda), p.B,
+       Size(p.ldb), p.beta, p.C, Size(p.ldc));
+}
+
+}  // namespace
+
+void multiply(const BlasProduct<float>& p) {
+  product(p);
+}
+void multiply(const BlasProduct<double>& p) {
+  product(p);
+}
+
+#ifdef HGRN_BLAS_MKL
+
+std::string blas_name() {  // "MKL 2026.2": what Intel calls it is major and update
+  MKLVersion v;
+  mkl_get_version(&v);
+  return "MKL " + std::to_string(v.MajorVersion) + "." + std::to_string(v.UpdateVersion);
+}
+
+void set_blas_threads(int) {  // linked without threads of its own
+  // Left alone, MKL lets the bits of a product depend on where its operands lie.
+  static const int once = std::getenv("MKL_CBWR") ? 0 : mkl_cbwr_set(MKL_CBWR_AUTO);
+  (void)once;
+}
+
+#else
+
+std::string blas_name() {  // "OpenBLAS 0.3.21 SkylakeX"
+  std::istringstream config(openblas_get_config());
+  std::string name, version;
+  config >> name >> version;
+  return name + " " + version + " " + openblas_get_corename();
+}
+
+void set_blas_threads(int threads) {
+  // The OpenMP build runs single inside a parallel region. The build with a thread pool of its own
+  // must be told.
+  openblas_set_num_threads(openblas_get_parallel() == OPENBLAS_THREAD ? 1 : threads);
+}
+
+#endif
+
+}  // namespace hgrn::cpu
