@@ -11,7 +11,7 @@
 // NCCL's kernels take multiprocessors from those of the step. Copies need none: between memory that
 // is registered as symmetric, NCCL 2.28 and newer has the copy engines do gathers and exchanges
 // (within a node's NVLink). A sum over the ranks is then an exchange of parts, after which each
-// rank adds up its own (sum_parts.cu; see sum_landed), and where all want it, a gather: as many bytes on the wires
+// rank adds up its own (sum_parts.cu), and where all want it, a gather: as many bytes on the wires
 // as in a ring. Between machines NCCL's own sums are better. HGRN_NCCL_COPY_ENGINES=0 does without.
 //
 // A collective whose peer is gone never ends, and with it the stream of CudaOps, on which the host
@@ -138,7 +138,6 @@ class NcclComm final : public Comm {
     }
     const Tensor flat = x.view({x.numel()}), most = flat.slice(0, even);
     reduce_scatter(most);
-    sum_landed(stream_);  // the gather needs it
     const Ticket ticket = all_gather(most);
     if (even == x.numel()) return ticket;
     return all_reduce(flat.slice(even, x.numel() - even));
@@ -146,9 +145,11 @@ class NcclComm final : public Comm {
   Ticket reduce_scatter(Tensor x) override {
     const Tensor own = part(x);
     if (by_copies(x, x.numel())) {
-      sum_landed(ops_.stream());  // landing_ is free again
-      landed_ = {own, post(x, [&] { return exchange(x, own.numel()); })};
-      return landed_.ticket;
+      return post(x, [&] {
+        const ncclResult_t r = exchange(x, own.numel());
+        if (r == ncclSuccess) sum_parts(own, landing_, world(), stream_);
+        return r;
+      });
     }
     return post(x, [&] {
       return ncclReduceScatter(x.data, own.data, size_t(own.numel()), type_of(x.dtype), ncclSum,
@@ -193,8 +194,8 @@ class NcclComm final : public Comm {
   void wait(Ticket ticket) override {
     if (ticket <= 0) return;
     throw_if_failed();
-    if (landed_.own && ticket >= landed_.ticket) sum_landed(ops_.stream());
-    if (ticket > waited_) hold(ticket);
+    CUDA_CHECK(cudaStreamWaitEvent(ops_.stream(), done_[size_t(ticket) % kEvents], 0));
+    waited_ = std::max(waited_, ticket);
   }
 
   void agree(Tensor x) override {
@@ -220,7 +221,6 @@ class NcclComm final : public Comm {
   }
 
   void barrier() override {
-    sum_landed(ops_.stream());
     all_reduce(Tensor(flag_, DType::f32, {1}));
     while (cudaStreamQuery(stream_) == cudaErrorNotReady)
       std::this_thread::sleep_for(std::chrono::microseconds(200));
@@ -278,27 +278,6 @@ class NcclComm final : public Comm {
 #else
     (void)x, (void)elements;
     return ncclInvalidUsage;
-#endif
-  }
-
-  // The work that Ops is given from here on starts after that collective and all before it.
-  void hold(Ticket ticket) {
-    CUDA_CHECK(cudaStreamWaitEvent(ops_.stream(), done_[size_t(ticket) % kEvents], 0));
-    waited_ = std::max(waited_, ticket);
-  }
-
-  // Adds up what the newest exchange has brought. Where nothing else of the collective follows, on
-  // the stream of CudaOps, when its result is wanted or another exchange begins, mostly long after
-  // the parts have come: beside the products of the step, on a stream of its own, it cost twice its
-  // time, for it takes multiprocessors away in the middle of them.
-  void sum_landed(cudaStream_t stream) {
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-    if (!landed_.own) return;
-    if (stream != stream_) hold(landed_.ticket);
-    sum_parts(landed_.own, landing_, world(), stream);
-    landed_ = {};
-#else
-    (void)stream;
 #endif
   }
 
@@ -468,12 +447,7 @@ class NcclComm final : public Comm {
     return fmt::format("it did not end within {:g} s (HGRN_COLLECTIVE_TIMEOUT)", timeout_s_);
   }
 
-  struct Landed {
-    Tensor own;  // gets the sum
-    Ticket ticket = 0;
-  };
   CudaOps& ops_;
-  Landed landed_;  // parts of an exchange that are not added up yet
   const double timeout_s_;
   const std::function<bool()> lost_;
   const std::function<void(const Error&)> give_up_run_;
