@@ -16,7 +16,8 @@
 // there the state warps have gates of their own to do first. The derivative goes to dv in the
 // helpers' registers, from values read again from device memory, a sub-chunk ahead.
 //
-// Between the roles, once a chunk: loaded (what the gates need, and h), values (the rest: v, dy). A
+// Between the roles, once a chunk: loaded (h, and what the gates need), loaded0 (the same of
+// sub-chunk 0, the last to be refilled), values (the rest: v, dy). A
 // sub-chunk's q and f are refilled when its gates are done, v and dy when its products are; so the
 // state warps go from a chunk's last sub-chunk straight to the gates of the next one, and its last
 // copies, v and dy of sub-chunk 0, arrive meanwhile.
@@ -60,7 +61,8 @@ constexpr int kStateRegisters = 208, kHelperRegisters = 88;
 static_assert(kStateThreads * kStateRegisters + kHelperThreads * kHelperRegisters <=
               168 * kThreads);
 constexpr uint32_t kOnes = 0x3f803f80u;  // two bf16
-constexpr int kGroup = 2;  // steps of 16 value columns whose operands are in registers at once
+constexpr int kGroup = 2;    // steps of 16 value columns whose operands are in registers at once
+static_assert(kGroup == 2);  // two are added up before their product with ones
 enum Part { kQ, kF, kV, kDy };
 enum Barrier { kTiles = 1, kState = 2, kHelper = 3, kHandOver = 4 };
 
@@ -79,7 +81,7 @@ constexpr int kQueryD = kKeyD + kNarrow;           // [N][16] bf16: q mid
 constexpr int kOut = kQueryD + kNarrow;            // [q, f, v][16 positions][N] bf16: dx
 constexpr int kScores = kOut + 3 * kOutTile;       // [A, D][16][16] bf16
 constexpr int kDiagonal = kScores + 1024;          // [16] float: D_tt
-constexpr int kBarriers = kDiagonal + 64;  // loaded, loaded 0, values, first, scores, free
+constexpr int kBarriers = kDiagonal + 64;          // loaded, loaded 0, values, first, scores, free
 constexpr int kBytes = kBarriers + 6 * 8;
 constexpr int kLoaded = kBarriers, kLoaded0 = kBarriers + 8, kValues = kBarriers + 16,
               kFirst = kBarriers + 24, kScored = kBarriers + 32, kFree = kBarriers + 40;
@@ -102,8 +104,8 @@ __device__ __forceinline__ uint32_t at_step(uint32_t base, int k, int half = kHa
   return (base ^ ((k & 3) * 32)) + (k >> 2) * half;
 }
 // Such tiles as the B operand of a wgmma: the columns contracted, a token a column of the result;
-// or the tokens contracted, a column a column. Of the first tile; columns_at: bytes from there to 16
-// columns of another.
+// or the tokens contracted, a column a column. Of the first tile; columns_at: bytes from there to
+// 16 columns of another.
 __device__ __forceinline__ uint64_t contract_columns(uint32_t smem) {
   return wgmma_operand(smem + kRaw, 16, 1024);
 }

@@ -7,14 +7,22 @@
 //   Gate warps 0..7: warp w computes the gates of the channels c = 16w..16w+15 and writes the tiles
 //   q before, k after, q mid, k / mid; they load x two steps ahead and store y.
 //   State warps 8..15: warp 8+w owns the value columns v = 16w..16w+15 of S^T in fp32 registers: y,
-//   S. Two of them, in turn others, also compute A, one for each sub-chunk: the same two every time
-//   kept the others waiting. No other warp reads those columns of the values, so where these pass
-//   through a gate (kGated), it is in this warp's registers.
+//   S, as wgmmas that read the tiles of the gate warps. Two of them, in turn others, also compute
+//   A, one for each sub-chunk: the same two every time kept the others waiting. No other warp reads
+//   those columns of the values, so where these pass through a gate (kGated), it is in this warp's
+//   registers.
 //
 // Nothing that the gate warps do depends on the state, so they run up to two steps ahead: tiles, A
-// and y have two stages. mbarriers a stage: full (tiles and totals are written, v has arrived),
-// scored (A is there), empty (the stage may be written again, its y is complete). Shared memory
-// tiles are laid out as in hgru2_backward_sm90.cu.
+// and y have two stages. mbarriers a stage: full (tiles and factors are written, v has arrived),
+// scored (A is there), empty (the stage may be written again, its y is complete). The tiles have
+// rows of 32 bytes, a channel's 16 positions, which are the 32-byte swizzle of wgmma's operands as
+// hgru2_gates.cuh lays them out; x and y have rows 16 bytes longer than the data.
+//
+// The decay is left out of S: the state is diag(shrunk) S, where a gate thread keeps shrunk, the
+// product of its channels' totals. Queries are multiplied with it, keys divided by it. S itself is
+// multiplied, and shrunk 1 again, where it has become small, and at the end of every chunk, before
+// the state is saved, and of the block. Whether, each gate warp says of its own channels
+// (kMultiply); kFactor of the others is 1.
 // Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #ifdef __CUDACC__
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
@@ -39,15 +47,15 @@ constexpr int kTile = kSub * kPitch;
 constexpr int kNarrow = N * 32;
 enum Tile { kQuery, kKey, kQueryD, kKeyD, kTiles };
 // Byte offsets in shared memory.
-constexpr int kRaw = 0;                                // [buffer][2 sub][q, f, v][16][N] bf16
-constexpr int kRawBuffer = 2 * 3 * kTile;              //
-constexpr int kTileAt = kRaw + kBuffers * kRawBuffer;  // [stage][2 sub][kTiles][N][16] bf16
-constexpr int kTileStage = 2 * kTiles * kNarrow;       //
-constexpr int kY = kTileAt + kStages * kTileStage;     // [stage][2 sub][16][N] bf16
-constexpr int kYStage = 2 * kTile;                     //
-constexpr int kFactor = kY + kStages * kYStage;        // [stage][2 sub][N] float
-constexpr int kScores = kFactor + kStages * 2 * N * 4;  // [stage][2 sub][16][16] bf16: A
-constexpr int kMultiply = kScores + kStages * 2 * 512;  // [stage][2 sub][gate warp] uint8
+constexpr int kRaw = 0;                                  // [buffer][2 sub][q, f, v][16][N] bf16
+constexpr int kRawBuffer = 2 * 3 * kTile;                //
+constexpr int kTileAt = kRaw + kBuffers * kRawBuffer;    // [stage][2 sub][kTiles][N][16] bf16
+constexpr int kTileStage = 2 * kTiles * kNarrow;         //
+constexpr int kY = kTileAt + kStages * kTileStage;       // [stage][2 sub][16][N] bf16
+constexpr int kYStage = 2 * kTile;                       //
+constexpr int kFactor = kY + kStages * kYStage;          // [stage][2 sub][N] float
+constexpr int kScores = kFactor + kStages * 2 * N * 4;   // [stage][2 sub][16][16] bf16: A
+constexpr int kMultiply = kScores + kStages * 2 * 512;   // [stage][2 sub][gate warp] bool
 constexpr int kFull = kMultiply + kStages * 2 * kWarps;  // mbarriers [stage]
 constexpr int kScored = kFull + kStages * 8, kEmpty = kScored + kStages * 8;
 constexpr int kBytes = kEmpty + kStages * 8;
@@ -181,8 +189,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
       scale_rows(decay, a.query_scale, rest);
       const float next[2] = {shrunk[0] * decay.total[0], shrunk[1] * decay.total[1]};
       const bool last = sub == 1 && (step % kSteps == kSteps - 1 || step + 1 == block.steps);
-      const bool multiply =
-          last || __any_sync(0xffffffffu, fminf(next[0], next[1]) < kLeastShrunk);
+      const bool multiply = last || __any_sync(0xffffffffu, fminf(next[0], next[1]) < kLeastShrunk);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         decay.outer_up[r] *= shrunk[r];
@@ -352,7 +359,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           state[k][e] = pack_bf16(pair[0], pair[1]);
         }
       const int at = stage * 2 + sub;
-      if (*reinterpret_cast<const volatile uint64_t*>(smem_bytes + kMultiply + at * kWarps) != 0)
+      const uint32_t flags = smem + kMultiply + at * kWarps;
+      if ((ld_shared(flags) | ld_shared(flags + 4)) != 0)
 #pragma unroll
         for (int j = 0; j < N / 8; ++j) {
           const float2 factor = ld_shared_float2(smem + kFactor + (at * N + 8 * j + 2 * q) * 4);

@@ -87,9 +87,9 @@ __device__ __forceinline__ float element(const uint32_t (&raw)[4], int r, int m)
   return (m & 1) ? high_bf16(v) : low_bf16(v);
 }
 
-// sigmoid(x) and exp(-x) of two neighbours. One reciprocal serves both, 1/a = b/(ab): what limits the
-// gates is the number of special functions. x counts as at least -40, where sigmoid is 4e-18, so
-// that the product stays finite.
+// sigmoid(x) and exp(-x) of two neighbours. One reciprocal serves both, 1/a = b/(ab): what limits
+// the gates is the number of special functions. x counts as at least -40, where sigmoid is 4e-18,
+// so that the product stays finite.
 struct Sigmoids {
   float x[2], open[2], e[2];
   __device__ __forceinline__ explicit Sigmoids(uint32_t pair) {
@@ -167,8 +167,7 @@ __device__ __forceinline__ void sums_of_others(float (&sums)[2], float later0, f
   const float later[2] = {later0, later1};
   float near[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r)
-    near[r] = __shfl_xor_sync(0xffffffffu, odd ? later[r] : sums[r], 1);
+  for (int r = 0; r < 2; ++r) near[r] = __shfl_xor_sync(0xffffffffu, odd ? later[r] : sums[r], 1);
 #pragma unroll
   for (int r = 0; r < 2; ++r)
     sums[r] = near[r] + __shfl_sync(0xffffffffu, near[r] + (odd ? sums[r] : later[r]),
@@ -252,9 +251,9 @@ __device__ __forceinline__ void cut_after(float (&v)[2][4], int q, const Tokens&
       if (tokens.cut_after(4 * q + m)) v[0][m] = v[1][m] = 0.0f;
 }
 
-// value = scale * act(x) of two neighbours, slope = its derivative. Selects instead of branches: the
-// elements of a thread then share one basic block, and their special-function latencies overlap.
-// kSilu: act is known to be silu; kGate: known not to be identity.
+// value = scale * act(x) of two neighbours, slope = its derivative. Selects instead of branches:
+// the elements of a thread then share one basic block, and their special-function latencies
+// overlap. kSilu: act is known to be silu; kGate: known not to be identity.
 template <bool kSilu = false, bool kGate = kSilu>
 __device__ __forceinline__ void query_gate(float (&value)[2], float (&slope)[2], uint32_t x,
                                            Act act, float scale) {
@@ -418,9 +417,9 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
       const float dq =
           before[m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
           diag[m] * (x.rest[r] * x.key.close[r][m]);
-      const float dk = after[m] * (ik[i][e] * x.decay.outer_down[r] +
-                                   gk[i][e] * x.decay.inner_mid[r]) +
-                       diag[m] * x.query[r][m];
+      const float dk =
+          after[m] * (ik[i][e] * x.decay.outer_down[r] + gk[i][e] * x.decay.inner_mid[r]) +
+          diag[m] * x.query[r][m];
       const float d = x.key.close[r][m] * (dg[r][m] * inverse_f[m] - dk);
       dbound[r] += d;
       dxq[r][m] = dq * x.slope[r][m];

@@ -89,9 +89,9 @@ __device__ __forceinline__ void wgmma_m64n256(float (&d)[128], uint64_t a, uint6
 // wgmma_fence() to wgmma_wait_all() nothing may touch their registers or B.
 //
 // B's descriptor (PTX ISA, asynchronous warpgroup-level matrix instructions), for rows of 128 bytes
-// or of 32, with the swizzle of that size: `leading` bytes between 64 columns of B where the columns
-// of B lie next to each other in memory (unused otherwise, and with rows of 32 bytes), `stride`
-// bytes between 8 rows.
+// or of 32, with the swizzle of that size: `leading` bytes between 64 columns of B where the
+// columns of B lie next to each other in memory (unused otherwise, and with rows of 32 bytes),
+// `stride` bytes between 8 rows.
 template <int kRowBytes = 128>
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t leading,
                                                   uint32_t stride) {
@@ -99,8 +99,8 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t lea
   return uint64_t((address & 0x3ffffu) >> 4) | uint64_t(leading >> 4) << 16 |
          uint64_t(stride >> 4) << 32 | uint64_t(kRowBytes == 128 ? 1 : 3) << 62;
 }
-// The operand `bytes` further on. Only the low half holds the address, and nothing carries over: one
-// addition where a new descriptor takes five instructions.
+// The operand `bytes` further on. Only the low half holds the address, and nothing carries over:
+// one addition where a new descriptor takes five instructions.
 __device__ __forceinline__ uint64_t wgmma_at(uint64_t operand, uint32_t bytes) {
   return (operand & ~uint64_t(0xffffffffu)) | (uint32_t(operand) + (bytes >> 4));
 }
