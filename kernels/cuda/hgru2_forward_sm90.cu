@@ -18,12 +18,12 @@
 // rows of 32 bytes, a channel's 16 positions, which are the 32-byte swizzle of wgmma's operands as
 // hgru2_gates.cuh lays them out; x and y have rows 16 bytes longer than the data.
 //
-// The decay is left out of S: the state is diag(shrunk) S, where a gate thread keeps shrunk, the
-// product of its channels' totals. Queries are multiplied with it, keys divided by it. S itself is
-// multiplied, and shrunk 1 again, where it has become small, and at the end of every chunk, before
-// the state is saved, and of the block. Whether, each gate warp says of its own channels
-// (kMultiply); kFactor of the others is 1.
-// Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
+// S is multiplied with the decay of both sub-chunks at once, in the second: in between the state is
+// diag(shrunk) S, shrunk being the total of the first. The first one's keys are divided by it and
+// the second one's queries multiplied with it, which costs a gate thread two factors. That shrunk
+// is kept above 2^-60 changes no result by more than rounding; at a reset in the first sub-chunk,
+// where it is 0, S is multiplied there, too. Twin: kernels/cpu/hgru2.cpp   Test:
+// tools/hgru2_check.cu
 #ifdef __CUDACC__
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
 #endif
@@ -37,7 +37,7 @@ namespace {
 constexpr int N = 128, kWarps = N / 16, kRole = 32 * kWarps, kThreads = 2 * kRole;
 constexpr int kStep = 32, kSteps = kChunk / kStep;  // tokens of a step, steps of a chunk
 constexpr int kBuffers = 4, kStages = 2;
-constexpr float kLeastShrunk = 8.67e-19f;  // 2^-60: far from where 1 / shrunk times a key overflows
+constexpr float kLeastShrunk = 8.67e-19f;  // 2^-60: far from where a key / shrunk overflows
 constexpr int kGateBarrier = 1, kStateBarrier = 2;
 // The state warps hold a product's fragments as well as the state: what they gain, gates give up.
 constexpr int kGateRegisters = 96, kStateRegisters = 160;
@@ -47,16 +47,15 @@ constexpr int kTile = kSub * kPitch;
 constexpr int kNarrow = N * 32;
 enum Tile { kQuery, kKey, kQueryD, kKeyD, kTiles };
 // Byte offsets in shared memory.
-constexpr int kRaw = 0;                                  // [buffer][2 sub][q, f, v][16][N] bf16
-constexpr int kRawBuffer = 2 * 3 * kTile;                //
-constexpr int kTileAt = kRaw + kBuffers * kRawBuffer;    // [stage][2 sub][kTiles][N][16] bf16
-constexpr int kTileStage = 2 * kTiles * kNarrow;         //
-constexpr int kY = kTileAt + kStages * kTileStage;       // [stage][2 sub][16][N] bf16
-constexpr int kYStage = 2 * kTile;                       //
-constexpr int kFactor = kY + kStages * kYStage;          // [stage][2 sub][N] float
-constexpr int kScores = kFactor + kStages * 2 * N * 4;   // [stage][2 sub][16][16] bf16: A
-constexpr int kMultiply = kScores + kStages * 2 * 512;   // [stage][2 sub][gate warp] bool
-constexpr int kFull = kMultiply + kStages * 2 * kWarps;  // mbarriers [stage]
+constexpr int kRaw = 0;                                 // [buffer][2 sub][q, f, v][16][N] bf16
+constexpr int kRawBuffer = 2 * 3 * kTile;               //
+constexpr int kTileAt = kRaw + kBuffers * kRawBuffer;   // [stage][2 sub][kTiles][N][16] bf16
+constexpr int kTileStage = 2 * kTiles * kNarrow;        //
+constexpr int kY = kTileAt + kStages * kTileStage;      // [stage][2 sub][16][N] bf16
+constexpr int kYStage = 2 * kTile;                      //
+constexpr int kFactor = kY + kStages * kYStage;         // [stage][2 sub][N] float
+constexpr int kScores = kFactor + kStages * 2 * N * 4;  // [stage][2 sub][16][16] bf16: A
+constexpr int kFull = kScores + kStages * 2 * 512;      // mbarriers [stage]
 constexpr int kScored = kFull + kStages * 8, kEmpty = kScored + kStages * 8;
 constexpr int kBytes = kEmpty + kStages * 8;
 
@@ -74,6 +73,11 @@ struct Block : Range {
     steps = min((int(a.T) + kStep - 1) / kStep, end * kSteps);
   }
 };
+
+// Whether S is multiplied in that sub-chunk of a step: the same for all warps.
+__device__ __forceinline__ bool multiplies(int sub, const Tokens& tokens) {
+  return sub == 1 || tokens.reset != 0;
+}
 
 // The resets of a step, read one step ahead.
 struct Resets {
@@ -153,7 +157,6 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
   }
   const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
   const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
-  float shrunk[2] = {1.0f, 1.0f};  // the state is this times S
   Resets resets;
   resets.load(a, block.b, block.first_step, lane);
 
@@ -176,6 +179,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
     if (turn >= kStages) copies.read(y, stage);
     load(step + 2);  // over x of two steps ago, which the state warps have read
 
+    float shrunk[2] = {1.0f, 1.0f};
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
@@ -187,13 +191,13 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
       float query[2][4], k[2][4];
       query_gates<kSilu>(query, xq[sub], a.output_act);
       scale_rows(decay, a.query_scale, rest);
-      const float next[2] = {shrunk[0] * decay.total[0], shrunk[1] * decay.total[1]};
-      const bool last = sub == 1 && (step % kSteps == kSteps - 1 || step + 1 == block.steps);
-      const bool multiply = last || __any_sync(0xffffffffu, fminf(next[0], next[1]) < kLeastShrunk);
+      const bool multiply = multiplies(sub, tokens);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
+        decay.total[r] *= shrunk[r];
         decay.outer_up[r] *= shrunk[r];
-        shrunk[r] = multiply ? 1.0f : next[r];
+        if (multiply) continue;
+        shrunk[r] = fmaxf(decay.total[r], kLeastShrunk);
         decay.outer_down[r] *= rcp_approx(shrunk[r]);
       }
 #pragma unroll
@@ -214,12 +218,11 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
       stmatrix(to + kKeyD * kNarrow, key_d);
       stmatrix(to + kQuery * kNarrow, query_b);
       stmatrix(to + kKey * kNarrow, key_b);
-      if (q == 0)
+      if (multiply && q == 0)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
           reinterpret_cast<float*>(smem_bytes + kFactor)[(stage * 2 + sub) * N + own + g + 8 * r] =
-              multiply ? next[r] : 1.0f;
-      if (lane == 0) smem_bytes[kMultiply + (stage * 2 + sub) * kWarps + warp] = multiply;
+              decay.total[r];
       if (sub == 0 && turn >= kStages) copies.store(y);
     }
     fence_async_proxy();  // wgmma reads the tiles
@@ -359,8 +362,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           state[k][e] = pack_bf16(pair[0], pair[1]);
         }
       const int at = stage * 2 + sub;
-      const uint32_t flags = smem + kMultiply + at * kWarps;
-      if ((ld_shared(flags) | ld_shared(flags + 4)) != 0)
+      if (multiplies(sub, Tokens{(reset >> (16 * sub)) & 0xffffu, 0}))
 #pragma unroll
         for (int j = 0; j < N / 8; ++j) {
           const float2 factor = ld_shared_float2(smem + kFactor + (at * N + 8 * j + 2 * q) * 4);
