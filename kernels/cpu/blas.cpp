@@ -12,6 +12,8 @@
 #include <sstream>
 #include <type_traits>
 
+#include "core/check.h"
+
 namespace hgrn::cpu {
 namespace {
 
@@ -55,8 +57,9 @@ std::string blas_name() {  // "MKL 2026.2": what Intel calls it is major and upd
 
 void set_blas_threads(int) {  // linked without threads of its own
   // Left alone, MKL lets the bits of a product depend on where its operands lie.
-  static const int once = std::getenv("MKL_CBWR") ? 0 : mkl_cbwr_set(MKL_CBWR_AUTO);
-  (void)once;
+  static const bool fixed =
+      std::getenv("MKL_CBWR") || mkl_cbwr_set(MKL_CBWR_AUTO) == MKL_CBWR_SUCCESS;
+  check(fixed, "MKL does not promise equal bits; set MKL_CBWR=AUTO in the environment");
 }
 
 #else

@@ -89,12 +89,12 @@ __device__ __forceinline__ float element(const uint32_t (&raw)[4], int r, int m)
 
 // sigmoid(x) and exp(-x) of two neighbours. One reciprocal serves both, 1/a = b/(ab): what limits
 // the gates is the number of special functions. x counts as at least -40, where sigmoid is 4e-18,
-// so that the product stays finite.
+// so that the product stays finite. A NaN stays one, and makes its neighbour one.
 struct Sigmoids {
   float x[2], open[2], e[2];
   __device__ __forceinline__ explicit Sigmoids(uint32_t pair) {
     constexpr uint32_t kLeast = 0xc220c220u;  // -40, twice
-    asm("max.bf16x2 %0, %0, %1;" : "+r"(pair) : "r"(kLeast));
+    asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(pair) : "r"(kLeast));
     x[0] = low_bf16(pair), x[1] = high_bf16(pair);
     float a[2];
 #pragma unroll

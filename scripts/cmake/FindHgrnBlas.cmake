@@ -38,8 +38,9 @@ if(HgrnBlas_FOUND AND NOT TARGET Hgrn::Blas)
   if(HGRN_BLAS STREQUAL "MKL")
     target_include_directories(Hgrn::Blas INTERFACE ${HGRN_MKL_INCLUDE})
     target_compile_definitions(Hgrn::Blas INTERFACE HGRN_BLAS_MKL=1)
-    target_link_libraries(Hgrn::Blas INTERFACE Threads::Threads ${CMAKE_DL_LIBS} -lm
-      $<LINK_GROUP:RESCAN,${HGRN_MKL_intel_lp64},${HGRN_MKL_sequential},${HGRN_MKL_core}>)
+    target_link_libraries(Hgrn::Blas INTERFACE
+      $<LINK_GROUP:RESCAN,${HGRN_MKL_intel_lp64},${HGRN_MKL_sequential},${HGRN_MKL_core}>
+      Threads::Threads ${CMAKE_DL_LIBS} -lm)
   else()
     target_include_directories(Hgrn::Blas INTERFACE ${HGRN_BLAS_INCLUDE})
     target_link_libraries(Hgrn::Blas INTERFACE ${HGRN_BLAS_LIBRARY})

@@ -108,7 +108,7 @@ TEST_CASE("heavy headers stay out of ours", "[arch]") {
         CHECK(include.rfind("spdlog", 0) != 0);
         CHECK(include.rfind("CLI/", 0) != 0);
         CHECK(include != "cblas.h");
-        CHECK(include != "mkl_cblas.h");
+        CHECK(include.rfind("mkl_", 0) != 0);
       }
     }
 }
