@@ -40,6 +40,18 @@ void product(const BlasProduct<T>& p) {
 
 }  // namespace
 
+std::string kernel_advice(const std::string& core, bool has_avx2, bool has_avx512) {
+  if (!has_avx2) return "";
+  for (const char* old : {"Katmai", "Coppermine", "Northwood", "Prescott", "Banias", "Core2",
+                          "Penryn", "Dunnington", "Nehalem", "Opteron", "Barcelona"})
+    if (core.rfind(old, 0) == 0)
+      return std::string(
+                 " (does not know this processor, large products are several times slower: "
+                 "set OPENBLAS_CORETYPE=") +
+             (has_avx512 ? "SkylakeX)" : "Haswell)");
+  return "";
+}
+
 void multiply(const BlasProduct<float>& p) {
   product(p);
 }
@@ -68,7 +80,12 @@ std::string blas_name() {  // "OpenBLAS 0.3.21 SkylakeX"
   std::istringstream config(openblas_get_config());
   std::string name, version;
   config >> name >> version;
-  return name + " " + version + " " + openblas_get_corename();
+  const std::string core = openblas_get_corename();
+  std::string advice;
+#if defined(__x86_64__)
+  advice = kernel_advice(core, __builtin_cpu_supports("avx2"), __builtin_cpu_supports("avx512f"));
+#endif
+  return name + " " + version + " " + core + advice;
 }
 
 void set_blas_threads(int threads) {

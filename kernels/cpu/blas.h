@@ -24,8 +24,11 @@ struct BlasProduct {
 void multiply(const BlasProduct<float>& p);
 void multiply(const BlasProduct<double>& p);
 
-// Library, version and, of OpenBLAS, the kernels it took: "OpenBLAS 0.3.21 SkylakeX".
+// Library, version and, of OpenBLAS, the kernels it took: "OpenBLAS 0.3.21 SkylakeX"; and what to
+// do where those are for an older processor.
 std::string blas_name();
+// "", or that advice: an OpenBLAS takes kernels for SSE on an x86 newer than itself.
+std::string kernel_advice(const std::string& core, bool has_avx2, bool has_avx512);
 
 // Once before the first product: gemm.cpp shares the work of `threads` threads out.
 void set_blas_threads(int threads);

@@ -3,6 +3,7 @@
 #include <array>
 #include <tuple>
 
+#include "cpu/blas.h"
 #include "ops/op_test.h"
 
 using namespace hgrn;
@@ -38,6 +39,15 @@ Grads backward(Bench& bench, const Inputs& in) {
 }
 
 }  // namespace
+
+TEST_CASE("linear: an OpenBLAS that does not know the processor is told of", "[ops]") {
+  CHECK(cpu::kernel_advice("SkylakeX", true, true).empty());
+  CHECK(cpu::kernel_advice("Haswell", true, false).empty());
+  CHECK(cpu::kernel_advice("Zen", true, false).empty());
+  CHECK(cpu::kernel_advice("Prescott", false, false).empty());  // it may be one
+  CHECK(cpu::kernel_advice("Prescott", true, true).find("=SkylakeX") != std::string::npos);
+  CHECK(cpu::kernel_advice("Nehalem", true, false).find("=Haswell") != std::string::npos);
+}
 
 TEST_CASE("linear: y = x w^T + b, by hand", "[ops]") {
   Bench bench(reference_ops());
