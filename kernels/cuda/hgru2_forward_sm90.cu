@@ -22,8 +22,8 @@
 // diag(shrunk) S, shrunk being the total of the first. The first one's keys are divided by it and
 // the second one's queries multiplied with it, which costs a gate thread two factors. That shrunk
 // is kept above 2^-60 changes no result by more than rounding; at a reset in the first sub-chunk,
-// where it is 0, S is multiplied there, too. Twin: kernels/cpu/hgru2.cpp   Test:
-// tools/hgru2_check.cu
+// where it is 0, S is multiplied there, too.
+// Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #ifdef __CUDACC__
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
 #endif
