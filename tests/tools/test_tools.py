@@ -280,7 +280,7 @@ class Wikitext103(unittest.TestCase):
         (d / "get").write_text(f"""#!/bin/sh
             while [ "$1" != --out ]; do shift; done
             for set in train valid test; do
-              {HGRN} tokenize --tokenizer byte --line-end-token --out "$2/wikitext103_$set" {d}/wiki.$set.raw
+              "{HGRN}" tokenize --tokenizer byte --line-end-token --out "$2/wikitext103_$set" "{d}/wiki.$set.raw"
             done""")
         (d / "get").chmod(0o755)
 
