@@ -17,10 +17,10 @@
 // helpers' registers, from values read again from device memory, a sub-chunk ahead.
 //
 // Between the roles, once a chunk: loaded (h, and what the gates need), loaded0 (the same of
-// sub-chunk 0, the last to be refilled), values (the rest: v, dy). A
-// sub-chunk's q and f are refilled when its gates are done, v and dy when its products are; so the
-// state warps go from a chunk's last sub-chunk straight to the gates of the next one, and its last
-// copies, v and dy of sub-chunk 0, arrive meanwhile.
+// sub-chunk 0, the last to be refilled), values (the rest: v, dy). A sub-chunk's q and f are
+// refilled when its gates are done, v and dy when its products are; so the state warps go from a
+// chunk's last sub-chunk straight to the gates of the next one, and its last copies, q and f, then
+// v and dy of sub-chunk 0, arrive meanwhile.
 //
 // Between the roles, once a sub-chunk: kTiles (k, q of A and of dv are written, q and f no longer
 // read; dx of the sub-chunk before is written, too), kState (bf16(dh) is written; v, dy and h are
