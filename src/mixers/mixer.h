@@ -63,7 +63,8 @@ class Mixer {
   virtual void take_scratch(Arena&, int64_t B, int64_t T, bool backward) = 0;
   virtual Shape state_shape(int64_t B) const = 0;
 
-  // Before the first layer's forward / after the first layer's backward of a micro-batch.
+  // Before the first layer's forward / after the first layer's backward() of a micro-batch, whose
+  // input_weights_backward() is still to come.
   virtual void begin_forward(const Weights&) {}
   virtual void begin_backward() {}
   virtual void end_backward(const Weights&) {}

@@ -178,7 +178,6 @@ void Block::backward(const Acts& a, const Scratch& s, const Weights& w, const Mi
   ops_.residual_norm_backward(s.dresid, dprevious, w.dw(norm1_), w.dw(norm1_bias_), s.dnorm,
                               a.resid1, w.w(norm1_), a.stats1, config_.norm, before,
                               made_again(a.norm1, norm1_bias_));
-  mixer_.input_weights_backward(a.norm1, w, call);
 }
 
 }  // namespace hgrn

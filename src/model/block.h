@@ -62,8 +62,13 @@ class Block {
              const MixerCall& call);
   // In: s.dresid, s.dbranch = gradients of acts.resid2 and of this block's GLU branch.
   // Out: s.dresid = gradient of acts.resid1, s.dbranch = of the branch that was added to form it.
+  // What is left, the gradients of the mixer's first weights, is a call of its own, before the next
+  // block's backward.
   void backward(const Acts& acts, const Scratch& s, const Weights& w, const MixerCall& call,
                 const Dropout& drop);
+  void input_weights_backward(const Acts& acts, const Weights& w, const MixerCall& call) {
+    mixer_.input_weights_backward(acts.norm1, w, call);
+  }
 
   // Dropout layers of a model: 0 is the embedding, then two a block.
   static Dropout at_site(Dropout drop, int site) {

@@ -357,11 +357,18 @@ void LanguageModel::run_backward(const TokenRows& rows, const Dropout& drop) {
     Block::Scratch here = s;
     if (drop.p == 0) here.dbranch = s.dresid;
     blocks_[size_t(l)].backward(a, here, weights_, c, drop);
+    // Between ranks the embedding's gradient, often the largest of all, travels while those of the
+    // first layer's weights are still made.
+    if (l == 0) embedding_backward(drop);
+    blocks_[size_t(l)].input_weights_backward(a, weights_, c);
     complete(l);
   }
+}
+
+void LanguageModel::embedding_backward(const Dropout& drop) {
   const float scale =
       config_.scale_embedding ? float(std::sqrt(double(config_.hidden_size))) : 1.0f;
-  ops_.embedding_backward(weights_.dw(embedding_), s.dresid, tokens_, scale,
+  ops_.embedding_backward(weights_.dw(embedding_), scratch_.dresid, tokens_, scale,
                           Block::at_site(drop, 0));
   mixer_->end_backward(weights_);
   complete(-1);

@@ -56,7 +56,8 @@ class LanguageModel {
 
   // Stages of the model: -1 embedding and what layers share, 0..L-1 the layers, L final norm and
   // head. before_forward(s): stage s is about to read its weights. after_backward(s): the gradients
-  // of stage s of this micro-batch are complete. A tied head belongs to stage -1.
+  // of stage s of this micro-batch are complete; in the order L, L-1, .., 1, -1, 0. A tied head
+  // belongs to stage -1.
   struct Hooks {
     std::function<void(int stage)> before_forward, after_backward;
   };
@@ -112,6 +113,7 @@ class LanguageModel {
   // where the second is absent.
   std::pair<Tensor, Tensor> run_blocks(const TokenRows& rows, const Dropout& drop, bool train);
   void run_backward(const TokenRows& rows, const Dropout& drop);
+  void embedding_backward(const Dropout& drop);  // and of what layers share
   void complete(int stage);
   MixerCall call(int layer, const TokenRows& rows, bool train) const;
   int slot(int layer) const { return per_layer_ ? layer : 0; }

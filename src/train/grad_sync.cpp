@@ -9,6 +9,8 @@ namespace hgrn {
 namespace {
 
 constexpr int64_t kPartAlign = 128;  // as ParamTable aligns weights
+// Elements that are worth a collective of their own near the end of backward.
+constexpr int64_t kSmallBucket = int64_t(4) << 20;
 
 int64_t bucket_elements() {
   const char* set = std::getenv("HGRN_BUCKET_ELEMENTS");  // for tests and experiments
@@ -55,11 +57,17 @@ FlatRange Bucket::owned(int rank, int world) const {
 std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t target) {
   std::vector<Bucket> pieces = pieces_of(model), buckets;
   const int64_t decayed = model.params().decayed();
+  int64_t left = 0;  // in pieces to come whose stage is complete after that of the bucket
+  for (const Bucket& p : pieces) left += p.stage >= 0 ? p.end - p.begin : 0;
+  const auto full = [&](const Bucket& b, int next_stage) {
+    const int64_t size = b.end - b.begin;
+    return size >= target || (next_stage < b.stage && size >= std::max(left, kSmallBucket));
+  };
   for (auto p = pieces.rbegin(); p != pieces.rend(); ++p) {
     const bool open = !buckets.empty() && buckets.back().begin == p->end && p->end != decayed &&
-                      buckets.back().end - buckets.back().begin < target &&
-                      p->stage <= buckets.back().stage &&
+                      !full(buckets.back(), p->stage) && p->stage <= buckets.back().stage &&
                       (p->stage >= 0 || buckets.back().stage < 0);
+    if (p->stage >= 0) left -= p->end - p->begin;
     if (!open) {
       buckets.push_back(*p);
       continue;

@@ -43,7 +43,7 @@ void LayerProbe::after_backward(int stage) {
   if (!armed_) return;
   if (stage >= 0 && size_t(stage) < gates_.size())
     gates_[size_t(stage)] = model_.mean_forget_gate(stage);
-  if (stage < 0) armed_ = false;
+  if (stage == 0) armed_ = false;  // the last to be complete
 }
 
 LayerMetrics LayerProbe::read(Tensor grad) {

@@ -310,6 +310,36 @@ TEST_CASE("lm: a weight that no operation reads has a gradient of zero", "[model
   for (double g : t.grads()) CHECK(std::isfinite(g));
 }
 
+TEST_CASE("lm: gradients are complete when their stage is told", "[model]") {
+  for (Recompute recompute : {Recompute::none, Recompute::block, Recompute::elementwise})
+    for (bool tied : {false, true}) {
+      ModelConfig c = small_config(true);
+      c.tie_word_embeddings = tied;
+      const RandomRows data(2, 7, c.vocab_size, 5);
+      TinyModel t(make_cpu_ops(DType::f32), c,
+                  {.B = 2, .T = 7, .train = true, .recompute = recompute});
+      t.set(initial_weights(t.model->params(), 1));
+      std::vector<int> stages;
+      std::vector<std::vector<double>> then;
+      t.model->set_hooks({{}, [&](int stage) {
+                            stages.push_back(stage);
+                            then.push_back(t.grads());
+                          }});
+      t.loss_and_grad(data.rows());
+      // The embedding's goes while the first layer's are still made.
+      CHECK(stages == std::vector<int>{3, 2, 1, -1, 0});
+      const std::vector<double> end = t.grads();
+      const std::vector<Param>& params = t.model->params().params();
+      for (size_t id = 0; id < params.size(); ++id)
+        for (size_t s = 0; s < stages.size(); ++s) {
+          if (t.model->stage_of(ParamId(id)) != stages[s]) continue;
+          INFO(params[id].name << " at stage " << stages[s]);
+          const auto from = params[id].offset, to = from + params[id].stored.numel();
+          CHECK(std::equal(end.begin() + from, end.begin() + to, then[s].begin() + from));
+        }
+    }
+}
+
 TEST_CASE("lm: a row in pieces with its state carried equals one pass", "[model]") {
   for (bool wikitext : {false, true}) {
     const ModelConfig c = small_config(wikitext);

@@ -263,6 +263,30 @@ TEST_CASE("ranks: buckets cover every weight once and wait for no later stage", 
         }
 }
 
+TEST_CASE("ranks: what is complete last travels in small buckets", "[train]") {
+  ModelConfig c;  // configs/hgrn2_150m.json
+  c.vocab_size = 50257;
+  c.hidden_size = 768;
+  c.num_hidden_layers = 15;
+  c.expand_ratio = 128;
+  c.intermediate_size = 2048;
+  const std::unique_ptr<Ops> ops = make_cpu_ops(DType::f32);
+  const LanguageModel model(*ops, c, /*decay_all=*/false);
+  const int64_t layer = int64_t(c.hidden_size) * (4 * c.hidden_size + 3 * c.intermediate_size);
+  const std::vector<Bucket> buckets = make_buckets(model, 2, int64_t(32) << 20);
+  CHECK(buckets.size() <= 8);
+  int64_t before = INT64_MAX / 2;
+  for (const Bucket& b : buckets) {
+    const int64_t size = b.end - b.begin;
+    INFO("stage " << b.stage << ": " << size);
+    CHECK(size <= (int64_t(32) << 20) + layer + c.vocab_size * c.hidden_size * (b.stage < 0));
+    if (b.stage < 0 || b.begin >= model.params().decayed()) continue;
+    CHECK(size <= before + layer);
+    before = size;
+    if (b.stage == 0) CHECK(size <= layer);
+  }
+}
+
 TEST_CASE("ranks: buckets travel while backward goes on, weights while forward does", "[train]") {
   const Lm lm(false, /*tied=*/false);
   ::setenv("HGRN_BUCKET_ELEMENTS", "1000", 1);
@@ -277,13 +301,13 @@ TEST_CASE("ranks: buckets travel while backward goes on, weights while forward d
     CHECK(comm.seen.empty());  // an earlier micro-batch
     sync.last_micro_batch(flat);
     size_t before = 0;
-    for (int stage : {3, 2, 1, 0}) {  // something goes after each stage; nothing waits
+    for (int stage : {3, 2, 1, -1}) {  // something goes after each stage; nothing waits
       sync.after_backward(stage);
       CHECK(comm.seen.size() > before);
       before = comm.seen.size();
     }
     CHECK(comm.waited == 0);
-    sync.after_backward(-1);
+    sync.after_backward(0);
     int64_t sent = 0;
     for (const Tensor& t : comm.seen) sent += t.numel();
     CHECK(sent == int64_t(grad.size()));

@@ -186,8 +186,9 @@ class Steps {
   // finite: fp32 and bf16 reach to 1e38.
   void collectives() {
     sync_.last_micro_batch(weights_.weights().grad);
-    for (int64_t stage = config_.model.num_hidden_layers; stage >= -1; --stage)
-      sync_.after_backward(int(stage));
+    for (int stage = int(config_.model.num_hidden_layers); stage > 0; --stage)
+      sync_.after_backward(stage);
+    for (int stage : {-1, 0}) sync_.after_backward(stage);
     sync_.finish();
     agree();
     sync_.update_weights(weights_.weights(), [](FlatRange) {});
