@@ -5,19 +5,15 @@
 
 #include "cpu/blas.h"
 #include "cpu/cpu_ops.h"
-#include "cpu/glu.h"
 #include "cpu/narrow_gemm.h"
+#include "cpu/rows.h"
 
 namespace hgrn {
 namespace {
 
 const cpu::NarrowGemm& narrow() {
-  static const cpu::NarrowGemm best = [] {
-#ifdef HGRN_CPU_V4
-    if (__builtin_cpu_supports("x86-64-v4")) return cpu::isa_v4::narrow_gemm();
-#endif
-    return cpu::isa_default::narrow_gemm();
-  }();
+  using namespace cpu;
+  static const NarrowGemm best = HGRN_BEST_ISA(narrow_gemm);
   return best;
 }
 
@@ -203,10 +199,8 @@ void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor 
   GemmOf<float> full = p;
   full.A = x.ptr<float>(), full.B = w.ptr<float>(), full.C = gu.ptr<float>();
   float* out = h.ptr<float>();
-  cpu::with_act(act, [&]<Act A>() {
-    by_bands(full, scratch_, [&](const float* gate, int64_t m, int64_t end) {
-      for (; m < end; ++m, gate += 2 * F) cpu::glu_row<A>(out + m * F, gate, gate + F, F);
-    });
+  by_bands(full, scratch_, [&](const float* gate, int64_t m, int64_t end) {
+    for (; m < end; ++m, gate += 2 * F) cpu::rows().glu(act, out + m * F, gate, gate + F, F);
   });
 }
 
@@ -224,15 +218,13 @@ void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor
   full.A = dy.ptr<float>(), full.B = w.ptr<float>();
   float *out = dgu.ptr<float>(), *hidden = again ? h.ptr<float>() : nullptr;
   const float* in = gu.ptr<float>();
-  cpu::with_act(act, [&]<Act A>() {
-    by_bands(full, scratch_, [&](const float* grad, int64_t m, int64_t end) {
-      for (; m < end; ++m, grad += F) {
-        float* dg = out + m * 2 * F;
-        const float* g = in + m * 2 * F;
-        cpu::glu_backward_row<A>(dg, dg + F, grad, g, g + F, F);
-        if (hidden) cpu::glu_row<A>(hidden + m * F, g, g + F, F);
-      }
-    });
+  by_bands(full, scratch_, [&](const float* grad, int64_t m, int64_t end) {
+    for (; m < end; ++m, grad += F) {
+      float* dg = out + m * 2 * F;
+      const float* g = in + m * 2 * F;
+      cpu::rows().glu_backward(act, dg, dg + F, grad, g, g + F, F);
+      if (hidden) cpu::rows().glu(act, hidden + m * F, g, g + F, F);
+    }
   });
   linear_backward({}, dw, db, dy, h, w);
 }

@@ -1,10 +1,30 @@
 // Gated linear unit. h = act(g) * u; du = dh act(g); dg = dh u act'(g).
 // h (N,F) gu (N,2F) = [g|u]
 // Twin: kernels/cuda/glu.cu   Test: tests/ops/test_glu.cpp
-#include "cpu/glu.h"
 #include "cpu/cpu_ops.h"
+#include "cpu/row_math.h"
+#include "cpu/rows.h"
 
 namespace hgrn {
+namespace {
+
+void glu_row(Act act, float* h, const float* g, const float* u, int64_t F) {
+  cpu::rows().glu(act, h, g, u, F);
+}
+void glu_row(Act act, double* h, const double* g, const double* u, int64_t F) {
+  cpu::with_act(act, [&]<Act A>() { cpu::glu_row<A>(h, g, u, F); });
+}
+
+void glu_backward_row(Act act, float* dg, float* du, const float* dh, const float* g,
+                      const float* u, int64_t F) {
+  cpu::rows().glu_backward(act, dg, du, dh, g, u, F);
+}
+void glu_backward_row(Act act, double* dg, double* du, const double* dh, const double* g,
+                      const double* u, int64_t F) {
+  cpu::with_act(act, [&]<Act A>() { cpu::glu_backward_row<A>(dg, du, dh, g, u, F); });
+}
+
+}  // namespace
 
 void CpuOps::glu_forward(Tensor h, Tensor gu, Act act) {
   const int64_t rows = h.rows(), F = h.cols();
@@ -14,10 +34,8 @@ void CpuOps::glu_forward(Tensor h, Tensor gu, Act act) {
     using T = decltype(zero);
     T* out = h.ptr<T>();
     const T* in = gu.ptr<T>();
-    cpu::with_act(act, [&]<Act A>() {
-      cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
-        cpu::glu_row<A>(out + r * F, in + r * 2 * F, in + r * 2 * F + F, F);
-      });
+    cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
+      glu_row(act, out + r * F, in + r * 2 * F, in + r * 2 * F + F, F);
     });
   });
 }
@@ -33,12 +51,10 @@ void CpuOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h) {
     T* out = dgu.ptr<T>();
     const T *grad = dh.ptr<T>(), *in = gu.ptr<T>();
     T* hidden = h ? h.ptr<T>() : nullptr;
-    cpu::with_act(act, [&]<Act A>() {
-      cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
-        const int64_t at = r * 2 * F;
-        cpu::glu_backward_row<A>(out + at, out + at + F, grad + r * F, in + at, in + at + F, F);
-        if (hidden) cpu::glu_row<A>(hidden + r * F, in + at, in + at + F, F);
-      });
+    cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
+      const int64_t at = r * 2 * F;
+      glu_backward_row(act, out + at, out + at + F, grad + r * F, in + at, in + at + F, F);
+      if (hidden) glu_row(act, hidden + r * F, in + at, in + at + F, F);
     });
   });
 }

@@ -12,13 +12,6 @@
 namespace hgrn::cpu {
 namespace {
 
-Hgru2Chunks best_chunks() {
-#ifdef HGRN_CPU_V4
-  if (__builtin_cpu_supports("x86-64-v4")) return isa_v4::hgru2_chunks();
-#endif
-  return isa_default::hgru2_chunks();
-}
-
 // The part of a tensor from its float `offset` on; null where the tensor is absent.
 float* part(Tensor t, int64_t offset) {
   return t ? t.ptr<float>() + offset : nullptr;
@@ -26,7 +19,7 @@ float* part(Tensor t, int64_t offset) {
 
 class ChunkedHgru2 final : public SeqKernel {
  public:
-  ChunkedHgru2() : plain_(make_hgru2_plain(DType::f32)), chunks_(best_chunks()) {}
+  ChunkedHgru2() : plain_(make_hgru2_plain(DType::f32)), chunks_(HGRN_BEST_ISA(hgru2_chunks)) {}
 
   int64_t packed_width(const SeqShape& s) const override { return plain_->packed_width(s); }
   Shape state_shape(const SeqShape& s) const override { return plain_->state_shape(s); }

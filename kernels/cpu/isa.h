@@ -8,3 +8,11 @@
 namespace hgrn::cpu {
 inline namespace HGRN_ISA {}
 }  // namespace hgrn::cpu
+
+// What `function` of the build for this processor returns, a table of kernels.
+#ifdef HGRN_CPU_V4  // there is one for x86-64-v4 (AVX-512) beside that of HGRN_MARCH
+#define HGRN_BEST_ISA(function) \
+  (__builtin_cpu_supports("x86-64-v4") ? isa_v4::function() : isa_default::function())
+#else
+#define HGRN_BEST_ISA(function) isa_default::function()
+#endif

@@ -3,63 +3,42 @@
 //   dx = rstd (g - [layer] avg(g) - xhat avg(g xhat)),  g = w dy;  dw += dy xhat;  db += dy
 // x, y (N,D) stats (N,2) w, b (D); statistics in double, two passes over a row in cache.
 // Twin: kernels/cuda/norm_*.cu   Test: tests/ops/test_norm.cpp
-#include <cmath>
-#include <vector>
-
 #include "cpu/cpu_ops.h"
 #include "cpu/dropout.h"
+#include "cpu/row_math.h"
+#include "cpu/rows.h"
 
 namespace hgrn {
 namespace {
 
-// The one place that scales rows: what backward makes again has forward's bits.
-template <class T>
-void scale_row(T* y, const T* stats, const T* x, const T* w, const T* b, int64_t D) {
-  const T shift = stats[0], rstd = stats[1];
-  if (b)
-    for (int64_t d = 0; d < D; ++d) y[d] = (x[d] - shift) * rstd * w[d] + b[d];
-  else
-    for (int64_t d = 0; d < D; ++d) y[d] = (x[d] - shift) * rstd * w[d];
+// One row: of floats by the build for this processor.
+void scale_row(float* y, const float* stats, const float* x, const float* w, const float* b,
+               int64_t D) {
+  cpu::rows().scale(y, stats, x, w, b, D);
+}
+void scale_row(double* y, const double* stats, const double* x, const double* w, const double* b,
+               int64_t D) {
+  cpu::scale_row(y, stats, x, w, b, D);
 }
 
-template <class T>
-void forward_row(T* y, T* stats, const T* x, const T* w, const T* b, int64_t D, bool layer,
-                 float eps) {
-  double mean = 0, square = 0;
-  if (layer) {
-#pragma omp simd reduction(+ : mean)
-    for (int64_t d = 0; d < D; ++d) mean += double(x[d]);
-    mean /= double(D);
-  }
-#pragma omp simd reduction(+ : square)
-  for (int64_t d = 0; d < D; ++d) square += (double(x[d]) - mean) * (double(x[d]) - mean);
-  stats[0] = T(mean);
-  stats[1] = T(1 / std::sqrt(square / double(D) + double(eps)));
-  scale_row(y, stats, x, w, b, D);
+void norm_row(float* y, float* stats, const float* x, const float* w, const float* b, int64_t D,
+              bool layer, float eps) {
+  cpu::rows().norm(y, stats, x, w, b, D, layer, eps);
+}
+void norm_row(double* y, double* stats, const double* x, const double* w, const double* b,
+              int64_t D, bool layer, float eps) {
+  cpu::norm_row(y, stats, x, w, b, D, layer, eps);
 }
 
-// dx = (or, with add, +=) the gradient of one row; dw and db (or null) gain the row's share.
-template <class T, bool add>
-void backward_row(T* dx, T* dw, T* db, const T* dy, const T* x, const T* w, const T* stats,
-                  int64_t D, bool layer) {
-  const T mean = stats[0], rstd = stats[1];
-  double sum_g = 0, sum_gx = 0;
-#pragma omp simd reduction(+ : sum_g, sum_gx)
-  for (int64_t d = 0; d < D; ++d) {
-    const T g = w[d] * dy[d], xhat = (x[d] - mean) * rstd;
-    sum_g += double(g);
-    sum_gx += double(g) * double(xhat);
-  }
-  const T avg_g = layer ? T(sum_g / double(D)) : T(0), avg_gx = T(sum_gx / double(D));
-#pragma omp simd
-  for (int64_t d = 0; d < D; ++d) {
-    const T xhat = (x[d] - mean) * rstd;
-    const T grad = rstd * (w[d] * dy[d] - avg_g - xhat * avg_gx);
-    dw[d] += dy[d] * xhat;
-    dx[d] = add ? dx[d] + grad : grad;
-  }
-  if (db)
-    for (int64_t d = 0; d < D; ++d) db[d] += dy[d];
+template <bool add>
+void norm_backward_row(float* dx, float* dw, float* db, const float* dy, const float* x,
+                       const float* w, const float* stats, int64_t D, bool layer) {
+  cpu::rows().norm_backward(add, dx, dw, db, dy, x, w, stats, D, layer);
+}
+template <bool add>
+void norm_backward_row(double* dx, double* dw, double* db, const double* dy, const double* x,
+                       const double* w, const double* stats, int64_t D, bool layer) {
+  cpu::norm_backward_row<add>(dx, dw, db, dy, x, w, stats, D, layer);
 }
 
 void check_shapes(const char* op, Tensor y, Tensor x, Tensor stats, Tensor w, Tensor b) {
@@ -99,7 +78,7 @@ void backward(const Backward& a, cpu::Scratch& scratch) {
     T* db = a.db ? dw + D : nullptr;
     std::fill(dw, dw + 2 * D, T(0));
     for (int64_t r = block * rows / blocks; r < (block + 1) * rows / blocks; ++r) {
-      backward_row<T, add>(dx + r * D, dw, db, dy + r * D, x + r * D, w, stats + 2 * r, D, layer);
+      norm_backward_row<add>(dx + r * D, dw, db, dy + r * D, x + r * D, w, stats + 2 * r, D, layer);
       if (y) scale_row(y + r * D, stats + 2 * r, x + r * D, w, bias, D);  // dy has been read
       if (!dbranch) continue;
       T* out = dbranch + r * D;
@@ -127,7 +106,7 @@ void CpuOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, 
     T *out = y.ptr<T>(), *st = stats.ptr<T>();
     const T *in = x.ptr<T>(), *weight = w.ptr<T>(), *bias = b ? b.ptr<T>() : nullptr;
     cpu::parallel_for(x.rows(), x.numel(), [&](int64_t r) {
-      forward_row(out + r * D, st + 2 * r, in + r * D, weight, bias, D, kind == Norm::layer, eps);
+      norm_row(out + r * D, st + 2 * r, in + r * D, weight, bias, D, kind == Norm::layer, eps);
     });
   });
 }
@@ -157,7 +136,7 @@ void CpuOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x,
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) s[d] = xr[d] + br[d];
       }
-      forward_row(out + r * D, st + 2 * r, s, weight, bias, D, kind == Norm::layer, eps);
+      norm_row(out + r * D, st + 2 * r, s, weight, bias, D, kind == Norm::layer, eps);
     });
   });
 }

@@ -81,9 +81,15 @@ inline T exp_or_limit(T x) {
   }
 }
 
+// 1/x; tiles.h has a faster one for the vectors of some processors.
+template <class T>
+struct Reciprocal {
+  static T of(T x) { return 1.0f / x; }
+};
+
 template <class T>
 inline T sigmoid_of(T x) {
-  return 1.0f / (1.0f + exp_or_limit(-x));
+  return Reciprocal<T>::of(1.0f + exp_or_limit(-x));
 }
 
 template <class T>
@@ -102,7 +108,7 @@ struct SigmoidPair {
 template <class T>
 inline SigmoidPair<T> sigmoid_pair(T x) {
   const T e = exp_or_limit(-abs_of(x));
-  const T near_one = 1.0f / (1.0f + e), near_zero = e * near_one;
+  const T near_one = Reciprocal<T>::of(1.0f + e), near_zero = e * near_one;
   return {x < constant<T>(0) ? near_zero : near_one, x < constant<T>(0) ? near_one : near_zero};
 }
 

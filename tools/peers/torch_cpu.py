@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -395,12 +397,35 @@ def measure(args: argparse.Namespace) -> None:
     else:
         C = int(args.chunk)
         seconds(C, 1)
+    if args.against:
+        in_turn(args, B, lambda s: seconds(C, s)[0], size)
+        return
     results = [seconds(C, s) for s in range(args.steps)]
     median = statistics.median(t for t, _ in results)
     flops = 6 * parameters * size
     print(f"chunk {C}: median of {args.steps} steps {median * 1e3:.1f} ms (fastest "
           f"{min(results)[0] * 1e3:.1f}), {size / median:,.0f} tokens/s, "
           f"{flops / median / 1e9:.0f} GFLOP/s (6 x parameters), loss {results[-1][1]:.4f}")
+
+
+def in_turn(args: argparse.Namespace, B: int, seconds, size: int) -> None:
+    """Rounds of --steps steps here and as many of hgrn-bench: on a machine with neighbours both
+    see the same ones, and the ratio of a round means more than any of its times."""
+    command = [args.against, "step", "--config", str(args.config), "--device", "cpu",
+               "--micro-batch", str(B), "--steps", str(args.steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    here, there = [], []
+    for _ in range(args.rounds):
+        here.append(statistics.median(seconds(s) for s in range(args.steps)))
+        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        there.append(float(re.search(r"tokens\s+([\d.]+) ms", out.stdout)[1]) / 1e3)
+    ratios = [h / t for h, t in zip(here, there)]
+    for name, times in (("torch", here), ("hgrn", there)):
+        print(f"{name}: " + " ".join(f"{t * 1e3:.1f}" for t in times) +
+              f" ms a round, median {statistics.median(times) * 1e3:.1f} ms, "
+              f"{size / statistics.median(times):,.0f} tokens/s")
+    print("ratio: " + " ".join(f"{r:.2f}" for r in ratios) +
+          f", median {statistics.median(ratios):.2f}")
 
 
 def profile(args: argparse.Namespace) -> None:
@@ -480,6 +505,9 @@ def main() -> int:
                         help="tokens a chunk (default: the fastest of the three)")
     parser.add_argument("--recurrence", default="tuned", choices=list(RECURRENCES),
                         help="see above (default: tuned)")
+    parser.add_argument("--against", metavar="HGRN_BENCH",
+                        help="take turns with `HGRN_BENCH step` and print the ratio of each round")
+    parser.add_argument("--rounds", type=int, default=10, help="of --against (default 10)")
     parser.add_argument("--profile", action="store_true", help="time by operation, one step")
     parser.add_argument("--check", action="store_true",
                         help="compare loss and gradients with the float64 recurrence")
