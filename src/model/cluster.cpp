@@ -46,15 +46,23 @@ ClusterStep cluster_step(const Config& c, const ModelSize& size, int64_t act_byt
   s.compute_s = (double(s.accumulation) * (time.forward + time.backward) + time.update) / share;
   if (gpus > 1) {
     const Ring ring{network, double(gpus), double(s.nodes)};
-    const double P = double(size.parameters);
-    // The bucket before the last is ready hardly earlier than the last.
-    const double first = std::min(P, double(size.first + network.bucket_elements));
+    const double P = double(size.parameters), D = double(c.model.hidden_size);
+    // The first layer's gradients are ready last. Those of the embedding are ready before the
+    // gradients of q, f and i's weights, 6 D^2 of backward's 4 P multiplications a token, are made.
+    const double layer = (P - double(size.first)) / double(c.model.num_hidden_layers);
+    const double last = std::max(layer, double(network.bucket_elements / kSmallBuckets));
+    const double first = std::min(P, double(size.first) + last);
+    const double products_s = 1.5 * D * D / P * time.backward / share;
     const double grad = t.reduce_dtype == ReduceDType::bf16 ? 2 : 4;
     const double passes = sharded ? 1 : 2;  // reduce-scatter, or an all-reduce
-    const double reduce_s = passes * ring.seconds(grad * P, buckets_of(P, network));
-    const double last_s = passes * ring.seconds(grad * first, buckets_of(first, network));
+    const double small = 2;                 // buckets at the end of backward
+    const double reduce_s = passes * ring.seconds(grad * P, buckets_of(P, network) + small);
+    const double first_s =
+        passes * ring.seconds(grad * double(size.first), buckets_of(double(size.first), network));
+    const double last_s =
+        std::max(0.0, first_s - products_s) + passes * ring.seconds(grad * last, 1);
     const double weights = sharded ? double(act_bytes) * P : 0;
-    const double gather_s = sharded ? ring.seconds(weights, buckets_of(P, network)) : 0;
+    const double gather_s = sharded ? ring.seconds(weights, buckets_of(P, network) + small) : 0;
     const double needed_s =
         sharded ? ring.seconds(double(act_bytes) * first, buckets_of(first, network)) : 0;
     const double moved = passes * grad * P + weights;

@@ -14,6 +14,8 @@ namespace hgrn {
 // its start, on the wire and by taking multiprocessors from the kernels beside it: with 8
 // Mi a step's collectives took half as long again as in one bucket (docs/benchmarks.md).
 constexpr int64_t kBucketElements = int64_t(32) << 20;
+// Those at the end of backward are smaller, down to this part of it.
+constexpr int64_t kSmallBuckets = 8;
 
 struct Network {
   int64_t gpus_per_node = 8;
@@ -25,7 +27,7 @@ struct Network {
 
 struct ModelSize {
   int64_t parameters = 0;
-  int64_t first = 0;  // of them those whose gradients are ready last and that forward needs first
+  int64_t first = 0;  // of them those before the first layer: embedding, and what layers share
 };
 
 // A step of each of `gpus` GPUs.

@@ -9,8 +9,6 @@ namespace hgrn {
 namespace {
 
 constexpr int64_t kPartAlign = 128;  // as ParamTable aligns weights
-// Elements that are worth a collective of their own near the end of backward.
-constexpr int64_t kSmallBucket = int64_t(4) << 20;
 
 int64_t bucket_elements() {
   const char* set = std::getenv("HGRN_BUCKET_ELEMENTS");  // for tests and experiments
@@ -61,7 +59,8 @@ std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t 
   for (const Bucket& p : pieces) left += p.stage >= 0 ? p.end - p.begin : 0;
   const auto full = [&](const Bucket& b, int next_stage) {
     const int64_t size = b.end - b.begin;
-    return size >= target || (next_stage < b.stage && size >= std::max(left, kSmallBucket));
+    return size >= target ||
+           (next_stage < b.stage && size >= std::max(left, target / kSmallBuckets));
   };
   for (auto p = pieces.rbegin(); p != pieces.rend(); ++p) {
     const bool open = !buckets.empty() && buckets.back().begin == p->end && p->end != decayed &&
