@@ -2,6 +2,7 @@
 // w (O,I) b (O)
 // Twin: kernels/cuda/gemm.cu   Test: tests/ops/test_linear.cpp
 #include <algorithm>
+#include <array>
 
 #include "cpu/blas.h"
 #include "cpu/cpu_ops.h"
@@ -20,23 +21,35 @@ const cpu::NarrowGemm& narrow() {
 constexpr bool kPlain = false, kTransposed = true;  // op
 
 template <class T>
-struct GemmOf {  // C (M,N) = op(A) op(B) + beta C, row-major and contiguous
+struct GemmOf {  // C (M,N) = op(A) op(B) + plus, row-major and contiguous
   bool ta, tb;   // op is the transpose
   int64_t M, N, K;
   const T *A, *B;
-  T beta, *C;
+  T* C;
+  const T* plus;  // C itself, another (M,N), or null: 0
 
   // The part of C from (m,n) on of rows x cols.
   cpu::BlasProduct<T> part(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
     const int64_t lda = ta ? M : K, ldb = tb ? K : N;
-    return {rows, cols, K,    A + (ta ? m : m * K), lda, ta, B + (tb ? n * K : n),
-            ldb,  tb,   beta, C + m * N + n,        N};
+    return {rows,
+            cols,
+            K,
+            A + (ta ? m : m * K),
+            lda,
+            ta,
+            B + (tb ? n * K : n),
+            ldb,
+            tb,
+            T(plus ? 1 : 0),
+            C + m * N + n,
+            N};
   }
 
   // The same part for cpu::NarrowGemm; f32 only.
   cpu::NarrowProduct narrow(int64_t m, int64_t n, int64_t rows, int64_t cols) const {
     const auto q = part(m, n, rows, cols);
-    return {rows, cols, K, q.A, q.lda, ta, q.B, q.ldb, tb, q.C, N, beta != 0};
+    return {rows, cols,  K,  q.A, q.lda, ta,
+            q.B,  q.ldb, tb, q.C, N,     plus ? plus + m * N + n : nullptr};
   }
 };
 
@@ -97,15 +110,18 @@ void gemm(const GemmOf<T>& p, cpu::Scratch& scratch) {
         narrow().multiply(p.narrow(m, n, rows, cols), work + i * each);
       });
     }
+  if (p.plus && p.plus != p.C) std::copy_n(p.plus, p.M * p.N, p.C);
   each_part([&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) {
     cpu::multiply(p.part(m, n, rows, cols));
   });
 }
 
 // A product by bands of rows, where is_narrow; f(rows, m, end) gets each band while it is in cache.
-// Without C the rows live no longer than that.
+// Without C the rows live no longer than that. f reads or writes `width` floats a row of each of
+// `beside` as well.
 template <class F>
-void by_bands(const GemmOf<float>& p, cpu::Scratch& scratch, const F& f) {
+void by_bands(const GemmOf<float>& p, cpu::Scratch& scratch, std::array<const float*, 2> beside,
+              int64_t width, const F& f) {
   const Grid grid(p.M, p.N, p.K);
   const int64_t parts = grid.rows * grid.cols;
   const int64_t packed = narrow().floats(p.narrow(0, 0, p.M, p.N)),
@@ -120,6 +136,9 @@ void by_bands(const GemmOf<float>& p, cpu::Scratch& scratch, const F& f) {
     const auto band = [&](int64_t m, int64_t end) {
       f(q.C + (q.reuse ? 0 : m * p.N), first + m, first + end);
     };
+    for (int side = 0; side < 2; ++side)
+      if (beside[size_t(side)]) q.ahead[side] = beside[size_t(side)] + first * width;
+    q.ahead_row = width;
     q.context = &band;
     q.after = [](const void* context, int64_t m, int64_t end) {
       (*static_cast<const decltype(band)*>(context))(m, end);
@@ -156,11 +175,10 @@ void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
             (!b || b.numel() == w.rows()) && (!c || (c.numel() == y.numel() && c.data != y.data)),
         "linear_forward: y {}, x {}, w {}, b {}, c {} do not fit", y.shape.str(), x.shape.str(),
         w.shape.str(), b.shape.str(), c.shape.str());
-  if (c) copy(y, c);
   cpu::with_real(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gemm<T>({kPlain, kTransposed, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(),
-             T(c ? 1 : 0), y.ptr<T>()},
+    gemm<T>({kPlain, kTransposed, x.rows(), w.rows(), w.cols(), x.ptr<T>(), w.ptr<T>(), y.ptr<T>(),
+             c ? c.ptr<T>() : nullptr},
             scratch_);
     if (b) add_bias(y.ptr<T>(), b.ptr<T>(), y.rows(), y.cols());
   });
@@ -178,10 +196,11 @@ void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, T
     using T = decltype(zero);
     const T* grad = dy.ptr<T>();
     if (dx)
-      gemm<T>({kPlain, kPlain, rows, w.cols(), O, grad, w.ptr<T>(), 0, dx.ptr<T>()}, scratch_);
+      gemm<T>({kPlain, kPlain, rows, w.cols(), O, grad, w.ptr<T>(), dx.ptr<T>(), nullptr},
+              scratch_);
     if (dw)
-      gemm<T>({kTransposed, kPlain, O, w.cols(), rows, grad, x.ptr<T>(), T(dw.fresh ? 0 : 1),
-               dw.to.ptr<T>()},
+      gemm<T>({kTransposed, kPlain, O, w.cols(), rows, grad, x.ptr<T>(), dw.to.ptr<T>(),
+               dw.fresh ? nullptr : dw.to.ptr<T>()},
               scratch_);
     if (db) bias_backward(db, grad, rows, O, scratch_);
   });
@@ -189,7 +208,8 @@ void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, T
 
 void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) {
   const int64_t rows = x.rows(), F = h.cols();
-  const GemmOf<float> p{kPlain, kTransposed, rows, 2 * F, x.cols(), nullptr, nullptr, 0, nullptr};
+  const GemmOf<float> p{kPlain,  kTransposed, rows,    2 * F,  x.cols(),
+                        nullptr, nullptr,     nullptr, nullptr};
   if (b || x.dtype != DType::f32 || !is_narrow(p))
     return Ops::linear_glu_forward(h, gu, x, w, b, act);
   check(w.rows() == 2 * F && x.cols() == w.cols() && gu.cols() == 2 * F && gu.rows() == rows &&
@@ -199,7 +219,7 @@ void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor 
   GemmOf<float> full = p;
   full.A = x.ptr<float>(), full.B = w.ptr<float>(), full.C = gu.ptr<float>();
   float* out = h.ptr<float>();
-  by_bands(full, scratch_, [&](const float* gate, int64_t m, int64_t end) {
+  by_bands(full, scratch_, {out, nullptr}, F, [&](const float* gate, int64_t m, int64_t end) {
     for (; m < end; ++m, gate += 2 * F) cpu::rows().glu(act, out + m * F, gate, gate + F, F);
   });
 }
@@ -207,7 +227,7 @@ void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor 
 void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
                                  Tensor gu, Tensor w, Act act, bool again) {
   const int64_t rows = dy.rows(), F = w.cols();
-  const GemmOf<float> p{kPlain, kPlain, rows, F, dy.cols(), nullptr, nullptr, 0, nullptr};
+  const GemmOf<float> p{kPlain, kPlain, rows, F, dy.cols(), nullptr, nullptr, nullptr, nullptr};
   if (dy.dtype != DType::f32 || !is_narrow(p))
     return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act, again);
   check(dy.cols() == w.rows() && gu.cols() == 2 * F && gu.rows() == rows &&
@@ -218,7 +238,7 @@ void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor
   full.A = dy.ptr<float>(), full.B = w.ptr<float>();
   float *out = dgu.ptr<float>(), *hidden = again ? h.ptr<float>() : nullptr;
   const float* in = gu.ptr<float>();
-  by_bands(full, scratch_, [&](const float* grad, int64_t m, int64_t end) {
+  by_bands(full, scratch_, {in, out}, 2 * F, [&](const float* grad, int64_t m, int64_t end) {
     for (; m < end; ++m, grad += F) {
       float* dg = out + m * 2 * F;
       const float* g = in + m * 2 * F;

@@ -7,7 +7,7 @@
 
 namespace hgrn::cpu {
 
-// C (M,N) = op(A) op(B) + beta C; beta is 0 or 1.
+// C (M,N) = op(A) op(B) + plus
 struct NarrowProduct {
   int64_t M, N, K;
   const float* A;  // (M,K), or (K,M) transposed
@@ -18,12 +18,16 @@ struct NarrowProduct {
   bool transpose_b;
   float* C;
   int64_t ldc;
-  bool add;  // beta
+  const float* plus;  // rows ldc apart; C itself, another matrix, or null: 0
   // Called when rows [m, end) of C are done, at most kNarrowBand of them, while they are in cache;
   // may be null. With reuse, C is (kNarrowBand, N) only and holds the rows of one call.
   void (*after)(const void* context, int64_t m, int64_t end) = nullptr;
   const void* context = nullptr;
   bool reuse = false;
+  // What `after` reads and writes beside C: rows (M, ahead_row) of two matrices, which are asked
+  // for while the products run. May be null.
+  const float* ahead[2] = {};
+  int64_t ahead_row = 0;
 };
 constexpr int64_t kNarrowBand = 128;
 
