@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
-#include "ops/seq_kernel.h"
+#include "ops/act.h"
 
 namespace hgrn::cpu {
 

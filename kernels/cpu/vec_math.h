@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "cpu/isa.h"
-#include "ops/seq_kernel.h"
+#include "ops/act.h"
 
 namespace hgrn::cpu {
 inline namespace HGRN_ISA {

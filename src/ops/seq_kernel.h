@@ -8,10 +8,9 @@
 #include <vector>
 
 #include "core/tensor.h"
+#include "ops/act.h"
 
 namespace hgrn {
-
-enum class Act { identity, silu, sigmoid };
 
 // B rows of T tokens, N = B*T; D channels in H = D/n heads of n contiguous channels.
 struct SeqShape {
