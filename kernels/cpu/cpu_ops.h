@@ -49,8 +49,10 @@ class CpuOps final : public Ops {
   void square_sum(Tensor out, Tensor x) override;
 
   // embedding.cpp
-  void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
-  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+  void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop,
+                         Tensor order) override;
+  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop,
+                          Tensor order) override;
 
   // gemm.cpp
   void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) override;

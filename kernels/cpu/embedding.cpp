@@ -66,7 +66,8 @@ void backward(Tensor dw, const T* dx, const int32_t* token, int64_t rows, T scal
 
 }  // namespace
 
-void CpuOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) {
+void CpuOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop,
+                               Tensor /*order*/) {
   check_shapes(x, tokens, w);
   drop = drop.now();
   cpu::with_real(x.dtype, [&](auto zero) {
@@ -75,7 +76,8 @@ void CpuOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, D
   });
 }
 
-void CpuOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
+void CpuOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop,
+                                Tensor /*order*/) {
   check_shapes(dx, tokens, dw.to);
   if (dw.fresh) zero(dw.to);
   drop = drop.now();

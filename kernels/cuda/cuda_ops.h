@@ -56,8 +56,11 @@ class CudaOps final : public Ops {
   size_t scratch_bytes(int64_t N, int64_t D) const override { return gpu_scratch_bytes(N, D); }
   void use_scratch(Tensor bytes) override { planned_scratch_ = bytes; }
 
-  void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
-  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+  int64_t embedding_order_size(int64_t N, int64_t V, int64_t D) const override;
+  void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop,
+                         Tensor order) override;
+  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop,
+                          Tensor order) override;
 
   void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) override;
   void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) override;

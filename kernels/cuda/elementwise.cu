@@ -85,10 +85,20 @@ __global__ __launch_bounds__(kPartialCols* kPartialRows) void add_partial_rows_k
   __shared__ float sums[kPartialRows][kPartialCols];
   const int lane = threadIdx.x % kPartialCols, group = threadIdx.x / kPartialCols;
   const int64_t col = int64_t(blockIdx.x) * kPartialCols + lane;
+  // Rows of a batch are on their way together, also in a short last one: the usual number of rows,
+  // a few for each CTA of the kernel before, makes one batch.
+  constexpr int kAhead = 8;
   float total = 0;
-  if (col < cols) {
-#pragma unroll 8
-    for (int64_t row = group; row < rows; row += kPartialRows) total += partial[row * cols + col];
+  const int64_t step = kPartialRows * cols;
+  const float* from = partial + group * cols + col;
+#pragma unroll 1
+  for (int64_t row = group; row < rows && col < cols; row += kAhead * kPartialRows) {
+    float v[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k, from += step)
+      v[k] = row + k * kPartialRows < rows ? *from : 0.0f;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) total += v[k];
   }
   sums[group][lane] = total;
   __syncthreads();

@@ -2,35 +2,51 @@
 // dropout'(dx[r]) x, dx (N,D) and w (V,D) f32 or bf16, tokens (N) i32, dw (V,D) f32.
 //
 // Backward gives equal bits in every run: row numbers are sorted by token (a stable sort, so rows
-// of a token stay in order) and cut into pieces of kPiece. A piece adds the runs that lie within it
-// to dw and leaves the sums of runs cut by its ends in `heads` and `tails`; the piece where a cut
-// run starts then adds it up, piece by piece. Three launches, the latter two early (launch.cuh). A
-// fresh dw is written once: the sort, which knows them, writes zeros for tokens that do not occur.
+// of a token stay in order) and cut into pieces of kPiece. The rows of a token are a run; the piece
+// that it starts in sums it, in order, also beyond its end. Only a run that fills the next piece is
+// summed in parts, each piece its own; the last to arrive adds them up in the order of the pieces.
+// A fresh dw is written once: further CTAs write zeros for tokens that do not occur.
+//
+// The sort needs nothing but tokens, so that forward can do it ahead: its own CTAs start while
+// those of the sort still run (launch.cuh).
 // Twin: kernels/cpu/embedding.cpp   Test: tests/ops/test_embedding.cpp
 #include <algorithm>
-#include <utility>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/vec.cuh"
+#include "ops/scratch.h"
 
 namespace hgrn {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kColumnThreads = 128;
-constexpr int kPiece = 32;  // sorted rows; a lane each
+constexpr int kColumnThreads = 128, kColumnBlocks = 7;  // the latter: what 72 registers allow
+constexpr int kPiece = kEmbeddingPiece;                 // sorted rows; a lane each
 constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / 32;
 constexpr int kSortBatch = 256;  // rows that a warp reads at once
 constexpr int kMaxRange = 512;   // tokens a CTA of the sort; 64 KiB of counts
+constexpr int64_t kMostRows = 0x7fffffff - 2 * kPiece;  // numbered in 32 bits
+
+// Where the parts of `order` lie (gpu_embedding_order in ops/scratch.h).
+struct Order {
+  int *row, *token;  // (N) the row numbers by token, and their tokens
+  int* start;        // (V+1) the first of a token's rows; start[V] = N
+  int* arrived;      // (pieces, embedding_column_parts(D)) of a run in parts; 0 between calls
+
+  Order(int* data, int64_t N, int64_t V)
+      : row(data), token(data + N), start(token + N), arrived(start + V + 1) {}
+};
 
 template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const int* tokens,
                                                                      const T* w, int64_t N,
                                                                      int64_t D, float scale,
                                                                      DropMask mask) {
+  // The sort, where it comes before, must be done when this kernel is: its last CTA waits.
+  if (blockIdx.x == gridDim.x - 1) wait_for_previous();
   const DropMask drop = mask.now();
   constexpr int kAhead = 4;
   const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
@@ -61,22 +77,22 @@ __global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const
 // it counts its own, and those of lower CTAs, after which its first place comes; then it places its
 // rows. No CTA waits for another. A warp counts and places a share of the rows, in order, and the
 // second time reads only those groups of 32 that it found a token of its own in.
-// row, token (N): the row numbers by token, and their tokens. Where dw is given, its rows of tokens
-// that do not occur become zero.
-template <int kVec>
-__global__ __launch_bounds__(kSortThreads) void embedding_sort_kernel(int* row, int* token,
-                                                                      float* dw, const int* tokens,
-                                                                      int64_t N, int V, int range,
-                                                                      int64_t D) {
+__global__ __launch_bounds__(kSortThreads) void embedding_sort_kernel(Order order,
+                                                                      const int* tokens, int64_t N,
+                                                                      int V, int range,
+                                                                      int64_t counters) {
+  let_next_start();
   constexpr int kAhead = kSortBatch / 32, kNone = 0x7fffffff;
   extern __shared__ int counts[];  // [kSortWarps][range]; then where the warp's next row goes
   // [kSortWarps][batches]: a bit for each group of a batch
   uint8_t* const found = reinterpret_cast<uint8_t*>(counts + kSortWarps * range);
   __shared__ int sums[kSortWarps];
-  __shared__ unsigned absent[kMaxRange / 32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = int(blockIdx.x) * range;
   int* const own = counts + warp * range;
   for (int i = threadIdx.x; i < kSortWarps * range; i += kSortThreads) counts[i] = 0;
+  for (int64_t i = int64_t(blockIdx.x) * kSortThreads + threadIdx.x; i < counters;
+       i += int64_t(gridDim.x) * kSortThreads)
+    order.arrived[i] = 0;
   __syncthreads();
 
   const int64_t share = (N + kSortThreads - 1) / kSortThreads * 32;
@@ -115,11 +131,12 @@ __global__ __launch_bounds__(kSortThreads) void embedding_sort_kernel(int* row, 
     if (lane >= offset) up_to += left;
   }
   if (lane == 31) sums[warp] = up_to;
-  const unsigned none = __ballot_sync(kFullMask, total == 0);
-  if (lane == 0 && warp < range / 32) absent[warp] = none;
   __syncthreads();
   int place = lower + up_to - total;
   for (int w = 0; w < warp; ++w) place += sums[w];
+  if (int(threadIdx.x) < range && first + int(threadIdx.x) < V)
+    order.start[first + threadIdx.x] = place;
+  if (blockIdx.x == gridDim.x - 1 && threadIdx.x == 0) order.start[V] = int(N);
   if (int(threadIdx.x) < range)
     for (int w = 0; w < kSortWarps; ++w) {
       const int count = counts[w * range + threadIdx.x];
@@ -143,141 +160,187 @@ __global__ __launch_bounds__(kSortThreads) void embedding_sort_kernel(int* row, 
         const int to = own[t[k] - first] + earlier;
         __syncwarp(lanes);
         if (earlier == 0) own[t[k] - first] = to + __popc(equal);
-        row[to] = int(base + 32 * k + lane);
-        token[to] = t[k];
+        order.row[to] = int(base + 32 * k + lane);
+        order.token[to] = t[k];
       }
       __syncwarp();
     }
   }
-  let_next_start();
-  if (dw == nullptr) return;
-  const float zeros[kVec] = {};
-  for (int i = warp; i < range && first + i < V; i += kSortWarps)
-    if (absent[i / 32] >> (i % 32) & 1)
-      for (int64_t col = lane * kVec; col < D; col += 32 * kVec)
-        store<kVec>(dw + int64_t(first + i) * D + col, zeros);
 }
 
-// What a row of dw holds before a run's sum comes in.
-template <int kVec>
+// What a row of dw holds before a run's sum comes in: nothing where it is fresh.
+template <int kVec, bool kFresh>
 struct TableRow {
   Pack<float, kVec> before;
-  __device__ __forceinline__ void load(const float* p, bool fresh) {
-    const float zeros[kVec] = {};
-    fresh ? before.pack(zeros) : before.load(p);
+  __device__ __forceinline__ void load(const float* p) {
+    if constexpr (!kFresh) before.load(p);
   }
   __device__ __forceinline__ void store_with(float* p, float scale, const float (&sum)[kVec]) {
-    float v[kVec];
-    before.unpack(v);
+    float v[kVec] = {};
+    if constexpr (!kFresh) before.unpack(v);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) v[i] = fmaf(scale, sum[i], v[i]);
     store<kVec>(p, v);
   }
 };
 
-// token, row (N): sorted. Piece blockIdx.x; columns from blockIdx.y. Rows of dx, and those of dw
-// where a run ends, are loaded kAhead at a time.
-template <class T, int kVec>
-__global__ __launch_bounds__(kColumnThreads) void embedding_pieces_kernel(
-    float* dw, float* heads, float* tails, const T* dx, const int* token, const int* row, int64_t N,
-    int64_t D, float scale, bool fresh, DropMask mask) {
-  static_assert(kPiece == 32);
-  constexpr int kAhead = 4;
-  wait_for_previous();
-  const DropMask drop = mask.now();
-  const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
-  const int64_t begin = int64_t(blockIdx.x) * kPiece;
-  const int count = int(min(N - begin, int64_t(kPiece))), lane = threadIdx.x % 32;
+// Of kPiece rows of the table those that no token has.
+template <int kVec>
+__device__ void write_zeros(float* dw, const int* start, int first, int V, int D, int col) {
+  const int t = first + int(threadIdx.x % 32);
+  unsigned absent = __ballot_sync(kFullMask, t < V && start[t] == start[t + 1]);
+  if (col >= D) return;
+  const float zeros[kVec] = {};
+  for (; absent != 0; absent &= absent - 1)
+    store<kVec>(dw + int64_t(first + __ffs(int(absent)) - 1) * D + col, zeros);
+}
 
-  // The masks have a bit a row. `ends`: a run ends with the row, or the piece does; of these `head`
-  // ends a run that came from before and `tail` is in a run that goes on.
-  int own_token = 0, own_row = 0;
-  if (lane < count) own_token = token[begin + lane], own_row = row[begin + lane];
-  const int next = begin + lane + 1 < N && lane < count ? token[begin + lane + 1] : -1;
-  const int before = begin > 0 ? token[begin - 1] : -1;
-  const unsigned changes = __ballot_sync(kFullMask, lane < count && next != own_token);
-  const unsigned last = 1u << (count - 1), ends = changes | last;
-  const bool from_before = before == __shfl_sync(kFullMask, own_token, 0);
-  const unsigned head = from_before ? ends & (0u - ends) : 0;
-  const unsigned tail = last & ~changes & ~head;
+// By every warp that has left its part of the run of token t in `partial`.
+template <int kVec, bool kFresh>
+__device__ void finish_run(float* dw, const float* partial, const Order& order, int t, int D,
+                           int column_part, int col, float scale) {
+  constexpr int kAhead = 8;
+  const int first = order.start[t] / kPiece, last = (order.start[t + 1] - 1) / kPiece;
+  int* const arrived = order.arrived + int64_t(first) * embedding_column_parts(D) + column_part;
+  __threadfence();  // the part is there before the arrival shows
+  __syncwarp();
+  int before = 0;
+  if (threadIdx.x % 32 == 0) before = atomicAdd(arrived, 1);
+  before = __shfl_sync(kFullMask, before, 0);
+  if (before < last - first) return;
+  if (threadIdx.x % 32 == 0) *arrived = 0;
+  __threadfence();
+  if (col >= D) return;
+  TableRow<kVec, kFresh> table;
+  table.load(dw + int64_t(t) * D + col);
+  float sum[kVec];
+  load<kVec>(sum, partial + (2 * int64_t(first) + 1) * D + col);
+#pragma unroll 1
+  for (int q = first + 1; q <= last; q += kAhead) {
+    Pack<float, kVec> packs[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k)
+      if (q + k <= last) packs[k].load(partial + 2 * int64_t(q + k) * D + col);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (q + k > last) continue;
+      float v[kVec];
+      packs[k].unpack(v);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) sum[j] += v[j];
+    }
+  }
+  table.store_with(dw + int64_t(t) * D + col, scale, sum);
+}
+
+// A warp: piece blockIdx.x of the sorted rows, or, behind these, kPiece rows of the table for
+// zeros; and 32 kVec columns. Rows of dx, and those of dw where a run ends, are loaded kAhead at a
+// time. partial (pieces, 2, D): the sum of a run that came from the piece before and of one that
+// goes on in the next, where these are summed in parts.
+template <class T, int kVec, bool kFresh>
+__global__ __launch_bounds__(kColumnThreads,
+                             kColumnBlocks) void embedding_sums_kernel(float* dw, float* partial,
+                                                                       Order order, const T* dx,
+                                                                       int N, int V, int D,
+                                                                       float scale, DropMask mask) {
+  static_assert(kPiece == 32);
+  constexpr int kAhead = kFresh && sizeof(T) == 2 ? 8 : 4;
+  wait_for_previous();
+  const int lane = threadIdx.x % 32;
+  const int column_part = int(blockIdx.y * blockDim.x + threadIdx.x) / 32;
+  const int col = (column_part * 32 + lane) * kVec;
+  if (col - lane * kVec >= D) return;
+  const int piece = int(blockIdx.x), pieces = (N - 1) / kPiece + 1;
+  if constexpr (kFresh)
+    if (piece >= pieces)
+      return write_zeros<kVec>(dw, order.start, (piece - pieces) * kPiece, V, D, col);
+  const DropMask drop = mask.now();
+
+  // The sorted rows of this piece and of the next; token -1 behind the last one.
+  const int begin = piece * kPiece, count = min(N - begin, kPiece);
+  int token[2] = {-1, -1}, row[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int at = begin + i * kPiece + lane;
+    if (at < N) token[i] = order.token[at], row[i] = order.row[at];
+  }
+  const int before = piece > 0 ? order.token[begin - 1] : -1;
+  const int before_last_piece = piece > 1 ? order.token[begin - kPiece - 1] : -1;
+
+  // A run is long, and summed in parts, if it fills the piece after the one it starts in. `start`
+  // to `end` are the rows to sum; the masks have a bit a row: `ends`, a run ends with it, or its
+  // part does; `head` and `tail`, a part does.
+  const int first = __shfl_sync(kFullMask, token[0], 0);
+  const int last = __shfl_sync(kFullMask, token[0], count - 1);
+  const int after = __shfl_sync(kFullMask, token[1], 0);
+  const int after_all = __shfl_sync(kFullMask, token[1], 31);
+  const int right = __shfl_down_sync(kFullMask, token[0], 1);
+  const unsigned changes =
+      __ballot_sync(kFullMask, lane < count && token[0] != (lane < 31 ? right : after));
+  const bool goes_on = last == after, filled = count == kPiece && first == last;
+  const bool from_before = first == before;
+  const bool long_head = from_before && (filled || first == before_last_piece);
+  const bool starts_here = goes_on && !(filled && from_before);
+  const bool long_tail = starts_here && last == after_all;
+  const unsigned same = __ballot_sync(kFullMask, token[1] == last);
+  const int beyond = starts_here && !long_tail ? __popc(same) : 0;
+  const int start = from_before && !long_head ? __ffs(int(changes)) : 0, end = count + beyond;
+  const uint64_t ends = changes | (goes_on ? uint64_t(1) << (kPiece - 1 + beyond) : 0);
+  const uint64_t head = long_head ? ends & (0 - ends) : 0;
+  const uint64_t tail = long_tail ? uint64_t(1) << (kPiece - 1) : 0;
 
   float sum[kVec] = {};
 #pragma unroll 1
-  for (int at = 0; at < count; at += kAhead) {
+  for (int at = start; at < end; at += kAhead) {
+    const unsigned ends_here = unsigned(ends >> at), parts_here = unsigned((head | tail) >> at);
     Pack<T, kVec> packs[kAhead];
-    TableRow<kVec> table[kAhead];
+    TableRow<kVec, kFresh> table[kAhead];
     int rows[kAhead], tokens[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      rows[k] = __shfl_sync(kFullMask, own_row, at + k);
-      tokens[k] = __shfl_sync(kFullMask, own_token, at + k);
-      if (at + k >= count || col >= D) continue;
+      const bool own = at + k < kPiece;
+      rows[k] = __shfl_sync(kFullMask, own ? row[0] : row[1], at + k);
+      tokens[k] = __shfl_sync(kFullMask, own ? token[0] : token[1], at + k);
+      if (at + k >= end || col >= D) continue;
       packs[k].load(dx + int64_t(rows[k]) * D + col);
-      if ((ends & ~head & ~tail) >> (at + k) & 1)
-        table[k].load(dw + int64_t(tokens[k]) * D + col, fresh);
+      if ((ends_here & ~parts_here) >> k & 1) table[k].load(dw + int64_t(tokens[k]) * D + col);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (at + k >= count || col >= D) continue;
+      if (at + k >= end || col >= D) continue;
       float v[kVec];
       packs[k].unpack(v);
       drop.apply(v, rows[k], col);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) sum[j] += v[j];
-      const unsigned bit = 1u << (at + k);
-      if (!(ends & bit)) continue;
-      if (head & bit)
-        store<kVec>(heads + int64_t(blockIdx.x) * D + col, sum);
-      else if (tail & bit)
-        store<kVec>(tails + int64_t(blockIdx.x) * D + col, sum);
+      if (!(ends_here >> k & 1)) continue;
+      if (parts_here >> k & 1)
+        store<kVec>(partial + (2 * int64_t(piece) + (tail >> (at + k) & 1)) * D + col, sum);
       else
         table[k].store_with(dw + int64_t(tokens[k]) * D + col, scale, sum);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) sum[j] = 0;
     }
   }
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i)
+    if (i == 0 ? long_head : long_tail)
+      finish_run<kVec, kFresh>(dw, partial, order, i == 0 ? first : last, D, column_part, col,
+                               scale);
 }
 
-template <int kVec>
-__global__ __launch_bounds__(kColumnThreads) void embedding_cut_runs_kernel(
-    float* dw, const float* heads, const float* tails, const int* token, int64_t N, int64_t D,
-    float scale, bool fresh) {
-  constexpr int kAhead = 8;
-  wait_for_previous();
-  const int64_t col = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kVec;
-  const int64_t piece = blockIdx.x, begin = piece * kPiece, end = begin + kPiece;
-  if (end >= N) return;
-  const int t = token[end - 1];
-  const bool cut = token[end] == t;
-  const bool starts_before = token[begin] == t && begin > 0 && token[begin - 1] == t;
-  if (!cut || starts_before) return;
-
-  TableRow<kVec> table;
-  float sum[kVec] = {};
-  if (col < D) {
-    table.load(dw + int64_t(t) * D + col, fresh);
-    load<kVec>(sum, tails + piece * D + col);
-  }
-  for (int64_t q = piece + 1;; q += 32) {
-    const int64_t at = (q + threadIdx.x % 32) * kPiece;
-    const int found = __popc(__ballot_sync(kFullMask, at < N && token[at] == t));  // of 32 pieces
-    for (int i = 0; i < found && col < D; i += kAhead) {
-      Pack<float, kVec> packs[kAhead];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k)
-        if (i + k < found) packs[k].load(heads + (q + i + k) * D + col);
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        if (i + k >= found) continue;
-        float v[kVec];
-        packs[k].unpack(v);
-#pragma unroll
-        for (int j = 0; j < kVec; ++j) sum[j] += v[j];
-      }
-    }
-    if (found < 32) break;
-  }
-  if (col < D) table.store_with(dw + int64_t(t) * D + col, scale, sum);
+void sort_tokens(const Order& order, const int* tokens, int64_t N, int64_t V, int64_t D,
+                 cudaStream_t stream) {
+  // The more CTAs, the more often all tokens are read.
+  const int range = int(std::min<int64_t>(kMaxRange, ((V + 63) / 64 + 31) / 32 * 32));
+  const size_t batches =
+      size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
+  const size_t bytes = kSortWarps * (size_t(range) * sizeof(int) + batches);
+  CUDA_CHECK(cudaFuncSetAttribute(embedding_sort_kernel,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+  embedding_sort_kernel<<<unsigned((V + range - 1) / range), kSortThreads, bytes, stream>>>(
+      order, tokens, N, int(V), range, (N + kPiece - 1) / kPiece * embedding_column_parts(D));
+  CUDA_CHECK(cudaGetLastError());
 }
 
 size_t aligned(size_t bytes) {
@@ -286,67 +349,67 @@ size_t aligned(size_t bytes) {
 
 }  // namespace
 
-void CudaOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) {
-  const int64_t N = x.rows(), D = x.cols();
-  check(tokens.numel() == N && w.cols() == D, "embedding_forward: x {}, tokens {}, w {}",
-        x.shape.str(), tokens.shape.str(), w.shape.str());
+int64_t CudaOps::embedding_order_size(int64_t N, int64_t V, int64_t D) const {
+  return gpu_embedding_order(N, V, D);
+}
+
+void CudaOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop,
+                                Tensor order) {
+  const int64_t N = x.rows(), D = x.cols(), V = w.rows();
+  check(tokens.numel() == N && w.cols() == D && N <= kMostRows &&
+            (!order || order.numel() == gpu_embedding_order(N, V, D)),
+        "embedding_forward: x {}, tokens {}, w {}, order {}", x.shape.str(), tokens.shape.str(),
+        w.shape.str(), order.shape.str());
   if (N == 0 || D == 0) return;
+  if (order) sort_tokens({order.ptr<int32_t>(), N, V}, tokens.ptr<int32_t>(), N, V, D, stream_);
+  // With the sort before, which starts when all before it is done: nothing else is waited for.
+  const bool early = order && hopper_code(prop_.major);
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_width(D, {x.data, w.data}, [&](auto width) {
       constexpr int kRows = kThreads / 32;
-      embedding_forward_kernel<T, width()>
-          <<<unsigned((N + kRows - 1) / kRows), kThreads, 0, stream_>>>(
-              x.ptr<T>(), tokens.ptr<int32_t>(), w.ptr<T>(), N, D, scale, DropMask(drop));
-      CUDA_CHECK(cudaGetLastError());
+      const auto kernel = embedding_forward_kernel<T, width()>;
+      launch(kernel, dim3(unsigned((N + kRows - 1) / kRows)), dim3(kThreads), 0, stream_, early,
+             x.ptr<T>(), tokens.ptr<int32_t>(), w.ptr<T>(), N, D, scale, DropMask(drop));
     });
   });
 }
 
-void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
-  const int64_t N = dx.rows(), D = dx.cols();
-  check(tokens.numel() == N && dw.to.cols() == D && N < (int64_t(1) << 31),
-        "embedding_backward: dw {}, dx {}, tokens {}", dw.to.shape.str(), dx.shape.str(),
-        tokens.shape.str());
+void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop,
+                                 Tensor order) {
+  const int64_t N = dx.rows(), D = dx.cols(), V = dw.to.rows();
+  const int64_t order_size = gpu_embedding_order(N, V, D);
+  check(tokens.numel() == N && dw.to.cols() == D && N <= kMostRows &&
+            (!order || order.numel() == order_size),
+        "embedding_backward: dw {}, dx {}, tokens {}, order {}", dw.to.shape.str(), dx.shape.str(),
+        tokens.shape.str(), order.shape.str());
   if (N == 0 || D == 0) {
     if (dw.fresh) zero(dw.to);
     return;
   }
-  const int64_t V = dw.to.rows(), pieces = (N + kPiece - 1) / kPiece;
-  const size_t index_bytes = aligned(size_t(N) * 4), sums_bytes = aligned(size_t(pieces * D) * 4);
-  char* at = scratch(2 * index_bytes + 2 * sums_bytes);
-  const auto take = [&at](size_t bytes) { return std::exchange(at, at + bytes); };
-  int* row = reinterpret_cast<int*>(take(index_bytes));
-  int* token = reinterpret_cast<int*>(take(index_bytes));
-  float* heads = reinterpret_cast<float*>(take(sums_bytes));
-  float* tails = reinterpret_cast<float*>(take(sums_bytes));
-
-  // The more CTAs, the more often all tokens are read.
-  const int range = int(std::min<int64_t>(kMaxRange, ((V + 63) / 64 + 31) / 32 * 32));
-  const size_t batches =
-      size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
-  const size_t sort_bytes = kSortWarps * (size_t(range) * sizeof(int) + batches);
-  const bool early = hopper_code(prop_.major);  // on any stream: nothing is read before the wait
+  const int64_t pieces = (N + kPiece - 1) / kPiece;
+  const size_t order_bytes = order ? 0 : aligned(size_t(order_size) * sizeof(int));
+  char* const at = scratch(order_bytes + size_t(2 * pieces * D) * sizeof(float));
+  const Order sorted(order ? order.ptr<int32_t>() : reinterpret_cast<int*>(at), N, V);
+  float* const partial = reinterpret_cast<float*>(at + order_bytes);
+  if (!order) sort_tokens(sorted, tokens.ptr<int32_t>(), N, V, D, stream_);
+  // After the sort, on any stream: nothing is read before the wait.
+  const bool early = !order && hopper_code(prop_.major);
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_width(D, {dw.to.data, dx.data}, [&](auto width) {
       constexpr int kVec = width() == kWide ? 4 : 1;  // 16 bytes of dw: most of what moves
-      const auto sort = embedding_sort_kernel<kVec>;
-      CUDA_CHECK(
-          cudaFuncSetAttribute(sort, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sort_bytes)));
-      sort<<<unsigned((V + range - 1) / range), kSortThreads, sort_bytes, stream_>>>(
-          row, token, dw.fresh ? dw.to.ptr<float>() : nullptr, tokens.ptr<int32_t>(), N, int(V),
-          range, D);
-      CUDA_CHECK(cudaGetLastError());
       const int64_t vectors = D / kVec, parts = (vectors + kColumnThreads - 1) / kColumnThreads;
       const dim3 threads(unsigned(((vectors + parts - 1) / parts + 31) / 32 * 32));
-      const dim3 blocks{unsigned(pieces), unsigned(parts)};
-      const auto add_pieces = embedding_pieces_kernel<T, kVec>;
-      launch(add_pieces, blocks, threads, 0, stream_, early, dw.to.ptr<float>(), heads, tails,
-             dx.ptr<T>(), token, row, N, D, scale, dw.fresh, DropMask(drop));
-      const auto add_cut_runs = embedding_cut_runs_kernel<kVec>;
-      launch(add_cut_runs, blocks, threads, 0, stream_, early, dw.to.ptr<float>(), heads, tails,
-             token, N, D, scale, dw.fresh);
+      const auto run = [&](auto kernel, int64_t blocks) {
+        launch(kernel, dim3(unsigned(blocks), unsigned(parts)), threads, 0, stream_, early,
+               dw.to.ptr<float>(), partial, sorted, dx.ptr<T>(), int(N), int(V), int(D), scale,
+               DropMask(drop));
+      };
+      if (dw.fresh)
+        run(embedding_sums_kernel<T, kVec, true>, pieces + (V + kPiece - 1) / kPiece);
+      else
+        run(embedding_sums_kernel<T, kVec, false>, pieces);
     });
   });
 }

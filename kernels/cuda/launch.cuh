@@ -1,7 +1,8 @@
 // Early launch (programmatic dependent launch, sm_90): a kernel's CTAs may start while those of the
 // kernel before still run. Those of a decoding step, inside a recorded graph, load weights, which
 // nothing in the graph writes, and then wait in wait_for_previous(). The later launches of one
-// operation wait before all else: they only come sooner.
+// operation wait before all else: they only come sooner. The embedding's forward kernel runs beside
+// the sort before it, of which it needs nothing; its last CTA waits, so that the two end in order.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -5,7 +5,8 @@
 //   on demand y = w h + b is made again, with forward's bits (norm_forward.cu has h, mu and r)
 // x, y, dx, dy (N,D) f32 or bf16; w, b, dw, db (D) f32; stats (N,2) = mu, r.
 //
-// A lane's part of the next row is copied to shared memory (cp.async) while it works on this one.
+// A lane's part of the next row, or of the next two where it is small, is copied to shared memory
+// (cp.async) while it works on this one.
 // dw and db stay in registers over all rows of a CTA, which writes them as one partial row; a
 // second kernel adds the partial rows in order: no atomics. Rows of more than 8192 columns (fp32:
 // 4096) take the plain kernel. Twin: kernels/cpu/norm.cpp   Test: tests/ops/test_norm.cpp,
@@ -74,13 +75,16 @@ __device__ void write_partial_row(float* partial, const float (&sums)[kPacks][kW
 // random numbers would cost the second one the registers for its rows.
 enum class Form { plain, residual, branch };
 
-// What a lane reads of a row in the backward pass. The next row comes by way of a slot in shared
+// What a lane reads of a row in the backward pass. The next rows come by way of slots in shared
 // memory that the lane fills and reads itself: no barrier, and no registers for a row on its way.
 template <class T, int kPacks, bool kResidual>
 struct BackwardRow {
   static constexpr int kTensors = kResidual ? 3 : 2, kParts = sizeof(Pack<T, kWide>) / 16;
   static constexpr int kPackBytes = 16 * kTensors * kPacks * kParts;
   static constexpr int kSlotBytes = kPackBytes + int(sizeof(float2));  // a thread
+  // Rows on their way. Registers leave room for 24 warps an SM or fewer: with 32 bytes a lane at a
+  // time the memory would wait.
+  static constexpr int kAhead = kPackBytes <= 32 ? 2 : 1;
   Pack<T, kWide> x[kPacks], dy[kPacks], dsum[kResidual ? kPacks : 1];
   float2 stats;
 
@@ -106,7 +110,7 @@ struct BackwardRow {
     cp_async_commit();
   }
   __device__ __forceinline__ void take(char* slot) {
-    cp_async_wait<0>();
+    cp_async_wait<kAhead - 1>();
     stats = reinterpret_cast<const float2*>(slot + kPackBytes * blockDim.x)[threadIdx.x];
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
@@ -137,7 +141,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
   constexpr bool kResidual = kForm != Form::plain;
   const DropMask drop = a.drop.now();
   __shared__ RowGroup::Shared shared;
-  extern __shared__ float4 row_shared[];  // the slot; then D floats a group of warps
+  extern __shared__ float4 row_shared[];  // the slots; then D floats a group of warps
   RowGroup group(a.group_warps, shared);
   const int groups = blockDim.x / 32 / a.group_warps;
   const int first = (group.warp * 32 + group.lane) * kWide, stride = a.group_warps * 32 * kWide;
@@ -163,14 +167,20 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
   float dw[kPacks][kWide] = {};
   float db[kLayer ? kPacks : 1][kWide] = {};
   using Row = BackwardRow<T, kPacks, kResidual>;
-  char* const slot = reinterpret_cast<char*>(row_shared);
+  constexpr int kAhead = Row::kAhead;
+  const int slot_bytes = Row::kSlotBytes * int(blockDim.x);
+  char* slot = reinterpret_cast<char*>(row_shared);
   int64_t row = int64_t(blockIdx.x) * groups + group.index;
-  Row::fetch(slot, a, row, first, stride);
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i)
+    Row::fetch(slot + i * slot_bytes, a, row + i * step, first, stride);
+  int to_other = slot_bytes;
 #pragma unroll 1
   for (; row < a.N; row += step) {
     Row now;
     now.take(slot);
-    Row::fetch(slot, a, row + step, first, stride);
+    Row::fetch(slot, a, row + kAhead * step, first, stride);
+    if constexpr (kAhead == 2) slot += to_other, to_other = -to_other;
     const float2 stats = now.stats;
     float2 dots = {0, 0};  // sums of w dy h and of w dy
 #pragma unroll
@@ -297,16 +307,16 @@ void allow_shared(Kernel kernel, size_t bytes) {
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
 }
 
-// As many CTAs as fit. slot_bytes: of a thread.
+// As many CTAs as fit. slots_bytes: of a thread.
 template <class Kernel>
 Grid backward_grid(Kernel kernel, const cudaDeviceProp& device, int64_t N, int D, int group_warps,
-                   int slot_bytes) {
+                   int slots_bytes) {
   constexpr size_t kMostShared = 52 << 10;  // of 16 warps in bf16; every device has it
   Grid g;
   const int groups = std::max(1, kRowWarps / group_warps);
   g.threads = 32 * group_warps * groups;
   const size_t merge = groups > 1 ? size_t(groups) * size_t(D) * sizeof(float) : 0;
-  g.shared = std::max(size_t(slot_bytes) * size_t(g.threads), merge);
+  g.shared = std::max(size_t(slots_bytes) * size_t(g.threads), merge);
   check(g.shared <= kMostShared, "norm_backward: {} bytes of shared memory at D = {}", g.shared, D);
   allow_shared(kernel, g.shared);
   int resident = 0;
@@ -379,7 +389,8 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
         const auto kernel = norm_backward_kernel<T, packs(), layered(), form(), false>;
         using Row = BackwardRow<T, packs(), form() != Form::plain>;
         // One grid with y and without: it decides how dw's sums are split.
-        const Grid grid = backward_grid(kernel, prop_, N, a.D, a.group_warps, Row::kSlotBytes);
+        const Grid grid =
+            backward_grid(kernel, prop_, N, a.D, a.group_warps, Row::kAhead * Row::kSlotBytes);
         if (!a.y) return launch(kernel, grid);
         const auto again = norm_backward_kernel<T, packs(), layered(), form(), true>;
         allow_shared(again, grid.shared);

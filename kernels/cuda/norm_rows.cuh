@@ -52,7 +52,14 @@ struct RowGroup {
     return total;
   }
   __device__ __forceinline__ float sum(float v) {
-    return warps == 1 ? warp_sum(v) : sum(make_float2(v, 0.0f)).x;
+    v = warp_sum(v);
+    if (warps == 1) return v;
+    float2* slots = sums + (sum_number & 1) * kMaxWarps + index * warps;
+    if (lane == 0) slots[warp].x = v;
+    sync();
+    float total = slots[0].x;
+    for (int i = 1; i < warps; ++i) total += slots[i].x;
+    return total;
   }
   // Of one row, or of two at the price of one.
   __device__ __forceinline__ void sum_rows(float (&v)[1]) { v[0] = sum(v[0]); }

@@ -114,6 +114,7 @@ int64_t LanguageModel::logit_rows(int64_t N, bool train, Recompute recompute) co
 void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   shape_ = shape;
   const int64_t N = shape.B * shape.T, D = config_.hidden_size, L = config_.num_hidden_layers;
+  const int64_t Vp = padded(config_.vocab_size, ops_.vocab_multiple());
   const DType act = ops_.act_dtype(), stat = ops_.stat_dtype();
   const bool recompute = shape.recompute == Recompute::block;
   const bool again = shape.train && shape.recompute == Recompute::elementwise;
@@ -124,6 +125,9 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
   targets_ = arena.take("tokens", {N}, DType::i32);
   reset_ = arena.take("tokens", {N}, DType::u8);
   clock_ = arena.take("tokens", {2 * int64_t(sizeof(int64_t))}, DType::u8);
+  order_ = {};
+  if (const int64_t size = shape.train ? ops_.embedding_order_size(N, Vp, D) : 0)
+    order_ = arena.take("tokens", {size}, DType::i32);
   mixer_->take_shared(arena);
   acts_.clear();
   resid1_.clear();
@@ -149,7 +153,6 @@ void LanguageModel::layout(Arena& arena, const LmShape& shape) {
     draws_ = arena.take("likeliest tokens", {N}, DType::i32);
   }
 
-  const int64_t Vp = padded(config_.vocab_size, ops_.vocab_multiple());
   const int64_t slice =
       std::max(logit_rows(N, shape.train, shape.recompute), shape.train ? int64_t(1) : shape.B);
   auto take_logits = [&] { logits_ = arena.take("logits", {slice, Vp}, act); };
@@ -245,7 +248,7 @@ std::pair<Tensor, Tensor> LanguageModel::run_blocks(const TokenRows& rows, const
     if (hooks_.before_forward) hooks_.before_forward(stage);
   };
   ops_.embedding_forward(acts(0, N).resid1, tokens_.slice(0, N), weights_.w(embedding_), scale,
-                         Block::at_site(drop, 0));
+                         Block::at_site(drop, 0), train ? order_ : Tensor());
   Tensor resid, branch;  // their sum is the residual stream; without a branch, resid alone
   for (int l = 0; l < int(blocks_.size()); ++l) {
     const Block::Acts a = acts(l, N);
@@ -369,7 +372,7 @@ void LanguageModel::embedding_backward(const Dropout& drop) {
   const float scale =
       config_.scale_embedding ? float(std::sqrt(double(config_.hidden_size))) : 1.0f;
   ops_.embedding_backward(weights_.dw(embedding_), scratch_.dresid, tokens_, scale,
-                          Block::at_site(drop, 0));
+                          Block::at_site(drop, 0), order_);
   mixer_->end_backward(weights_);
   complete(-1);
 }

@@ -136,6 +136,7 @@ class LanguageModel {
   void* memory_ = nullptr;
   Tensor op_scratch_ /*bytes, u8*/;  // lent to ops_
   Tensor tokens_ /*(N) i32*/, targets_ /*(N) i32*/, reset_ /*(N) u8*/;
+  Tensor order_;  // Ops::embedding_order_size; of the tokens, in training
   Tensor clock_ /*(16) u8: Dropout::clock*/;
   std::vector<Block::Acts> acts_;
   std::vector<Tensor> resid1_ /*L x (N,D)*/;  // the layers' inputs, which recomputation starts from

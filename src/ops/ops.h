@@ -117,10 +117,18 @@ class Ops {
   virtual void use_scratch(Tensor bytes /*(scratch_bytes()) u8, or absent*/) = 0;
 
   // ---- embedding
-  // x (N,D) = dropout(scale * w[token]);  tokens (N) i32, w (V,D)
-  virtual void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) = 0;
-  // dw += scatter of scale * dropout'(dx) by token, in the order of the rows
-  virtual void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) = 0;
+  // Backward may want the tokens in an order of its own. Forward makes it where its tensor is
+  // given, (embedding_order_size()) i32; 0: this backend needs none, and ignores one.
+  virtual int64_t embedding_order_size(int64_t /*N*/, int64_t /*V*/, int64_t /*D*/) const {
+    return 0;
+  }
+  // x (N,D) = dropout(scale * w[token]), order =;  tokens (N) i32, w (V,D)
+  virtual void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop,
+                                 Tensor order = {}) = 0;
+  // dw += scatter of scale * dropout'(dx) by token, in the order of the rows. order: forward's, of
+  // these tokens; absent: it is made here.
+  virtual void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop,
+                                  Tensor order = {}) = 0;
 
   // ---- linear: y (N,O) = x (N,I) w^T + b + c;  w (O,I), b (O) or absent, c (N,O) or absent, not
   // y. The sum with c is formed before y is rounded.

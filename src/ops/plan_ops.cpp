@@ -63,8 +63,11 @@ class PlanOps final : public Ops {
   void upload(Tensor, const void*) override { not_run(); }
   void download(void*, Tensor) override { not_run(); }
   void synchronize() override { not_run(); }
-  void embedding_forward(Tensor, Tensor, Tensor, float, Dropout) override { not_run(); }
-  void embedding_backward(Grad, Tensor, Tensor, float, Dropout) override { not_run(); }
+  int64_t embedding_order_size(int64_t N, int64_t V, int64_t D) const override {
+    return cpu_ ? 0 : gpu_embedding_order(N, V, D);
+  }
+  void embedding_forward(Tensor, Tensor, Tensor, float, Dropout, Tensor) override { not_run(); }
+  void embedding_backward(Grad, Tensor, Tensor, float, Dropout, Tensor) override { not_run(); }
   void linear_forward(Tensor, Tensor, Tensor, Tensor, Tensor) override { not_run(); }
   void linear_backward(Tensor, Grad, Grad, Tensor, Tensor, Tensor) override { not_run(); }
   void norm_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Norm, float) override { not_run(); }

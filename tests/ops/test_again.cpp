@@ -129,6 +129,7 @@ TEST_CASE("norm: backward makes y again", "[ops][gpu]") {
           }
       }
     check_norm(b, 5000, 256, Norm::rms, false, false, 0);
+    check_norm(b, 5000, 768, Norm::rms, false, false, 0);
     check_norm(b, 5000, 256, Norm::layer, true, true, 0.2f);
   }
   Bench b(reference_ops());

@@ -188,16 +188,23 @@ void time_ends(Ops& ops, const Timer& timer, const Config& c) {
   const double different = double(std::set<int32_t>(tokens.begin(), tokens.end()).size());
   const Tensor ids = pool.ids(tokens), x = pool.make({N, D}, act);
   const Tensor w = pool.make({Vp, D}, act), dw = pool.make({Vp, D}, master);
-  timer("embedding forward", {N, D}, 0, a * (double(N) + different) * double(D),
-        [&] { ops.embedding_forward(x, ids, w, 1, {}); });
+  const double rows = a * (double(N) + different) * double(D);
+  timer("embedding forward", {N, D}, 0, rows, [&] { ops.embedding_forward(x, ids, w, 1, {}); });
+  const int64_t size = ops.embedding_order_size(N, Vp, D);
+  const Tensor order = size > 0 ? pool.ids(std::vector<int32_t>(size_t(size))) : Tensor();
+  if (order) {
+    ops.embedding_forward(x, ids, w, 1, {}, order);  // for backward
+    timer("embedding forward + order", {N, D}, 0, rows,
+          [&] { ops.embedding_forward(x, ids, w, 1, {}, order); });
+  }
   timer("embedding backward", {N, D}, 0, a * double(N * D) + 8 * different * double(D),
-        [&] { ops.embedding_backward(dw, x, ids, 1, {}); });
+        [&] { ops.embedding_backward(dw, x, ids, 1, {}, order); });
   timer("embedding backward, fresh", {N, D}, 0, a * double(N * D) + 4 * double(Vp * D),
-        [&] { ops.embedding_backward(Grad(dw, true), x, ids, 1, {}); });
-  const int64_t rows = std::min<int64_t>(N, 4096);
-  const Tensor logits = pool.make({rows, Vp}, act), nll = pool.make({rows}, ops.stat_dtype());
-  timer("cross_entropy", {rows, V}, 0, 2 * a * double(rows * V),
-        [&] { ops.cross_entropy(nll, logits, ids.slice(0, rows), V, /*backward=*/true, 1e-4); });
+        [&] { ops.embedding_backward(Grad(dw, true), x, ids, 1, {}, order); });
+  const int64_t slice = std::min<int64_t>(N, 4096);
+  const Tensor logits = pool.make({slice, Vp}, act), nll = pool.make({slice}, ops.stat_dtype());
+  timer("cross_entropy", {slice, V}, 0, 2 * a * double(slice * V),
+        [&] { ops.cross_entropy(nll, logits, ids.slice(0, slice), V, /*backward=*/true, 1e-4); });
 }
 
 void time_update(Ops& ops, const Timer& timer, const Config& c) {

@@ -72,11 +72,13 @@ void TimedOps::cast(Tensor dst, Tensor src) {
 void TimedOps::upload(Tensor dst, const void* host) {
   timed("upload", [&] { ops_.upload(dst, host); });
 }
-void TimedOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) {
-  timed("embedding forward", [&] { ops_.embedding_forward(x, tokens, w, scale, drop); });
+void TimedOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop,
+                                 Tensor order) {
+  timed("embedding forward", [&] { ops_.embedding_forward(x, tokens, w, scale, drop, order); });
 }
-void TimedOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) {
-  timed("embedding backward", [&] { ops_.embedding_backward(dw, dx, tokens, scale, drop); });
+void TimedOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop,
+                                  Tensor order) {
+  timed("embedding backward", [&] { ops_.embedding_backward(dw, dx, tokens, scale, drop, order); });
 }
 void TimedOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
   timed(linear_name(c ? "forward + residual" : "forward", y, w, x),

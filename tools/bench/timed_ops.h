@@ -50,8 +50,13 @@ class TimedOps final : public Ops {
   void copy(Tensor dst, Tensor src) override;
   void cast(Tensor dst, Tensor src) override;
   void upload(Tensor dst, const void* host) override;
-  void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop) override;
-  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop) override;
+  int64_t embedding_order_size(int64_t N, int64_t V, int64_t D) const override {
+    return ops_.embedding_order_size(N, V, D);
+  }
+  void embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, Dropout drop,
+                         Tensor order) override;
+  void embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale, Dropout drop,
+                          Tensor order) override;
   void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) override;
   void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) override;
   void norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, Norm kind,
