@@ -77,14 +77,14 @@ enum class Form { plain, residual, branch };
 
 // What a lane reads of a row in the backward pass. The next rows come by way of slots in shared
 // memory that the lane fills and reads itself: no barrier, and no registers for a row on its way.
-template <class T, int kPacks, bool kResidual>
+template <class T, int kPacks, bool kResidual, bool kAgain>
 struct BackwardRow {
   static constexpr int kTensors = kResidual ? 3 : 2, kParts = sizeof(Pack<T, kWide>) / 16;
   static constexpr int kPackBytes = 16 * kTensors * kPacks * kParts;
   static constexpr int kSlotBytes = kPackBytes + int(sizeof(float2));  // a thread
   // Rows on their way. Registers leave room for 24 warps an SM or fewer: with 32 bytes a lane at a
-  // time the memory would wait.
-  static constexpr int kAhead = kPackBytes <= 32 ? 2 : 1;
+  // time the memory would wait, unless rows are written back to it as well.
+  static constexpr int kAhead = kPackBytes <= 32 && !kAgain ? 2 : 1;
   Pack<T, kWide> x[kPacks], dy[kPacks], dsum[kResidual ? kPacks : 1];
   float2 stats;
 
@@ -166,7 +166,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
 
   float dw[kPacks][kWide] = {};
   float db[kLayer ? kPacks : 1][kWide] = {};
-  using Row = BackwardRow<T, kPacks, kResidual>;
+  using Row = BackwardRow<T, kPacks, kResidual, kAgain>;
   constexpr int kAhead = Row::kAhead;
   const int slot_bytes = Row::kSlotBytes * int(blockDim.x);
   char* slot = reinterpret_cast<char*>(row_shared);
@@ -387,7 +387,7 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
     const auto go = [&](auto layered, auto packs) {
       const auto run = [&](auto form) {
         const auto kernel = norm_backward_kernel<T, packs(), layered(), form(), false>;
-        using Row = BackwardRow<T, packs(), form() != Form::plain>;
+        using Row = BackwardRow<T, packs(), form() != Form::plain, false>;
         // One grid with y and without: it decides how dw's sums are split.
         const Grid grid =
             backward_grid(kernel, prop_, N, a.D, a.group_warps, Row::kAhead * Row::kSlotBytes);
