@@ -133,7 +133,7 @@ struct Block : Range {
   }
 };
 
-// The resets of a chunk, read one chunk ahead.
+// The resets of a chunk, read ahead.
 struct Resets {
   uint32_t next[2];
   __device__ __forceinline__ void load(const Call<__nv_bfloat16>& a, int64_t b, int chunk,
@@ -425,46 +425,54 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 }
 
 // A helper thread's part of the copies between device and shared memory: one 16-byte column of the
-// tokens token and token + 8 of a sub-chunk.
+// tokens token and token + 8 of a sub-chunk. x and dy point at the sub-chunk that is copied next:
+// multiplying addresses out took as many instructions as the products of these warps. `left`: its
+// tokens from this thread's first on; zeros, for which nothing is read, beyond them.
 struct Copies {
   static constexpr int kEight = 4 * 128;  // from the row of token t to that of t + 8; the columns
   static constexpr int kSpread = 4 << 4;  // of the second are spread by a row with bit 2 set
-  const __nv_bfloat16 *x, *dy;
+  const __nv_bfloat16 *x, *dy, *const any;
   uint32_t raw, state;
   int64_t D;
-  int T, token, thread;
+  int token, thread;
+  // At a chunk's last sub-chunk.
   __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& a, const Block& block, uint32_t smem,
-                                    int thread_)
-      : D(a.D), T(int(a.T)), token(thread_ / 16), thread(thread_) {
+                                    int thread_, int chunk)
+      : any(a.x), D(a.D), token(thread_ / 16), thread(thread_) {
     const int column = thread % 16;
-    x = a.x + block.b * a.T * 3 * D + block.head * N + column * 8;
-    dy = a.dy + block.b * a.T * D + block.head * N + column * 8;
+    const int64_t row = block.b * a.T + chunk * kChunk + (kSubs - 1) * kSub + token;
+    x = a.x + row * 3 * D + block.head * N + column * 8;
+    dy = a.dy + row * D + block.head * N + column * 8;
     raw = smem + kRaw + row_offset(position_of(token), column);
     state = smem + kStates + thread * 16;
+  }
+  // To the sub-chunk `subs` before.
+  __device__ __forceinline__ void back(int subs) {
+    x -= subs * kSub * 3 * D;
+    dy -= subs * kSub * D;
   }
   // Where this thread's piece of q goes; those of f, v, dy are kTile further each.
   __device__ __forceinline__ uint32_t piece(int sub, int half) const {
     return (raw ^ (half * kSpread)) + sub * 4 * kTile + half * kEight;
   }
-  __device__ __forceinline__ void gates(int chunk, int sub) const {  // q, f; zeros beyond T
+  __device__ __forceinline__ void copy(uint32_t to, const __nv_bfloat16* from, int half,
+                                       int left) const {
+    const bool valid = left > 8 * half;
+    cp_async16(to, valid ? from : any, valid);
+  }
+  __device__ __forceinline__ void gates(int sub, int left) const {  // q, f
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token + 8 * half;
-      const bool valid = t < T;
-      const __nv_bfloat16* const from = valid ? x + t * 3 * D : x;
-      const uint32_t to = piece(sub, half);
-      cp_async16(to + kQ * kTile, from, valid);
-      cp_async16(to + kF * kTile, from + (valid ? D : 0), valid);
+      const __nv_bfloat16* const from = x + half * 8 * 3 * D;
+      copy(piece(sub, half) + kQ * kTile, from, half, left);
+      copy(piece(sub, half) + kF * kTile, from + D, half, left);
     }
   }
-  __device__ __forceinline__ void values(int chunk, int sub) const {  // v, dy; zeros beyond T
+  __device__ __forceinline__ void values(int sub, int left) const {  // v, dy
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t t = int64_t(chunk) * kChunk + sub * kSub + token + 8 * half;
-      const bool valid = t < T;
-      const uint32_t to = piece(sub, half);
-      cp_async16(to + kV * kTile, valid ? x + (t * 3 + 2) * D : x, valid);
-      cp_async16(to + kDy * kTile, valid ? dy + t * D : dy, valid);
+      copy(piece(sub, half) + kV * kTile, x + (half * 8 * 3 + 2) * D, half, left);
+      copy(piece(sub, half) + kDy * kTile, dy + half * 8 * D, half, left);
     }
   }
   // The values this thread has copied, and waited for, through their gate.
@@ -482,26 +490,28 @@ struct Copies {
   }
 };
 
-// A masked, or D: a 16x16 product over 128 channels or value columns, one warp.
+// A masked, or D: a 16x16 product over 128 channels or value columns, one warp. left, right, out:
+// what the lanes address of the tiles.
 template <bool kGradient>
-__device__ __forceinline__ void score_block(unsigned char* smem_bytes, int lane, uint32_t tile,
+__device__ __forceinline__ void score_block(unsigned char* smem_bytes, int lane, uint32_t left_tile,
+                                            uint32_t right_tile, uint32_t out,
                                             const Tokens& tokens) {
-  const uint32_t smem = smem_address(smem_bytes);
   float c[2][2][4] = {};  // two sums, for shorter chains of dependent products
 #pragma unroll
   for (int k = 0; k < kWarps; ++k) {
     uint32_t left[4], right[4];
     if (kGradient) {
-      ldmatrix(left, at_step(smem + column_major_lane(lane), k) + tile + kDy * kTile);
-      ldmatrix(right, at_step(smem + tile_major_lane(lane), k) + tile + kV * kTile);
+      ldmatrix(left, at_step(left_tile, k));
+      ldmatrix(right, at_step(right_tile, k));
     } else {
-      ldmatrix_trans(left, smem + kQueryD + lane_narrow_row_major(lane) + k * 512);
-      ldmatrix_trans(right, smem + kKeyD + lane_narrow_column_major(lane) + k * 512);
+      ldmatrix_trans(left, left_tile + k * 512);
+      ldmatrix_trans(right, right_tile + k * 512);
     }
     mma(c[k & 1][0], left, right[0], right[1]);
     mma(c[k & 1][1], left, right[2], right[3]);
   }
   const int g = lane >> 2, q = lane & 3;
+  uint32_t packed[4];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int t = token_of(r, g);
@@ -516,27 +526,23 @@ __device__ __forceinline__ void score_block(unsigned char* smem_bytes, int lane,
         keep_x = keep_x && tokens.connected(t, s);
         keep_y = keep_y && tokens.connected(t, s + 1);
       }
-      st_shared(smem + kScores + kGradient * 512 + narrow_offset(g + 8 * r, i) + 4 * q,
-                pack_bf16(keep_x ? sum[i][0] : 0.0f, keep_y ? sum[i][1] : 0.0f));
+      packed[r + 2 * i] = pack_bf16(keep_x ? sum[i][0] : 0.0f, keep_y ? sum[i][1] : 0.0f);
     }
     if (kGradient && q == g >> 1)
       reinterpret_cast<float*>(smem_bytes + kDiagonal)[t] = (g & 1) ? sum[r][1] : sum[r][0];
   }
+  stmatrix(out, packed);
 }
 
-// dx of a sub-chunk from shared memory: `thread` of 64, 16 bytes each of twelve rows.
-__device__ __forceinline__ void store_dx(const Call<__nv_bfloat16>& a, const Block& block,
-                                         uint32_t smem, int thread, int t0) {
-  const int column = thread % 16, first = thread / 16;
-  const int64_t at = (block.b * a.T + t0 + first) * 3 * a.D + block.head * N + column * 8;
-  const uint32_t from = smem + kOut + position_of(first) * kPitch + column * 16;
+// dx of a sub-chunk from shared memory, by two warps: 16 bytes each of twelve rows. to: of this
+// thread's column in its first token, which is the first of `left`.
+__device__ __forceinline__ void store_dx(__nv_bfloat16* to, int64_t D, uint32_t from, int left) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {  // token first + 4 i lies 2 i rows further
-    if (t0 + first + 4 * i >= a.T) break;
-    const int64_t row = at + i * 12 * a.D;
+  for (int i = 0; i < 4; ++i) {  // the token 4 i behind lies 2 i rows further
+    if (left <= 4 * i) break;
 #pragma unroll
     for (int part = kQ; part <= kV; ++part)
-      *reinterpret_cast<uint4*>(a.dx + row + part * a.D) =
+      *reinterpret_cast<uint4*>(to + (i * 4 * 3 + part) * D) =
           ld_shared4(from + part * kOutTile + 2 * i * kPitch);
   }
 }
@@ -584,9 +590,10 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
                                             unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
-  const int thread = threadIdx.x - kStateThreads, warp = thread >> 5, lane = thread & 31;
+  const int thread = threadIdx.x - kStateThreads, lane = thread & 31;
+  const int warp = __reduce_max_sync(0xffffffffu, thread >> 5);  // uniform, as in Range
   const int T = int(a.T);
-  const Copies copies(a, block, smem, thread);
+  Copies copies(a, block, smem, thread, block.last_chunk);
   // All copies have arrived but the newest two: q and f of sub-chunk 0, then v and dy.
   const auto gates_loaded = [&] {
     cp_async_wait<2>();
@@ -607,14 +614,19 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   };
   Resets resets;
   resets.load(a, block.b, block.last_chunk, lane);
+  // The first chunk, which may end beyond T; those behind it do not.
+  const auto left_of = [&](int sub) {
+    return T - block.last_chunk * kChunk - sub * kSub - copies.token;
+  };
 #pragma unroll 1
-  for (int sub = kSubs - 1; sub > 0; --sub) copies.gates(block.last_chunk, sub);
+  for (int sub = kSubs - 1; sub > 0; --sub, copies.back(1)) copies.gates(sub, left_of(sub));
   copies.saved_state(a.states, block.bh * block.chunks + block.last_chunk, 2);
   cp_async_commit();
-  copies.gates(block.last_chunk, 0);
+  copies.gates(0, left_of(0));
   cp_async_commit();
 #pragma unroll 1
-  for (int sub = 0; sub < kSubs; ++sub) copies.values(block.last_chunk, sub);
+  for (int sub = 0; sub < kSubs; ++sub, copies.back(-1)) copies.values(sub, left_of(sub));
+  copies.back(kSubs + 1);  // from behind the chunk to the last sub-chunk of the one before
   cp_async_commit();
   gates_loaded();
   gates0_loaded();
@@ -622,14 +634,19 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   const uint32_t column_major = smem + padded_column_major(lane) + warp * 64;
   const uint32_t raw_columns = smem + column_major_lane(lane);
   const uint32_t narrow_row = smem + lane_narrow_row_major(lane);
-  int staged = -1;  // the first token of the sub-chunk whose dx waits in shared memory
+  const uint32_t narrow_column = smem + lane_narrow_column_major(lane);
+  const uint32_t raw_tiles = smem + tile_major_lane(lane);
+  // dx of the sub-chunk behind, which waits in shared memory, goes as far behind x; warps 2 and 3
+  // store it, from the token on that is 4 before that of their copies.
+  const int staged_token = copies.token - 4;
+  const auto staged = [&] { return a.dx + ((copies.x - a.x) + (kChunk + kSub - 4) * 3 * a.D); };
+  const uint32_t staged_at = smem + kOut + position_of(staged_token) * kPitch + thread % 16 * 16;
 
 #pragma unroll 1
   for (int chunk = block.last_chunk; chunk >= block.first_chunk; --chunk) {
     const int t0 = chunk * kChunk;
     const bool more = chunk > block.first_chunk;
     const uint64_t reset = resets.bits();
-    resets.load(a, block.b, chunk - 1, lane);
 #pragma unroll 1
     for (int sub = kSubs - 1; sub >= 0; --sub) {
       const Tokens tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
@@ -637,16 +654,18 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       Ungated ungated;
       if (kGated) ungated.load(a, block, warp, lane, t0 + kSub * sub);
       barrier_sync(kTiles, kThreads);
+      // One warp after the other: of a choice between three the compiler makes a table of jumps.
+      if (warp >= 2 && (sub < kSubs - 1 || chunk < block.last_chunk))
+        store_dx(staged(), a.D, staged_at, T - t0 - kSub * (sub + 1) - staged_token);
       if (warp == 0)
-        score_block<false>(smem_bytes, lane, tile, tokens);
-      else if (warp == 1)
-        score_block<true>(smem_bytes, lane, tile, tokens);
-      else if (staged >= 0)
-        store_dx(a, block, smem, thread - 64, staged);
-      staged = t0 + kSub * sub;
+        score_block<false>(smem_bytes, lane, narrow_row + kQueryD, narrow_column + kKeyD,
+                           narrow_column + kScores, tokens);
+      if (warp == 1)
+        score_block<true>(smem_bytes, lane, raw_columns + tile + kDy * kTile,
+                          raw_tiles + tile + kV * kTile, narrow_column + kScores + 512, tokens);
       mbarrier_arrive_warp(smem + kScored);
       // The state warps have the gates' inputs in registers.
-      if (more) copies.gates(chunk - 1, sub);
+      if (more) copies.gates(sub, kSub);
       cp_async_commit();
       // The values refilled in the last turn, while the state warps are at their products. Only the
       // thread that has copied a piece touches it before kValues.
@@ -674,7 +693,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         cp_async_commit();
       }
       if (more) {
-        copies.values(chunk - 1, sub);
+        copies.values(sub, kSub);
         if (sub == kSubs - 1) copies.saved_state(a.states, block.bh * block.chunks + chunk - 1, 2);
       }
       cp_async_commit();
@@ -704,13 +723,15 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         cp_async_wait<1>();
         mbarrier_arrive_warp(smem + kFirst);
       }
+      copies.back(1);
     }
     if (!more) continue;
+    resets.load(a, block.b, chunk - 1, lane);  // on the way while those copies are
     gates0_loaded();
     values_loaded(0);
   }
   barrier_sync(kTiles, kThreads);
-  if (warp >= 2) store_dx(a, block, smem, thread - 64, staged);
+  if (warp >= 2) store_dx(staged(), a.D, staged_at, T - block.first_chunk * kChunk - staged_token);
 }
 
 template <bool kSilu, bool kGated>
