@@ -110,8 +110,10 @@ void gemm(const GemmOf<T>& p, cpu::Scratch& scratch) {
         narrow().multiply(p.narrow(m, n, rows, cols), work + i * each);
       });
     }
-  if (p.plus && p.plus != p.C) std::copy_n(p.plus, p.M * p.N, p.C);
   each_part([&](int64_t, int64_t m, int64_t n, int64_t rows, int64_t cols) {
+    if (p.plus && p.plus != p.C)
+      for (int64_t r = m; r < m + rows; ++r)
+        std::copy_n(p.plus + r * p.N + n, cols, p.C + r * p.N + n);
     cpu::multiply(p.part(m, n, rows, cols));
   });
 }

@@ -107,7 +107,7 @@ inline void tile_of(int64_t cols, float* C, int64_t ldc, const float* plus, cons
   tile<rows, vecs>(out, kPanel, nullptr, a, row, step, B, depth, ahead);
   for (int64_t m = 0; m < rows; ++m)
     for (int64_t n = 0; n < cols; ++n)
-      C[m * ldc + n] = out[m * kPanel + n] + (plus ? plus[m * ldc + n] : 0);
+      C[m * ldc + n] = plus ? plus[m * ldc + n] + out[m * kPanel + n] : out[m * kPanel + n];
 }
 
 // The lines of rows [m, end) of p.ahead, in equal shares for `tiles` tiles.

@@ -36,7 +36,8 @@ struct IntOf<Vec> {
 #ifdef __AVX512F__
 // A division of 16 floats takes as long as some eight multiplications: here an approximation within
 // 2^-14, and a step of Newton's. Of infinity 0: max() gives its second operand where the first is
-// NaN, as infinity times 0 is. Within 1 ulp; NaN stays. (Masks, since g++ 12 warns of the others.)
+// NaN, as infinity times 0 is. For x >= 1; within 1 ulp below 2^126; NaN stays. (Masks, since g++
+// 12 warns of the others.)
 template <>
 struct Reciprocal<Vec> {
   static Vec of(Vec x) {

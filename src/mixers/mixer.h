@@ -76,8 +76,8 @@ class Mixer {
   // Backward is two calls, since u need not be kept: the first makes what the norm that made u
   // needs to go back, and that norm's backward may make u again. du = ; weights' gradients +=
   virtual void backward(Tensor du, Tensor dout, const Weights&, const MixerCall&) = 0;
-  // The gradients of the weights that u was multiplied with +=. The scratch is as backward() left
-  // it.
+  // The gradients of the weights that u was multiplied with +=, those alone: what layers share may
+  // be on its way to other ranks already. The scratch is as backward() left it.
   virtual void input_weights_backward(Tensor u, const Weights&, const MixerCall&) = 0;
 
   // For monitoring, after forward() with save and before the slot is used again: the mean forget

@@ -48,10 +48,11 @@ ClusterStep cluster_step(const Config& c, const ModelSize& size, int64_t act_byt
     const Ring ring{network, double(gpus), double(s.nodes)};
     const double P = double(size.parameters), D = double(c.model.hidden_size);
     // The first layer's gradients are ready last. Those of the embedding are ready before the
-    // gradients of q, f and i's weights, 6 D^2 of backward's 4 P multiplications a token, are made.
-    const double layer = (P - double(size.first)) / double(c.model.num_hidden_layers);
-    const double last = std::max(layer, double(network.bucket_elements / kSmallBuckets));
-    const double first = std::min(P, double(size.first) + last);
+    // gradients of q, f and i's weights, 6 D^2 of backward's 4 P operations a token, are made.
+    const double rest = P - double(size.first);  // layers and an untied head
+    const double last = std::min(rest, std::max(rest / double(c.model.num_hidden_layers),
+                                                double(network.bucket_elements / kSmallBuckets)));
+    const double first = double(size.first) + last;
     const double products_s = 1.5 * D * D / P * time.backward / share;
     const double grad = t.reduce_dtype == ReduceDType::bf16 ? 2 : 4;
     const double passes = sharded ? 1 : 2;  // reduce-scatter, or an all-reduce

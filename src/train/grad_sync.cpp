@@ -55,7 +55,7 @@ FlatRange Bucket::owned(int rank, int world) const {
 std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t target) {
   std::vector<Bucket> pieces = pieces_of(model), buckets;
   const int64_t decayed = model.params().decayed();
-  int64_t left = 0;  // in pieces to come whose stage is complete after that of the bucket
+  int64_t left = 0;  // elements of layers and head in pieces to come
   for (const Bucket& p : pieces) left += p.stage >= 0 ? p.end - p.begin : 0;
   const auto full = [&](const Bucket& b, int next_stage) {
     const int64_t size = b.end - b.begin;

@@ -28,9 +28,9 @@ struct Bucket {
 };
 
 // From the model's last stage to its first; together all of [0, table.total()). A bucket grows to
-// `target` elements, but never over a stage that completes later than it must, and no larger than
-// what is completed after it: the last ones, whose way is hidden under little or nothing, are
-// small.
+// `target` elements, but never over a stage that completes later than it must, and ends with a
+// stage as soon as it is as large as what is left: the last ones, whose way is hidden under little
+// or nothing, are small.
 std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t target);
 
 class GradSync {

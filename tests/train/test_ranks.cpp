@@ -252,6 +252,8 @@ TEST_CASE("ranks: buckets cover every weight once and wait for no later stage", 
               if (p.offset >= b.begin && p.offset < b.end) {
                 CHECK(p.offset + p.stored.numel() <= b.end);
                 CHECK(lm.model.stage_of(ParamId(id)) >= b.stage);
+                // Stage -1 is complete before stage 0.
+                CHECK((lm.model.stage_of(ParamId(id)) < 0) == (b.stage < 0));
                 if (p.read_as == ReadAs::master) CHECK(b.master);
               }
             }

@@ -30,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -408,17 +409,22 @@ def measure(args: argparse.Namespace) -> None:
           f"{flops / median / 1e9:.0f} GFLOP/s (6 x parameters), loss {results[-1][1]:.4f}")
 
 
-def in_turn(args: argparse.Namespace, B: int, seconds, size: int) -> None:
-    """Rounds of --steps steps here and as many of hgrn-bench: on a machine with neighbours both
-    see the same ones, and the ratio of a round means more than any of its times."""
+def in_turn(args: argparse.Namespace, B: int, seconds: Callable[[int], float],
+            size: int) -> None:
+    """Rounds of --steps steps here and as many of hgrn-bench: where other programs run, both meet
+    them, and the ratio of a round means more than any of its times."""
     command = [args.against, "step", "--config", str(args.config), "--device", "cpu",
                "--micro-batch", str(B), "--steps", str(args.steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     here, there = [], []
     for _ in range(args.rounds):
         here.append(statistics.median(seconds(s) for s in range(args.steps)))
-        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        there.append(float(re.search(r"tokens\s+([\d.]+) ms", out.stdout)[1]) / 1e3)
+        out = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        found = re.search(r"tokens\s+([\d.]+) ms", out.stdout)
+        if out.returncode != 0 or not found:
+            sys.exit(f"{args.against}: exit code {out.returncode}, and no line with the step's time; "
+                     f"does `{' '.join(command)}` run?")
+        there.append(float(found[1]) / 1e3)
     ratios = [h / t for h, t in zip(here, there)]
     for name, times in (("torch", here), ("hgrn", there)):
         print(f"{name}: " + " ".join(f"{t * 1e3:.1f}" for t in times) +
@@ -520,6 +526,10 @@ def main() -> int:
         return 0 if check() else 1
     if not args.config:
         parser.error("--config or --check is required")
+    if args.against and (args.profile or args.data):
+        parser.error("--against takes turns on random tokens: leave out --profile and --data")
+    if args.rounds < 1 or args.steps < 1:
+        parser.error("--rounds and --steps must be at least 1")
     (profile if args.profile else measure)(args)
     return 0
 
