@@ -222,7 +222,7 @@ void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor 
   full.A = x.ptr<float>(), full.B = w.ptr<float>(), full.C = gu.ptr<float>();
   float* out = h.ptr<float>();
   by_bands(full, scratch_, {out, nullptr}, F, [&](const float* gate, int64_t m, int64_t end) {
-    for (; m < end; ++m, gate += 2 * F) cpu::rows().glu(act, out + m * F, gate, gate + F, F);
+    for (; m < end; ++m, gate += 2 * F) cpu::rows<float>().glu(act, out + m * F, gate, gate + F, F);
   });
 }
 
@@ -244,8 +244,8 @@ void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor
     for (; m < end; ++m, grad += F) {
       float* dg = out + m * 2 * F;
       const float* g = in + m * 2 * F;
-      cpu::rows().glu_backward(act, dg, dg + F, grad, g, g + F, F);
-      if (hidden) cpu::rows().glu(act, hidden + m * F, g, g + F, F);
+      cpu::rows<float>().glu_backward(act, dg, dg + F, grad, g, g + F, F);
+      if (hidden) cpu::rows<float>().glu(act, hidden + m * F, g, g + F, F);
     }
   });
   linear_backward({}, dw, db, dy, h, w);

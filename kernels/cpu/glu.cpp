@@ -2,29 +2,9 @@
 // h (N,F) gu (N,2F) = [g|u]
 // Twin: kernels/cuda/glu.cu   Test: tests/ops/test_glu.cpp
 #include "cpu/cpu_ops.h"
-#include "cpu/row_math.h"
 #include "cpu/rows.h"
 
 namespace hgrn {
-namespace {
-
-void glu_row(Act act, float* h, const float* g, const float* u, int64_t F) {
-  cpu::rows().glu(act, h, g, u, F);
-}
-void glu_row(Act act, double* h, const double* g, const double* u, int64_t F) {
-  cpu::with_act(act, [&]<Act A>() { cpu::glu_row<A>(h, g, u, F); });
-}
-
-void glu_backward_row(Act act, float* dg, float* du, const float* dh, const float* g,
-                      const float* u, int64_t F) {
-  cpu::rows().glu_backward(act, dg, du, dh, g, u, F);
-}
-void glu_backward_row(Act act, double* dg, double* du, const double* dh, const double* g,
-                      const double* u, int64_t F) {
-  cpu::with_act(act, [&]<Act A>() { cpu::glu_backward_row<A>(dg, du, dh, g, u, F); });
-}
-
-}  // namespace
 
 void CpuOps::glu_forward(Tensor h, Tensor gu, Act act) {
   const int64_t rows = h.rows(), F = h.cols();
@@ -35,7 +15,7 @@ void CpuOps::glu_forward(Tensor h, Tensor gu, Act act) {
     T* out = h.ptr<T>();
     const T* in = gu.ptr<T>();
     cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
-      glu_row(act, out + r * F, in + r * 2 * F, in + r * 2 * F + F, F);
+      cpu::rows<T>().glu(act, out + r * F, in + r * 2 * F, in + r * 2 * F + F, F);
     });
   });
 }
@@ -53,8 +33,9 @@ void CpuOps::glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h) {
     T* hidden = h ? h.ptr<T>() : nullptr;
     cpu::parallel_for(rows, gu.numel(), [&](int64_t r) {
       const int64_t at = r * 2 * F;
-      glu_backward_row(act, out + at, out + at + F, grad + r * F, in + at, in + at + F, F);
-      if (hidden) glu_row(act, hidden + r * F, in + at, in + at + F, F);
+      cpu::rows<T>().glu_backward(act, out + at, out + at + F, grad + r * F, in + at, in + at + F,
+                                  F);
+      if (hidden) cpu::rows<T>().glu(act, hidden + r * F, in + at, in + at + F, F);
     });
   });
 }

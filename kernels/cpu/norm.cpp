@@ -5,41 +5,10 @@
 // Twin: kernels/cuda/norm_*.cu   Test: tests/ops/test_norm.cpp
 #include "cpu/cpu_ops.h"
 #include "cpu/dropout.h"
-#include "cpu/row_math.h"
 #include "cpu/rows.h"
 
 namespace hgrn {
 namespace {
-
-// One row: of floats by the build for this processor.
-void scale_row(float* y, const float* stats, const float* x, const float* w, const float* b,
-               int64_t D) {
-  cpu::rows().scale(y, stats, x, w, b, D);
-}
-void scale_row(double* y, const double* stats, const double* x, const double* w, const double* b,
-               int64_t D) {
-  cpu::scale_row(y, stats, x, w, b, D);
-}
-
-void norm_row(float* y, float* stats, const float* x, const float* w, const float* b, int64_t D,
-              bool layer, float eps) {
-  cpu::rows().norm(y, stats, x, w, b, D, layer, eps);
-}
-void norm_row(double* y, double* stats, const double* x, const double* w, const double* b,
-              int64_t D, bool layer, float eps) {
-  cpu::norm_row(y, stats, x, w, b, D, layer, eps);
-}
-
-template <bool add>
-void norm_backward_row(float* dx, float* dw, float* db, const float* dy, const float* x,
-                       const float* w, const float* stats, int64_t D, bool layer) {
-  cpu::rows().norm_backward(add, dx, dw, db, dy, x, w, stats, D, layer);
-}
-template <bool add>
-void norm_backward_row(double* dx, double* dw, double* db, const double* dy, const double* x,
-                       const double* w, const double* stats, int64_t D, bool layer) {
-  cpu::norm_backward_row<add>(dx, dw, db, dy, x, w, stats, D, layer);
-}
 
 void check_shapes(const char* op, Tensor y, Tensor x, Tensor stats, Tensor w, Tensor b) {
   check(x.numel() == y.numel() && x.cols() == w.numel() && stats.numel() == 2 * x.rows() &&
@@ -78,8 +47,10 @@ void backward(const Backward& a, cpu::Scratch& scratch) {
     T* db = a.db ? dw + D : nullptr;
     std::fill(dw, dw + 2 * D, T(0));
     for (int64_t r = block * rows / blocks; r < (block + 1) * rows / blocks; ++r) {
-      norm_backward_row<add>(dx + r * D, dw, db, dy + r * D, x + r * D, w, stats + 2 * r, D, layer);
-      if (y) scale_row(y + r * D, stats + 2 * r, x + r * D, w, bias, D);  // dy has been read
+      cpu::rows<T>().norm_backward(add, dx + r * D, dw, db, dy + r * D, x + r * D, w, stats + 2 * r,
+                                   D, layer);
+      if (y)
+        cpu::rows<T>().scale(y + r * D, stats + 2 * r, x + r * D, w, bias, D);  // dy has been read
       if (!dbranch) continue;
       T* out = dbranch + r * D;
       const T* in = dx + r * D;
@@ -106,7 +77,8 @@ void CpuOps::norm_forward(Tensor y, Tensor stats, Tensor x, Tensor w, Tensor b, 
     T *out = y.ptr<T>(), *st = stats.ptr<T>();
     const T *in = x.ptr<T>(), *weight = w.ptr<T>(), *bias = b ? b.ptr<T>() : nullptr;
     cpu::parallel_for(x.rows(), x.numel(), [&](int64_t r) {
-      norm_row(out + r * D, st + 2 * r, in + r * D, weight, bias, D, kind == Norm::layer, eps);
+      cpu::rows<T>().norm(out + r * D, st + 2 * r, in + r * D, weight, bias, D, kind == Norm::layer,
+                          eps);
     });
   });
 }
@@ -136,7 +108,7 @@ void CpuOps::residual_norm_forward(Tensor sum, Tensor y, Tensor stats, Tensor x,
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) s[d] = xr[d] + br[d];
       }
-      norm_row(out + r * D, st + 2 * r, s, weight, bias, D, kind == Norm::layer, eps);
+      cpu::rows<T>().norm(out + r * D, st + 2 * r, s, weight, bias, D, kind == Norm::layer, eps);
     });
   });
 }

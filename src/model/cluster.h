@@ -14,7 +14,7 @@ namespace hgrn {
 // its start, on the wire and by taking multiprocessors from the kernels beside it: with 8
 // Mi a step's collectives took half as long again as in one bucket (docs/benchmarks.md).
 constexpr int64_t kBucketElements = int64_t(32) << 20;
-// Those at the end of backward are smaller, down to this part of it.
+// Those at the end of backward are smaller, down to 1/kSmallBuckets of it.
 constexpr int64_t kSmallBuckets = 8;
 
 struct Network {
