@@ -21,7 +21,9 @@
 namespace hgrn::cpu {
 inline namespace HGRN_ISA {
 
-constexpr int64_t kSplitDepth = 128;   // of k at a time: 24 KiB of 32 rows of A stay in L1
+// Of k at a time: 12 KiB of 32 rows of A, which stay in L1 while as much of each of B's panels and
+// what is packed for the next block go through it.
+constexpr int64_t kSplitDepth = 64;
 constexpr int64_t kBlock = 2 * kTile;  // rows and columns of C at a time, four tiles
 constexpr int64_t kProducts = 6;
 constexpr int64_t kLineFloats = 16;
@@ -46,38 +48,47 @@ class Spread {
   int64_t things_ = 0, turns_ = 1, due_ = 0;
 };
 
-// Lines of memory to ask for: rows of so many lines.
-class Lines {
- public:
-  Lines() = default;
-  Lines(const float* from, int64_t row, int64_t lines) : row_(from), ld_(row), lines_(lines) {}
-  const float* next() {
-    const float* const line = row_ + at_ * kLineFloats;
-    if (++at_ == lines_) at_ = 0, row_ += ld_;
-    return line;
-  }
+// What is left of a block of C: its rows = rows of `from`, or null: 0, + sums (., kBlock).
+struct Rest {
+  const float* sums;
+  const float* from;
+  float* to;
+  int64_t ld, rows;
+  __mmask16 left, right;  // columns
 
- private:
-  const float* row_ = nullptr;
-  int64_t ld_ = 0, lines_ = 1, at_ = 0;
+  void add(int64_t count) {
+    count = std::min(count, rows);
+    rows -= count;
+    for (; count > 0; --count, sums += kBlock, to += ld) {
+      Vec x = at(sums), y = at(sums + kTile);
+      if (from) {
+        x += Vec(_mm512_maskz_loadu_ps(left, from));
+        y += Vec(_mm512_maskz_loadu_ps(right, from + kTile));
+        from += ld;
+      }
+      _mm512_mask_storeu_ps(to, left, x);
+      _mm512_mask_storeu_ps(to + kTile, right, y);
+    }
+  }
 };
 
-// A block of C that was multiplied: C = from + sums, row by row; from may be null: 0.
-struct Sums {
-  const float* sums = nullptr;  // rows of kBlock
-  const float* from = nullptr;
-  float* to = nullptr;
-  int64_t ld = 0, left = 0;  // rows to do
-  __mmask16 columns[2] = {};
+// Rows of two lines that will be written (or read, where `from` is not null), asked for.
+struct Request {
+  const float* from;
+  const float* to;
+  int64_t ld, rows;
 
-  void row() {
-    for (int half = 0; half < 2; ++half) {
-      Vec sum = at(sums + half * kTile);
-      if (from) sum += Vec(_mm512_maskz_loadu_ps(columns[half], from + half * kTile));
-      _mm512_mask_storeu_ps(to + half * kTile, columns[half], sum);
+  void ask(int64_t count) {
+    count = std::min(count, rows);
+    rows -= count;
+    for (; count > 0; --count, to += ld) {
+      __builtin_prefetch(to, 1);
+      __builtin_prefetch(to + kLineFloats, 1);
+      if (!from) continue;
+      __builtin_prefetch(from);
+      __builtin_prefetch(from + kLineFloats);
+      from += ld;
     }
-    sums += kBlock, to += ld, --left;
-    if (from) from += ld;
   }
 };
 
@@ -85,31 +96,29 @@ struct Sums {
 struct Beside {
   Packer a, b;  // the next block of A's rows; with A transposed, of k
   Spread a_pieces = {}, b_pieces = {};
-  Sums sums = {};  // the last block
-  Spread sum_rows = {};
-  Lines to = {}, from = {};  // this block's C and what is added
-  Spread to_lines = {}, from_lines = {};
-  Lines ahead[2] = {};  // of NarrowProduct
+  Rest rest = {};              // of the last block
+  Request request = {};        // this block's
+  int64_t rows = 0;            // of both in a turn
+  const float* ahead[2] = {};  // of NarrowProduct
   Spread ahead_lines = {};
 
   [[gnu::noinline]] void turn() {
-    to_lines.turn(), from_lines.turn(), ahead_lines.turn();
-    sum_rows.turn(), a_pieces.turn(), b_pieces.turn();
-    while (to_lines.take()) __builtin_prefetch(to.next(), 1);
-    while (from_lines.take()) __builtin_prefetch(from.next());
-    while (ahead_lines.take())
-      for (Lines& lines : ahead) __builtin_prefetch(lines.next(), 0, 2);
-    while (sum_rows.take()) sums.row();
+    if (request.rows > 0) request.ask(rows);
+    if (rest.rows > 0) rest.add(rows);
+    a_pieces.turn(), b_pieces.turn(), ahead_lines.turn();
     while (a_pieces.take()) a.piece();
     while (b_pieces.take()) b.piece();
+    while (ahead_lines.take())
+      for (const float*& line : ahead)
+        if (line) __builtin_prefetch(line, 0, 2), line += kLineFloats;
   }
 };
 
-// sums (high, wide) tiles, in registers 0-3, of packed A (registers 4, 5) and B (6, 7), in an order
-// that changes one operand at a time.
+// high x wide tiles of sums, in registers 0-3 and then in memory, rows of so many bytes, of packed
+// A (registers 4, 5) and B (6, 7), in an order that changes one operand at a time.
 template <class Tiles, int high, int wide>
-[[gnu::noinline]] void split_block(Tiles& tiles, float* sums, const char* a, const char* b,
-                                   int64_t steps, Beside& beside) {
+[[gnu::noinline]] void split_block(Tiles& tiles, float* sums, int64_t row, const char* a,
+                                   const char* b, int64_t steps, Beside& beside) {
   const auto left = [&]<int part>(const char* from) {
     tiles.template load<4, part * kPartBytes>(from, 64);
     if constexpr (high > 1) tiles.template load<5, part * kPartBytes + kTileBytes>(from, 64);
@@ -147,11 +156,11 @@ template <class Tiles, int high, int wide>
     right.template operator()<0>(b + s);
     products();  // a1 b1
   }
-  constexpr int64_t kRow = kBlock * 4;
-  tiles.template store<0>(sums, kRow);
-  if constexpr (wide > 1) tiles.template store<1>(sums + kTile, kRow);
-  if constexpr (high > 1) tiles.template store<2>(sums + kTile * kBlock, kRow);
-  if constexpr (high > 1 && wide > 1) tiles.template store<3>(sums + kTile * kBlock + kTile, kRow);
+  tiles.template store<0>(sums, row);
+  if constexpr (wide > 1) tiles.template store<1>(sums + kTile, row);
+  sums += kTile * row / 4;
+  if constexpr (high > 1) tiles.template store<2>(sums, row);
+  if constexpr (high > 1 && wide > 1) tiles.template store<3>(sums + kTile, row);
 }
 
 // One call. With A plain, blocks of rows go by, and of each the blocks of k; all of B stays packed.
@@ -194,11 +203,11 @@ class SplitGemm {
       if (now.k_block == 0 && now.m == band) ask_ahead(band, band_end);
       rows(now, left_[t % 2], p_.C - (p_.reuse ? band * p_.ldc : 0));
       if (p_.after && now.k_block + 1 == k_blocks_ && now.m + kBlock >= band_end) {
-        finish_sums();
+        add_rest();
         p_.after(p_.context, band, band_end);
       }
     }
-    finish_sums();
+    add_rest();
   }
 
  private:
@@ -234,38 +243,39 @@ class SplitGemm {
   void ask_ahead(int64_t m, int64_t end) {
     if (!p_.ahead_row) return;
     for (int i = 0; i < 2; ++i)
-      beside_.ahead[i] =
-          p_.ahead[i] ? Lines(p_.ahead[i] + m * p_.ahead_row, kLineFloats, 1) : Lines(p_.C, 0, 1);
+      beside_.ahead[i] = p_.ahead[i] ? p_.ahead[i] + m * p_.ahead_row : nullptr;
     beside_.ahead_lines = {(end - m) * p_.ahead_row / kLineFloats,
                            ceil_div(end - m, kBlock) * panels_ * ceil_div(p_.K, kStep) * kProducts};
   }
 
   // Rows of a task by all panels; C: that of row 0.
   void rows(const Task& now, const char* left, float* C) {
-    const int64_t high = std::min(kBlock, p_.M - now.m), turns = now.steps * kProducts;
+    const int64_t high = std::min(kBlock, p_.M - now.m);
     float* const to = C + now.m * p_.ldc;
     const float* const from = now.k_block > 0 ? to : p_.plus ? p_.plus + now.m * p_.ldc : nullptr;
     const char* right = right_of(now.k_block);
     for (int64_t n = 0; n < p_.N; n += kBlock, right += now.steps * kStepBytes) {
-      const int64_t wide = std::min(kBlock, p_.N - n), lines = ceil_div(wide, kLineFloats);
-      beside_.sum_rows = {beside_.sums.left, turns};
-      beside_.to = Lines(to + n, p_.ldc, lines), beside_.to_lines = {high * lines, turns};
-      beside_.from = Lines(from + n, p_.ldc, lines);
-      beside_.from_lines = {from && from != to ? high * lines : 0, turns};
-      float* const sums = sums_[which_ ^= 1];
+      const int64_t wide = std::min(kBlock, p_.N - n), turns = now.steps * kProducts;
+      const float* const plus = from ? from + n : nullptr;
+      const bool ready = !plus && high % kTile == 0 && wide % kTile == 0;  // nothing is left to do
+      float* const sums = ready ? to + n : sums_[which_ ^= 1];
+      const bool cold = now.k_block == 0 && !p_.reuse;
+      beside_.request = {plus == to + n ? nullptr : plus, to + n, p_.ldc, cold ? high : 0};
+      beside_.rows = ceil_div(kBlock, turns);
       if (high > kTile)
         (wide > kTile ? split_block<Tiles, 2, 2>
-                      : split_block<Tiles, 2, 1>)(tiles_, sums, left, right, now.steps, beside_);
+                      : split_block<Tiles, 2, 1>)(tiles_, sums, ready ? p_.ldc * 4 : kBlock * 4,
+                                                  left, right, now.steps, beside_);
       else
         (wide > kTile ? split_block<Tiles, 1, 2>
-                      : split_block<Tiles, 1, 1>)(tiles_, sums, left, right, now.steps, beside_);
-      beside_.sums = {sums, from ? from + n : nullptr,         to + n, p_.ldc,
-                      high, {first(wide), first(wide - kTile)}};
+                      : split_block<Tiles, 1, 1>)(tiles_, sums, ready ? p_.ldc * 4 : kBlock * 4,
+                                                  left, right, now.steps, beside_);
+      add_rest();  // done by now, but where blocks are of few k
+      beside_.rest = {
+          sums, plus, to + n, p_.ldc, ready ? 0 : high, first(wide), first(wide - kTile)};
     }
   }
-  void finish_sums() {
-    while (beside_.sums.left > 0) beside_.sums.row();
-  }
+  void add_rest() { beside_.rest.add(kBlock); }
 
   const NarrowProduct& p_;
   const int64_t k_blocks_, row_blocks_, panels_;

@@ -64,8 +64,14 @@ inline __mmask16 first(int64_t count) {
 // to (16,16) = the transpose.
 [[gnu::noinline]] inline void turn(float* to, const MemoryRows& from) {
   Vec row[kTile];
+  if (from.rows >= kTile) [[likely]] {
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < kTile; ++i) row[i] = from.row(i);
+    for (int64_t i = 0; i < kTile; ++i)
+      row[i] = _mm512_maskz_loadu_ps(from.mask, from.data + i * from.ld);
+  } else {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kTile; ++i) row[i] = from.row(i);
+  }
   transpose_stage<kLanes / 2>(row);
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kTile; ++i) at(to + i * kTile) = row[i];
@@ -81,7 +87,7 @@ class Packer {
   int64_t start(char* to, int64_t r, int64_t tiles, int64_t k, int64_t steps) {
     to_ = to, r_ = r, k_ = k, tiles_ = tiles, steps_ = steps;
     t_ = s_ = phase_ = row_ = 0;
-    return tiles_ * steps_ * (x_.turned ? 6 : 4);
+    return tiles_ * steps_ * (x_.turned ? 2 + kTile / kRows : kTile / kRows);
   }
 
   [[gnu::noinline]] void piece() {
@@ -95,19 +101,29 @@ class Packer {
       ++phase_;
       return;
     }
-    if (!x_.turned)
-      for (int64_t i = row_; i < row_ + 4; ++i)
-        for (const MemoryRows& x : from_) __builtin_prefetch(x.data + i * x.ld + x_.ahead, 0, 2);
-    const MemoryRows low = from_[0], high = from_[1];
-    char* const to = tile_ + row_ * 64;
-    const int64_t from = row_;
-    ++phase_, row_ += 4;
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < 4; ++i) split_row(to + i * 64, low.row(from + i), high.row(from + i));
+    split_rows(tile_ + row_ * 64, from_[0], from_[1], row_, x_.turned ? 0 : x_.ahead);
+    ++phase_, row_ += kRows;
     if (row_ == kTile) next();
   }
 
  private:
+  static constexpr int64_t kRows = 4;  // of a tile in a piece
+
+  static void split_rows(char* to, const MemoryRows& low, const MemoryRows& high, int64_t row,
+                         int64_t ahead) {
+    const float *x = low.data + row * low.ld, *y = high.data + row * high.ld;
+    const int64_t x_row = low.ld, y_row = high.ld, end = row + kRows;
+    const bool whole = end <= low.rows && end <= high.rows;
+    const __mmask16 x_mask = low.mask, y_mask = high.mask;
+    for (; row < end; ++row, to += 64, x += x_row, y += y_row) {
+      __builtin_prefetch(x + ahead, 0, 2);
+      __builtin_prefetch(y + ahead, 0, 2);
+      if (whole) [[likely]]
+        split_row(to, _mm512_maskz_loadu_ps(x_mask, x), _mm512_maskz_loadu_ps(y_mask, y));
+      else
+        split_row(to, low.row(row), high.row(row));
+    }
+  }
   void begin() {
     const int64_t r = r_ + t_ * kTile, k = k_ + s_ * kStep;
     tile_ = to_ + (t_ / 2 * steps_ + s_) * kStepBytes + t_ % 2 * kTileBytes;
