@@ -35,6 +35,11 @@ class AmxTiles {  // of this thread, while the object lives
     asm volatile("tileloadd %c2(%0,%1,1), %%tmm%c3" ::"r"(from), "r"(row), "i"(offset), "i"(tile)
                  : "memory");
   }
+  template <int tile, int64_t offset = 0>
+  void stream(const void* from, int64_t row) {
+    asm volatile("tileloaddt1 %c2(%0,%1,1), %%tmm%c3" ::"r"(from), "r"(row), "i"(offset), "i"(tile)
+                 : "memory");
+  }
   template <int tile>
   void store(void* to, int64_t row) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row), "i"(tile) : "memory");

@@ -1,13 +1,14 @@
 // C (M,N) = op(A) op(B) + plus in fp32 on a matrix unit that multiplies bf16 and adds in fp32: each
 // operand as three bf16 (split_pack.h), of whose nine products six are taken,
 //   a b = a1 b3 + a1 b2 + a2 b2 + a2 b1 + a3 b1 + a1 b1 + less than 2^-24 |a b|.
-// Of kSplitDepth k the small ones are summed first and then, in fewer and as large steps as the
-// unit takes, a1 b1; that is added to C, as narrow_gemm.cpp does it. The order is the same for
-// every element of C, whatever the shares of the threads. Between products a core is nearly idle:
-// packing of what comes next, sums of what was multiplied last and requests for lines of memory are
-// dealt out between them. Denormals count as zero, parts of numbers below 2^-103 among them. Tiles:
-// eight registers of 16 rows of 64 bytes, and zero, load, store and multiply of them. Shapes:
-// narrow_gemm.h   Test: tests/ops/test_split_gemm.cpp
+// Of kSplitDepth k the small ones are summed first, then a1 b1; their sum is added to C. The order
+// is the same for every element of C, whatever the shares of the threads. Denormals count as zero,
+// and so do parts of numbers below 2^-103 that are denormal.
+// Between products a core is nearly idle: packing of what comes next, sums of what was multiplied
+// last and requests for lines of memory are dealt out between them.
+// Tiles: eight registers of 16 rows of 64 bytes, and zero, load, stream (a load of what need not
+// stay in L1), store and multiply of them.
+// Shapes: narrow_gemm.h   Test: tests/ops/test_split_gemm.cpp
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -21,9 +22,8 @@
 namespace hgrn::cpu {
 inline namespace HGRN_ISA {
 
-// Of k at a time: 12 KiB of 32 rows of A, which stay in L1 while as much of each of B's panels and
-// what is packed for the next block go through it.
-constexpr int64_t kSplitDepth = 64;
+// Of k at a time: 24 KiB of 32 rows of A, which stay in L1 while all panels of B go by from L2.
+constexpr int64_t kSplitDepth = 128;
 constexpr int64_t kBlock = 2 * kTile;  // rows and columns of C at a time, four tiles
 constexpr int64_t kProducts = 6;
 constexpr int64_t kLineFloats = 16;
@@ -124,8 +124,8 @@ template <class Tiles, int high, int wide>
     if constexpr (high > 1) tiles.template load<5, part * kPartBytes + kTileBytes>(from, 64);
   };
   const auto right = [&]<int part>(const char* from) {
-    tiles.template load<6, part * kPartBytes>(from, 64);
-    if constexpr (wide > 1) tiles.template load<7, part * kPartBytes + kTileBytes>(from, 64);
+    tiles.template stream<6, part * kPartBytes>(from, 64);
+    if constexpr (wide > 1) tiles.template stream<7, part * kPartBytes + kTileBytes>(from, 64);
   };
   const auto products = [&] {
     tiles.template multiply<0, 4, 6>();
@@ -270,7 +270,6 @@ class SplitGemm {
         (wide > kTile ? split_block<Tiles, 1, 2>
                       : split_block<Tiles, 1, 1>)(tiles_, sums, ready ? p_.ldc * 4 : kBlock * 4,
                                                   left, right, now.steps, beside_);
-      add_rest();  // done by now, but where blocks are of few k
       beside_.rest = {
           sums, plus, to + n, p_.ldc, ready ? 0 : high, first(wide), first(wide - kTile)};
     }

@@ -39,6 +39,10 @@ class EmulatedTiles {
     const char* const p = static_cast<const char*>(from) + offset;
     for (int64_t m = 0; m < kTile; ++m) std::memcpy(&tile_[tile].row[m], p + m * row, 64);
   }
+  template <int tile, int64_t offset = 0>
+  void stream(const void* from, int64_t row) {
+    load<tile, offset>(from, row);
+  }
   template <int tile>
   void store(void* to, int64_t row) {
     for (int64_t m = 0; m < kTile; ++m)
