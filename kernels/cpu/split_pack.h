@@ -1,7 +1,7 @@
 // Operands of split_gemm.h: a float as three bf16, in tiles of a matrix unit that multiplies bf16.
 // a = a1 + a2 + a3 exactly, 8 significant bits each, every one but the last rounded to nearest:
-// |a2| <= 2^-8 |a|, |a3| <= 2^-17 |a|. Infinity becomes NaN, as do numbers of more than
-// (2 - 2^-8) 2^127, which bf16 rounds to infinity; NaN stays. For AVX-512.
+// |a2| <= 2^-8 |a|, |a3| <= 2^-17 |a|. Infinity becomes NaN, as do numbers from
+// (2 - 2^-8) 2^127 on, which bf16 rounds to infinity; NaN stays. For AVX-512.
 // Test: tests/ops/test_split_gemm.cpp
 #pragma once
 #include <algorithm>
@@ -62,7 +62,7 @@ inline __mmask16 first(int64_t count) {
 }
 
 // to (16,16) = the transpose.
-[[gnu::noinline]] inline void turn(float* to, const MemoryRows& from) {
+[[gnu::noinline]] inline void transpose_tile(float* to, const MemoryRows& from) {
   Vec row[kTile];
   if (from.rows >= kTile) [[likely]] {
 #pragma GCC unroll 16
@@ -96,7 +96,7 @@ class Packer {
       MemoryRows& from = from_[phase_];
       for (int64_t i = 0; i < kTile; ++i)
         __builtin_prefetch(from.data + i * from.ld + x_.ahead, 0, 2);
-      turn(turned_[phase_], from);
+      transpose_tile(turned_[phase_], from);
       from = {turned_[phase_], kTile, kTile, first(kTile)};
       ++phase_;
       return;
