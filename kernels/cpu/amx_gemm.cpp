@@ -9,7 +9,7 @@
 namespace hgrn::cpu {
 namespace {
 
-struct alignas(64) TileConfig {  // as LDTILECFG reads it
+struct alignas(64) TileConfig {  // as LDTILECFG reads it: eight registers, zeros behind
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
