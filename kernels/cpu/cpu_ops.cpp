@@ -7,6 +7,7 @@
 
 #include "cpu/blas.h"
 #include "cpu/hgru2.h"
+#include "cpu/narrow_gemm.h"
 
 namespace hgrn {
 
@@ -20,8 +21,9 @@ CpuOps::CpuOps(DType dtype) : dtype_(dtype) {
 
 std::string CpuOps::describe() const {
   const int threads = cpu::max_threads();
-  return fmt::format("cpu {}, {} thread{}, {}", dtype_ == DType::f32 ? "fp32" : "fp64", threads,
-                     threads == 1 ? "" : "s", cpu::blas_name());
+  const std::string how = dtype_ == DType::f32 ? cpu::best_narrow_gemm().how : "";
+  return fmt::format("cpu {}, {} thread{}, {}{}{}", dtype_ == DType::f32 ? "fp32" : "fp64", threads,
+                     threads == 1 ? "" : "s", cpu::blas_name(), how.empty() ? "" : ", ", how);
 }
 
 int64_t CpuOps::mark() {

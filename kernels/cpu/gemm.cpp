@@ -13,9 +13,7 @@ namespace hgrn {
 namespace {
 
 const cpu::NarrowGemm& narrow() {
-  using namespace cpu;
-  static const NarrowGemm best = HGRN_BEST_ISA(narrow_gemm);
-  return best;
+  return cpu::best_narrow_gemm();
 }
 
 constexpr bool kPlain = false, kTransposed = true;  // op

@@ -1,5 +1,5 @@
-// Matrix products of narrow linear layers, fp32, on one thread; gemm.cpp shares them out and picks
-// the build of narrow_gemm.cpp for the processor. Plain pointers only (isa.h).
+// Matrix products of narrow linear layers, fp32, on one thread; gemm.cpp shares them out.
+// narrow_choice.cpp picks the build for the processor. Plain pointers only (isa.h).
 #pragma once
 #include <cstdint>
 
@@ -34,7 +34,8 @@ constexpr int64_t kNarrowBand = 128;
 struct NarrowGemm {
   int64_t (*floats)(const NarrowProduct& p);  // workspace of a call, aligned to 64 bytes
   void (*multiply)(const NarrowProduct& p, float* work);
-  bool fast;  // with 32 vector registers of 16 floats; with 16 of 8 a BLAS is as good
+  bool fast;             // with 32 vector registers of 16 floats; with 16 of 8 a BLAS is as good
+  const char* how = "";  // for people, where it is no plain fp32: what multiplies
 };
 
 namespace isa_default {
@@ -43,5 +44,12 @@ NarrowGemm narrow_gemm();
 namespace isa_v4 {
 NarrowGemm narrow_gemm();
 }
+namespace isa_amx {  // amx_gemm.cpp
+NarrowGemm narrow_gemm();
+}
+// Of amx_gemm.cpp; null where the build, the processor or the system has no AMX.
+const NarrowGemm* amx_narrow_gemm();
+// The fastest that there is; HGRN_AMX=0 in the environment leaves AMX out.
+const NarrowGemm& best_narrow_gemm();
 
 }  // namespace hgrn::cpu
