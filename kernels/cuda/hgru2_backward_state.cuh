@@ -37,14 +37,15 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
   }
 }
 
-// kSilu: of the queries.
-template <bool kSilu>
+// kSilu: of the queries. kReset: there may be resets; without, the gates are one piece of code
+// without branches, in which latencies overlap.
+template <bool kSilu, bool kReset>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
-  const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
-  const int own = 16 * warp, T = int(a.T);
+  const int tid = opaque_thread(), warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
+  const int own = 16 * warp;
   float bound[2], rest[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -60,21 +61,20 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
   const uint32_t tile_major = smem + padded_tile_major(lane);
   const uint32_t own_raw = at_step(smem + tile_major_lane(lane), warp) + kRaw;
   const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
-  const uint32_t dh_store = smem + kDh + (own * kPitch + padded_column_major(lane));
+  const uint32_t dh_store = smem + kDh + row_offset(own + (lane & 15), lane >> 4, kDhHalf);
   const uint32_t own_states = smem + kStates + tid * 16;
   const uint64_t columns = contract_columns(smem), rows = contract_tokens(smem);
   Resets resets;
-  resets.load(a, block.b, block.last_chunk, lane);
+  if (kReset) resets.load(a, block.b, block.last_chunk, lane);
   uint32_t chunk_parity = 0, parity = 0;
 
 #pragma unroll 1
   for (int chunk = block.last_chunk; chunk >= block.first_chunk; --chunk) {
-    const int t0 = chunk * kChunk;
-    const uint64_t reset = resets.bits();
-    const auto tokens_of = [&](int sub) {
-      return Tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
+    const uint64_t reset = kReset ? resets.bits() : 0;
+    const auto tokens_of = [&](int sub) {  // those beyond T change nothing (Copies::gates)
+      return Tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, kSub};
     };
-    resets.load(a, block.b, chunk - 1, lane);
+    if (kReset) resets.load(a, block.b, chunk - 1, lane);
     mbarrier_wait(smem + kLoaded, chunk_parity);
 
     // ---- h before the sub-chunks 1, 2, 3 into slots 0, 1, 2; the saved one waits in slot 2
@@ -89,7 +89,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         if (sub == 0) mbarrier_wait(smem + kLoaded0, chunk_parity);
         const Tokens tokens = tokens_of(sub);
         uint32_t raw[4];
-        ldmatrix_trans(raw, own_raw + (sub * 4 + kF) * kTile);
+        ldmatrix_trans(raw, own_raw + raw_tile(kF, sub));
         KeyGates key;
         key_gates(key, raw, bound, rest, q, tokens);
         float k_after[2][4];
@@ -120,7 +120,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           h[j][2] *= total[sub][1], h[j][3] *= total[sub][1];
         }
         wgmma_fence();
-        wgmma128<true>(h, key_b[sub], wgmma_at(rows, (sub * 4 + kV) * kTile));
+        wgmma128<true>(h, key_b[sub], wgmma_at(rows, raw_tile(kV, sub)));
         wgmma_commit();
         wgmma_wait_all(h);
         // Apart from the products: stores between them would hold back the next loads.
@@ -137,7 +137,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll 1
     for (int sub = kSubs - 1; sub >= 0; --sub) {
       const Tokens tokens = tokens_of(sub);
-      const uint32_t tile = sub * 4 * kTile;
+      const uint32_t tile = raw_tile(0, sub);
       const uint64_t sub_columns = wgmma_at(columns, tile), sub_rows = wgmma_at(rows, tile);
 
       // ---- gates, the tiles of this warp's channels
@@ -147,8 +147,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       uint32_t query_b[4], query_d[4], key_b[4], key_d[4];
       {
         uint32_t xq[4], xf[4];
-        ldmatrix_trans(xf, own_raw + tile + kF * kTile);
-        ldmatrix_trans(xq, own_raw + tile + kQ * kTile);
+        ldmatrix_trans(xf, own_raw + tile + kF * kPart);
+        ldmatrix_trans(xq, own_raw + tile + kQ * kPart);
         key_gates(key, xf, bound, rest, q, tokens);
         decay_products(decay, key.f, q, tokens);
         query_gates<kSilu>(query, slope, xq, a.output_act, a.query_scale);
@@ -179,7 +179,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       float iq[2][4] = {}, ik[2][4] = {};  // [tile][..]: element [r][m] is [m/2][2r + m%2]
       float cross[2];
       {
-        const uint32_t state = own_states + (sub == 0 ? 0 : sub - 1) * kH;
+        const uint32_t state = own_states + (sub == 0 ? kFirstSlot : sub - 1) * kH;
         float sum[4] = {};
 #pragma unroll
         for (int k0 = 0; k0 < kWarps; k0 += kGroup) {
@@ -195,7 +195,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                   dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
           }
 #pragma unroll
-          for (int j = 0; j < kGroup; ++j) stmatrix(dh_store + (k0 + j) * 32, d[j]);
+          for (int j = 0; j < kGroup; ++j) stmatrix(at_step(dh_store, k0 + j, kDhHalf), d[j]);
+          if (k0 + kGroup == kWarps) barrier_arrive(kDhStored, kThreads);
           uint32_t product[4];
 #pragma unroll
           for (int e = 0; e < 4; ++e)
@@ -204,8 +205,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           wgmma_fence();
 #pragma unroll
           for (int j = 0; j < kGroup; ++j) {
-            wgmma16<false>(iq, h[j], wgmma_at(sub_columns, columns_at(kDy * kTile, k0 + j)));
-            wgmma16<false>(ik, d[j], wgmma_at(sub_columns, columns_at(kV * kTile, k0 + j)));
+            wgmma16<false>(iq, h[j], wgmma_at(sub_columns, columns_at(kDy * kPart, k0 + j)));
+            wgmma16<false>(ik, d[j], wgmma_at(sub_columns, columns_at(kV * kPart, k0 + j)));
           }
           wgmma_commit();
           wgmma_wait_all(iq, ik);
@@ -213,30 +214,32 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         cross[0] = sum[0], cross[1] = sum[2];
       }
 
-      // ---- dh
 #pragma unroll
       for (int j = 0; j < N / 8; ++j) {
         dh[j][0] *= decay.total[0], dh[j][1] *= decay.total[0];
         dh[j][2] *= decay.total[1], dh[j][3] *= decay.total[1];
       }
       wgmma_fence();
-      wgmma128<true>(dh, query_b, wgmma_at(sub_rows, kDy * kTile));
+      wgmma128<true>(dh, query_b, wgmma_at(sub_rows, kDy * kPart));
       wgmma_commit();
+      // ---- the diagonal block; dh
+      uint32_t frag[4], frag_t[4];
+      float gq[2][4] = {}, gk[2][4] = {};
+      if (sub == kSubs - 1) mbarrier_wait(smem + kGradient, chunk_parity);
+      const uint32_t gradients = smem + kGradients + (chunk_parity * kSubs + sub) * kScoreBlock;
+      ldmatrix(frag, gradients + lane_narrow_row_major(lane));
+      ldmatrix_trans(frag_t, gradients + lane_narrow_column_major(lane));
+      const uint4 d4 =
+          ld_shared4(smem + kDiagonal + (chunk_parity * kChunk + sub * kSub) * 4 + q * 16);
+      mma(gq[0], key_d, frag[0], frag[1]);
+      mma(gq[1], key_d, frag[2], frag[3]);
+      mma(gk[0], query_d, frag_t[0], frag_t[1]);
+      mma(gk[1], query_d, frag_t[2], frag_t[3]);
       wgmma_wait_all(dh);
       barrier_arrive(kState, kThreads);
-      mbarrier_wait(smem + kScored, parity);
 
-      // ---- the diagonal block, dq, dk, dg
+      // ---- dq, dk, dg
       {
-        float gq[2][4] = {}, gk[2][4] = {};
-        uint32_t frag[4];
-        ldmatrix(frag, smem + kScores + 512 + lane_narrow_row_major(lane));
-        mma(gq[0], key_d, frag[0], frag[1]);
-        mma(gq[1], key_d, frag[2], frag[3]);
-        ldmatrix_trans(frag, smem + kScores + 512 + lane_narrow_column_major(lane));
-        mma(gk[0], query_d, frag[0], frag[1]);
-        mma(gk[1], query_d, frag[2], frag[3]);
-        const uint4 d4 = ld_shared4(smem + kDiagonal + q * 16);
         const float diag[4] = {__uint_as_float(d4.x), __uint_as_float(d4.y), __uint_as_float(d4.z),
                                __uint_as_float(d4.w)};
         float dxq[2][4], dxf[2][4];
@@ -244,6 +247,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
             dxq, dxf, dbound, iq, ik, gq, gk, [&](int r) { return cross[r]; }, diag,
             {key, decay, query, slope, rest, query_b, key_b, query_d, key_d}, tokens, q);
         uint32_t packed[4];
+        mbarrier_wait(smem + kStored, parity);  // dx of the sub-chunk behind
         pack(packed, dxq);
         stmatrix_trans(tile_major + warp * 32 + kOut + kQ * kOutTile, packed);
         pack(packed, dxf);

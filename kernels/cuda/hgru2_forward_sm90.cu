@@ -108,14 +108,19 @@ struct Copies {
     to = a.y + (block.b * a.T + store_token) * D + channel;
     at = smem + position_of(token) * kPitch + column * 16;
   }
-  // The next step's x into a buffer; zeros, for which nothing is read, beyond T.
+  // The next step's x into a buffer. Beyond T, where nothing is read, zeros, and an f so large that
+  // the state keeps all and takes nothing.
   __device__ __forceinline__ void load(uint32_t buffer) {
+    constexpr uint32_t kOpen = 0x7f7f7f7fu;  // two bf16, the largest
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const __nv_bfloat16* part = from + sub * kSub * 3 * int64_t(D);
+      const uint32_t to = at + buffer + sub * 3 * kTile;
+      const bool valid = load_token + sub * kSub < T;
 #pragma unroll
       for (int i = 0; i < 3; ++i, part += D)
-        cp_async16(at + buffer + (sub * 3 + i) * kTile, part, load_token + sub * kSub < T);
+        if (i != 1 || valid) cp_async16(to + i * kTile, part, valid);
+      if (!valid) st_shared(to + kTile, make_uint4(kOpen, kOpen, kOpen, kOpen));
     }
     load_token += kStep;
     from += kStep * 3 * int64_t(D);
@@ -135,12 +140,13 @@ struct Copies {
   }
 };
 
-template <bool kSilu>
+// kReset: there may be resets; without, the gates are one piece of code without branches.
+template <bool kSilu, bool kReset>
 __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
-  const int T = int(a.T), own = 16 * warp;
+  const int own = 16 * warp;
   Copies copies(a, block, smem, tid);
   const auto load = [&](int step) {
     if (step < block.steps) copies.load(kRaw + (step % kBuffers) * kRawBuffer);
@@ -158,14 +164,14 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
   const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
   const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
   Resets resets;
-  resets.load(a, block.b, block.first_step, lane);
+  if (kReset) resets.load(a, block.b, block.first_step, lane);
 
 #pragma unroll 1
   for (int step = block.first_step; step < block.steps; ++step) {
-    const int turn = step - block.first_step, stage = turn % kStages, t0 = step * kStep;
+    const int turn = step - block.first_step, stage = turn % kStages;
     const uint32_t raw = kRaw + (step % kBuffers) * kRawBuffer;
-    const uint32_t reset = resets.bits();
-    resets.load(a, block.b, step + 1, lane);
+    const uint32_t reset = kReset ? resets.bits() : 0;
+    if (kReset) resets.load(a, block.b, step + 1, lane);
     cp_async_wait<1>();
     barrier_sync(kGateBarrier, kRole);  // x has arrived
     uint32_t xq[2][4], xf[2][4];
@@ -182,7 +188,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
     float shrunk[2] = {1.0f, 1.0f};
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, T - t0 - kSub * sub};
+      const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, kSub};
       uint32_t query_b[4], key_b[4], query_d[4], key_d[4];
       KeyGates key;
       key_gates(key, xf[sub], bound, rest, q, tokens);
@@ -288,7 +294,7 @@ __device__ __forceinline__ void score_block(uint32_t tiles, uint32_t out, int la
     }
 }
 
-template <bool kGated>
+template <bool kGated, bool kReset>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -306,7 +312,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
   const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
   const uint64_t narrow = wgmma_operand<32>(smem + kTileAt, 0, 256);  // the first tile
   Resets resets;
-  resets.load(a, block.b, block.first_step, lane);
+  if (kReset) resets.load(a, block.b, block.first_step, lane);
 
 #pragma unroll 1
   for (int step = block.first_step; step < block.steps; ++step) {
@@ -314,8 +320,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
     const uint32_t parity = turn / kStages & 1;
     const uint32_t value = kRaw + (step % kBuffers) * kRawBuffer + 2 * kTile;
     const uint32_t tiles = kTileAt + stage * kTileStage, scores = kScores + stage * 1024;
-    const uint32_t reset = resets.bits();
-    resets.load(a, block.b, step + 1, lane);
+    const uint32_t reset = kReset ? resets.bits() : 0;
+    if (kReset) resets.load(a, block.b, step + 1, lane);
     if (a.states && step % kSteps == 0) {
       uint4* const out = static_cast<uint4*>(a.states) +
                          ((block.bh * block.chunks + t0 / kChunk) * kWarps + warp) * kRole + lane;
@@ -402,7 +408,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       for (int e = 0; e < 4; ++e) a.hT[block.bh * N * N + state_at(j, e)] = S[j][e];
 }
 
-template <bool kSilu, bool kGated>
+template <bool kSilu, bool kGated, bool kReset>
 __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bfloat16> a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
@@ -418,20 +424,27 @@ __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bf
   __syncthreads();
   if (threadIdx.x < kRole) {
     registers_shrink<kGateRegisters>();
-    gate_warp<kSilu>(a, smem_bytes);
+    gate_warp<kSilu, kReset>(a, smem_bytes);
   } else {
     registers_grow<kStateRegisters>();
-    state_warp<kGated>(a, smem_bytes);
+    state_warp<kGated, kReset>(a, smem_bytes);
   }
 #endif
 }
 
-template <bool kSilu, bool kGated>
+template <bool kSilu, bool kGated, bool kReset>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  const auto kernel = forward_kernel<kSilu, kGated>;
+  const auto kernel = forward_kernel<kSilu, kGated, kReset>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
+}
+
+// Queries that do not pass through a silu are rare: no kernels of their own without resets.
+template <bool kGated>
+void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
+  if (c.output_act != Act::silu) return launch<false, kGated, true>(c, stream);
+  c.reset ? launch<true, kGated, true>(c, stream) : launch<true, kGated, false>(c, stream);
 }
 
 }  // namespace
@@ -439,11 +452,7 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 void forward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
-  const bool silu = c.output_act == Act::silu;
-  if (c.input_act != Act::identity)
-    silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
-  else
-    silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
+  c.input_act == Act::identity ? launch<false>(c, stream) : launch<true>(c, stream);
 }
 
 }  // namespace hgrn::hgru2
