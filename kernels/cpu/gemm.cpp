@@ -73,7 +73,7 @@ int64_t share(int64_t i, int64_t shares, int64_t n) {
   return i == shares ? n : n * i / shares / kTile * kTile;
 }
 
-// Whether narrow_gemm.cpp is the faster one: many rows, but weights of which a BLAS, packing all
+// Whether cpu::NarrowGemm is the faster one: many rows, but weights of which a BLAS, packing all
 // operands, has too little use, and which it can keep packed for each thread. By the layer's size
 // alone: never by the number of threads.
 template <class T>

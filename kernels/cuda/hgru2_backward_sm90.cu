@@ -7,9 +7,9 @@
 //   State warps 0..7: warp w owns the channels c = 16w..16w+15: their gates, dh[c][:] in fp32
 //   registers, h[c][:] of the chunk's sub-chunks, iq, ik, dq, dk, dg. A sub-chunk is
 //     gates -> tiles -> iq, ik, dh -> dq, dk, dg -> dx_q, dx_f
-//   Helper warps 8..11: what crosses the channels, from the tiles of the state warps:
-//     A, D, dv; and all traffic with device memory: loads ahead, dx from shared memory. D takes
-//     nothing from the state warps and is made once a chunk, for all of its sub-chunks.
+//   Helper warps 8..11: what crosses the channels: A and dv, from the tiles of the state warps, and
+//     D, which takes nothing from them and is made once a chunk, for all of its sub-chunks; and all
+//     traffic with device memory: loads ahead, dx from shared memory.
 //
 // Where the values pass through a gate (kGated), the helpers do that to the pieces that each of
 // them has copied, a sub-chunk after the copy and up to a chunk ahead of the use; only the first
@@ -24,11 +24,12 @@
 // of the next one, and its last copies, q and f, then v and dy of sub-chunk 0, arrive meanwhile.
 //
 // Between the roles, once a sub-chunk: kTiles (k, q of A and of dv are written, q and f no longer
-// read; dx of the sub-chunk before is written, too), kDhStored (bf16(dh) is written), kState (v, dy
-// and h are no longer read), stored (dx of the sub-chunk before is in device memory), free (the
-// tiles may be written again). State warps enter barriers without waiting; they wait at mbarriers,
-// for helpers only, and so do not wait for each other. A state warp that has seen free cannot enter
-// a barrier a second time before the helpers have left it: they signal free behind kState.
+// read; dx of the sub-chunk behind is written, too), kDhStored (bf16(dh) is written), kState (v,
+// dy, D and h are no longer read), stored (dx of the sub-chunk behind is read from shared memory),
+// free (the tiles may be written again). State warps enter barriers without waiting; they wait at
+// mbarriers, for helpers only, and so do not wait for each other. No state warp enters a barrier a
+// second time before the helpers have left it: it has seen free, which they signal behind kState;
+// at the last kTiles, which closes the last dx, stored, which they signal behind kTiles.
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,

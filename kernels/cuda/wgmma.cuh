@@ -85,13 +85,14 @@ __device__ __forceinline__ void wgmma_m64n256(float (&d)[128], uint64_t a, uint6
 }
 
 // ---- A in registers: 64 rows of it, warp i has the rows 16 i .. 16 i + 15
-// in the layout of mma.cuh; B, 16 rows, in shared memory. They run beside the warp: from
-// wgmma_fence() to wgmma_wait_all() nothing may touch their registers or B.
+// in the layout of mma.cuh, or (_shared) in shared memory, as B, 16 rows, always is. They run
+// beside the warp: from wgmma_fence() to wgmma_wait_all() nothing may touch their registers or
+// operands.
 //
-// B's descriptor (PTX ISA, asynchronous warpgroup-level matrix instructions), for rows of 128 bytes
-// or of 32, with the swizzle of that size: `leading` bytes between 64 columns of B where the
-// columns of B lie next to each other in memory (unused otherwise, and with rows of 32 bytes),
-// `stride` bytes between 8 rows.
+// An operand's descriptor (PTX ISA, asynchronous warpgroup-level matrix instructions), for rows of
+// 128 bytes or of 32, with the swizzle of that size: `leading` bytes between 64 columns of B (rows
+// of A) where these lie next to each other in memory (unused otherwise, and with rows of 32 bytes),
+// `stride` bytes between 8 rows of memory.
 template <int kRowBytes = 128>
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t leading,
                                                   uint32_t stride) {
@@ -153,8 +154,8 @@ __device__ __forceinline__ void wgmma128(float (&c)[16][4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kColumns)));
 #endif
 }
-// Both operands in shared memory. c += a b, 16 columns; kRows: in memory the rows of A, here
-// columns of what is stored, lie next to each other, else the contracted elements do.
+// Both operands in shared memory. c += a b, 16 columns. kRows: what lies next to each other in
+// memory are elements of A's different rows, else the contracted ones. kColumns: as above.
 template <bool kRows, bool kColumns>
 __device__ __forceinline__ void wgmma16_shared(float (&c)[2][4], uint64_t a, uint64_t b) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
