@@ -14,9 +14,9 @@
 // eight steps, each clamped to f >= e^-8. The clamp changes no result by more than rounding.
 //
 // Positions. Column j = 8i+2q+p of an MMA tile holds token 4q+2i+p, so that a thread's four tokens
-// are neighbours and a scan over the sub-chunk needs one exchange between four lanes. Tiles in shared
-// memory keep rows in token order, and ldmatrix takes row addresses in position order; those of the
-// Hopper kernels keep rows in position order, as wgmma reads them.
+// are neighbours and a scan over the sub-chunk needs one exchange between four lanes. Tiles in
+// shared memory keep rows in token order, and ldmatrix takes row addresses in position order; those
+// of the Hopper kernels keep rows in position order, as wgmma reads them.
 #pragma once
 #include "cuda/mma.cuh"
 #include "ops/seq_kernel.h"
