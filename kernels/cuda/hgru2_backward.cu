@@ -258,7 +258,7 @@ __global__ __launch_bounds__(2 * N,
       KeyGates key;
       Decay decay;
       float query[2][4], slope[2][4];
-      uint32_t query_b[4], query_d[4], key_b[4], key_d[4];
+      OperandTiles tiles;
       {
         uint32_t xq[4], xf[4], left[4], right[4];
         ldmatrix_trans(xf, (tile + kF * Smem::kTile + tile_major) ^ (warp * 32));
@@ -279,14 +279,9 @@ __global__ __launch_bounds__(2 * N,
             up[r][m] = query[r][m] * decay.up[r][m];
             down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
           }
-        pack(query_d, up, decay.outer_mid);
-        pack(key_d, down, decay.inner_mid);
-        cut_before(up, q, tokens);
-        cut_after(down, q, tokens);
-        pack(query_b, up, decay.outer_up);
-        pack(key_b, down, decay.outer_down);
+        pack_tiles(tiles, up, down, decay, q, tokens);
         float scores_a[2][4];
-        partial_scores(scores_a, query_d, key_d);
+        partial_scores(scores_a, tiles.query_d, tiles.key_d);
         const uint32_t partial = smem + Smem::kPartial + warp * 2048 + lane * 16;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -322,7 +317,7 @@ __global__ __launch_bounds__(2 * N,
                       4 * (from & 3),
                   pack_bf16(keep_x ? sum.x : 0.0f, keep_y ? sum.y : 0.0f));
       }
-      stmatrix(smem + Smem::kKey + lane_narrow_store(own, lane), key_b);
+      stmatrix(smem + Smem::kKey + lane_narrow_store(own, lane), tiles.key_b);
       float diagonal = 0.0f;  // D_tt of token t = lane % 16, in fp32
       {
         const int t = lane & 15, tile = (t >> 1) & 1, from = 4 * row_of(t) + (t >> 2);
@@ -424,11 +419,11 @@ __global__ __launch_bounds__(2 * N,
         float gq[2][4] = {}, gk[2][4] = {};
         uint32_t frag[4];
         ldmatrix(frag, smem + Smem::kScores + 512 + narrow_row);
-        mma(gq[0], key_d, frag[0], frag[1]);
-        mma(gq[1], key_d, frag[2], frag[3]);
+        mma(gq[0], tiles.key_d, frag[0], frag[1]);
+        mma(gq[1], tiles.key_d, frag[2], frag[3]);
         ldmatrix_trans(frag, smem + Smem::kScores + 512 + narrow_column);
-        mma(gk[0], query_d, frag[0], frag[1]);
-        mma(gk[1], query_d, frag[2], frag[3]);
+        mma(gk[0], tiles.query_d, frag[0], frag[1]);
+        mma(gk[1], tiles.query_d, frag[2], frag[3]);
         float diag[4];
 #pragma unroll
         for (int m = 0; m < 4; ++m) diag[m] = __shfl_sync(0xffffffffu, diagonal, 4 * q + m);
@@ -438,8 +433,7 @@ __global__ __launch_bounds__(2 * N,
           return cross[r] += __shfl_xor_sync(0xffffffffu, cross[r], 2);
         };
         channel_gradients(dxq, dxf, dbound, iq, ik, gq, gk, all_columns, diag,
-                          {key, decay, query, slope, rest, query_b, key_b, query_d, key_d}, tokens,
-                          q);
+                          {key, decay, query, slope, rest, tiles}, tokens, q);
         store_channels(dx, 3 * D, dxq, g, q, tokens.valid);
         store_channels(dx + D, 3 * D, dxf, g, q, tokens.valid);
       }
@@ -454,7 +448,7 @@ __global__ __launch_bounds__(2 * N,
           float(&s)[4] = dh[2 * k + i];
           s[0] *= decay.total[0], s[1] *= decay.total[0];
           s[2] *= decay.total[1], s[3] *= decay.total[1];
-          mma(s, query_b, frag[2 * i], frag[2 * i + 1]);
+          mma(s, tiles.query_b, frag[2 * i], frag[2 * i + 1]);
         }
       }
     }

@@ -144,7 +144,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       KeyGates key;
       Decay decay;
       float query[2][4], slope[2][4];
-      uint32_t query_b[4], query_d[4], key_b[4], key_d[4];
+      OperandTiles tiles;
       {
         uint32_t xq[4], xf[4];
         ldmatrix_trans(xf, own_raw + tile + kF * kPart);
@@ -160,17 +160,12 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
             up[r][m] = query[r][m] * decay.up[r][m];
             down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
           }
-        pack(query_d, up, decay.outer_mid);
-        pack(key_d, down, decay.inner_mid);
-        cut_before(up, q, tokens);
-        cut_after(down, q, tokens);
-        pack(query_b, up, decay.outer_up);
-        pack(key_b, down, decay.outer_down);
+        pack_tiles(tiles, up, down, decay, q, tokens);
       }
       mbarrier_wait(smem + kFree, parity ^ 1);
-      stmatrix(narrow_store + kQueryD, query_d);
-      stmatrix(narrow_store + kKeyD, key_d);
-      stmatrix(narrow_store + kKey, key_b);
+      stmatrix(narrow_store + kQueryD, tiles.query_d);
+      stmatrix(narrow_store + kKeyD, tiles.key_d);
+      stmatrix(narrow_store + kKey, tiles.key_b);
       barrier_arrive(kTiles, kThreads);
       // The saved state again, for the chunk's first sub-chunk.
       if (sub == 0) mbarrier_wait(smem + kFirst, chunk_parity);
@@ -220,7 +215,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         dh[j][2] *= decay.total[1], dh[j][3] *= decay.total[1];
       }
       wgmma_fence();
-      wgmma128<true>(dh, query_b, wgmma_at(sub_rows, kDy * kPart));
+      wgmma128<true>(dh, tiles.query_b, wgmma_at(sub_rows, kDy * kPart));
       wgmma_commit();
       // ---- the diagonal block; dh
       uint32_t frag[4], frag_t[4];
@@ -231,10 +226,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       ldmatrix_trans(frag_t, gradients + lane_narrow_column_major(lane));
       const uint4 d4 =
           ld_shared4(smem + kDiagonal + (chunk_parity * kChunk + sub * kSub) * 4 + q * 16);
-      mma(gq[0], key_d, frag[0], frag[1]);
-      mma(gq[1], key_d, frag[2], frag[3]);
-      mma(gk[0], query_d, frag_t[0], frag_t[1]);
-      mma(gk[1], query_d, frag_t[2], frag_t[3]);
+      mma(gq[0], tiles.key_d, frag[0], frag[1]);
+      mma(gq[1], tiles.key_d, frag[2], frag[3]);
+      mma(gk[0], tiles.query_d, frag_t[0], frag_t[1]);
+      mma(gk[1], tiles.query_d, frag_t[2], frag_t[3]);
       wgmma_wait_all(dh);
       barrier_arrive(kState, kThreads);
 
@@ -245,7 +240,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         float dxq[2][4], dxf[2][4];
         channel_gradients(
             dxq, dxf, dbound, iq, ik, gq, gk, [&](int r) { return cross[r]; }, diag,
-            {key, decay, query, slope, rest, query_b, key_b, query_d, key_d}, tokens, q);
+            {key, decay, query, slope, rest, tiles}, tokens, q);
         uint32_t packed[4];
         mbarrier_wait(smem + kStored, parity);  // dx of the sub-chunk behind
         pack(packed, dxq);

@@ -144,7 +144,8 @@ __global__ __launch_bounds__(2 * N,
     for (int sub = 0; sub < 2; ++sub) {
       const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, T - t0 - 16 * sub};
       const uint32_t tile = raw + sub * 3 * Smem::kTile;
-      uint32_t xq[4], xf[4], query_b[4], key_b[4], query_d[4], key_d[4];
+      uint32_t xq[4], xf[4];
+      OperandTiles tiles;
       ldmatrix_trans(xq, (tile + tile_major) ^ (warp * 32));
       ldmatrix_trans(xf, (tile + Smem::kTile + tile_major) ^ (warp * 32));
       KeyGates key;
@@ -161,16 +162,11 @@ __global__ __launch_bounds__(2 * N,
           query[r][m] *= decay.up[r][m];
           k[r][m] = decay.down[r][m] * key.close[r][m];
         }
-      pack(query_d, query, decay.outer_mid);
-      pack(key_d, k, decay.inner_mid);
-      cut_before(query, q, tokens);
-      cut_after(k, q, tokens);
-      pack(query_b, query, decay.outer_up);
-      pack(key_b, k, decay.outer_down);
+      pack_tiles(tiles, query, k, decay, q, tokens);
       float scores[2][4];
-      partial_scores(scores, query_d, key_d);
-      stmatrix(smem + Smem::kQuery + sub * N * 32 + narrow_store, query_b);
-      stmatrix(smem + Smem::kKey + sub * N * 32 + narrow_store, key_b);
+      partial_scores(scores, tiles.query_d, tiles.key_d);
+      stmatrix(smem + Smem::kQuery + sub * N * 32 + narrow_store, tiles.query_b);
+      stmatrix(smem + Smem::kKey + sub * N * 32 + narrow_store, tiles.key_b);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         st_shared(smem + Smem::kPartial + ((sub * kWarps + warp) * 2 + i) * 512 + lane * 16,

@@ -189,7 +189,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, kSub};
-      uint32_t query_b[4], key_b[4], query_d[4], key_d[4];
+      OperandTiles tiles;
       KeyGates key;
       key_gates(key, xf[sub], bound, rest, q, tokens);
       Decay decay;
@@ -213,17 +213,12 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
           query[r][m] *= decay.up[r][m];
           k[r][m] = decay.down[r][m] * key.close[r][m];
         }
-      pack(query_d, query, decay.outer_mid);
-      pack(key_d, k, decay.inner_mid);
-      cut_before(query, q, tokens);
-      cut_after(k, q, tokens);
-      pack(query_b, query, decay.outer_up);
-      pack(key_b, k, decay.outer_down);
+      pack_tiles(tiles, query, k, decay, q, tokens);
       const uint32_t to = narrow_store + kTileAt + stage * kTileStage + sub * kTiles * kNarrow;
-      stmatrix(to + kQueryD * kNarrow, query_d);
-      stmatrix(to + kKeyD * kNarrow, key_d);
-      stmatrix(to + kQuery * kNarrow, query_b);
-      stmatrix(to + kKey * kNarrow, key_b);
+      stmatrix(to + kQueryD * kNarrow, tiles.query_d);
+      stmatrix(to + kKeyD * kNarrow, tiles.key_d);
+      stmatrix(to + kQuery * kNarrow, tiles.query_b);
+      stmatrix(to + kKey * kNarrow, tiles.key_b);
       if (multiply && q == 0)
 #pragma unroll
         for (int r = 0; r < 2; ++r)

@@ -317,6 +317,21 @@ __device__ __forceinline__ uint32_t lane_narrow_store(int channel0, int lane) {
   return narrow_offset(channel0 + (lane & 15), lane >> 4);
 }
 
+// The bf16 tiles that the products of a sub-chunk take: q before, k after, q mid, k / mid.
+struct OperandTiles {
+  uint32_t query_b[4], key_b[4], query_d[4], key_d[4];
+};
+// up: q times the thread's part of `before`, down: k times that of `after`; overwritten.
+__device__ __forceinline__ void pack_tiles(OperandTiles& o, float (&up)[2][4], float (&down)[2][4],
+                                           const Decay& decay, int q, const Tokens& tokens) {
+  pack(o.query_d, up, decay.outer_mid);
+  pack(o.key_d, down, decay.inner_mid);
+  cut_before(up, q, tokens);
+  cut_after(down, q, tokens);
+  pack(o.query_b, up, decay.outer_up);
+  pack(o.key_b, down, decay.outer_down);
+}
+
 // This warp's part, over its 16 channels, of A[t][s] = sum_c qd[t][c] kd[s][c], in positions.
 __device__ __forceinline__ void partial_scores(float (&c)[2][4], const uint32_t (&qd)[4],
                                                const uint32_t (&kd)[4]) {
@@ -354,7 +369,7 @@ struct ChannelTerms {
   const KeyGates& key;
   const Decay& decay;
   const float (&query)[2][4], (&slope)[2][4], (&rest)[2];  // slope: of the query's gate
-  const uint32_t (&query_b)[4], (&key_b)[4], (&query_d)[4], (&key_d)[4];
+  const OperandTiles& tiles;
 };
 
 // dq, dk and dlog f of them, and from those dx_q, dx_f and d bound (docs/notation.md, backward).
@@ -384,9 +399,10 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
         const int i = m >> 1, e = 2 * r + (m & 1);
-        up[r][m] = element(x.query_b, r, m) * iq[i][e] +
-                   (element(x.query_d, r, m) * gq[i][e] - element(x.key_d, r, m) * gk[i][e]);
-        down[m] = element(x.key_b, r, m) * ik[i][e];
+        up[r][m] =
+            element(x.tiles.query_b, r, m) * iq[i][e] +
+            (element(x.tiles.query_d, r, m) * gq[i][e] - element(x.tiles.key_d, r, m) * gk[i][e]);
+        down[m] = element(x.tiles.key_b, r, m) * ik[i][e];
       }
       up[r][2] += up[r][3], up[r][1] += up[r][2], up[r][0] += up[r][1];
       first_down[r] = down[0], down01[r] = down[0] + down[1], down012[r] = down01[r] + down[2];
