@@ -2,7 +2,9 @@
 // double. Tiles in software run wherever AVX-512 is, AMX where the processor has it.
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <limits>
+#include <string>
 #include <tuple>
 
 #include "ops/emulated_tiles.h"
@@ -294,6 +296,14 @@ TEST_CASE("split_gemm: small and large numbers", "[ops]") {
       CHECK(worst <= std::ldexp(32.0 * 4, -scale / 2 - (scale == -110 ? 125 : 22 - scale)));
       if (scale != -110) CHECK(relative_error(got, expected) < 2e-7);
     }
+}
+
+TEST_CASE("split_gemm: AMX is taken where it is, and not with HGRN_AMX=0", "[ops]") {
+  const NarrowGemm& best = cpu::best_narrow_gemm();
+  const char* const set = std::getenv("HGRN_AMX");
+  const NarrowGemm* const amx = set && std::string(set) == "0" ? nullptr : cpu::amx_narrow_gemm();
+  CHECK((amx != nullptr) == (*best.how != '\0'));
+  if (amx) CHECK(best.multiply == amx->multiply);
 }
 
 TEST_CASE("split_gemm: AMX has the bits of tiles in software", "[ops]") {
