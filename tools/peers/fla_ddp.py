@@ -8,7 +8,7 @@ DDP (NCCL): fp32 weights, moments and gradients under bf16 autocast, fused AdamW
 defaults (fused RMSNorm, SwiGLU and cross-entropy, `chunk` mode). Sequences a GPU, their length and the
 model's sizes are the config's, which `hgrn-bench comm --config` takes too. Prints medians as they come:
 Triton compiles and tunes in the first step, and after --limit seconds all is over, done or not.
---model reference takes the definition of the model from a checkpoint (tools/make_golden.py) on CPUs and
+--model reference takes the definition of the model from a checkpoint (tools/reference.py) on CPUs and
 Gloo instead: that shows that this loop works where no GPU is.
 """
 from __future__ import annotations

@@ -18,7 +18,7 @@ cross-entropy (in place), `chunk` mode. Losses stay on the device until a line i
 Python does not wait at each step. The first forward and backward, in which Triton compiles and
 tunes, runs before the clock starts (summary.json: compile_s) and changes no weight.
 
---model reference trains the definition of the model (tools/make_golden.py, by autograd) in fp64
+--model reference trains the definition of the model (tools/reference.py, by autograd) in fp64
 on the CPU instead: that shows that loop, order, schedule, decay groups and clipping here are those
 of `hgrn train`. It needs PyTorch alone; fla needs a CUDA GPU, transformers and safetensors too. With
 TRITON_INTERPRET=1 a tiny fla model trains on the CPU in Triton's interpreter, in fp32
@@ -42,7 +42,7 @@ from torch import Tensor
 
 TOOLS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOOLS))
-import make_golden  # noqa: E402
+import reference  # noqa: E402
 from sample_order import SampleOrder  # noqa: E402
 
 
@@ -106,16 +106,16 @@ class Reference(torch.nn.Module):
 
     def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
-        self.c = make_golden.Config.from_json(json.loads((folder / "config.json").read_text()))
+        self.c = reference.Config.from_json(json.loads((folder / "config.json").read_text()))
         self.weights = {}
-        for name, t in make_golden.read_safetensors(folder / "model.safetensors").items():
+        for name, t in reference.read_safetensors(folder / "model.safetensors").items():
             p = torch.nn.Parameter(torch.from_numpy(t.copy()).to(dtype))
             self.weights[name] = p
             self.register_parameter(name.replace(".", "/"), p)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        logits, _ = make_golden.forward(self.weights, self.c, inputs)
-        return make_golden.token_nll(logits, targets).mean()
+        logits, _ = reference.forward(self.weights, self.c, inputs)
+        return reference.token_nll(logits, targets).mean()
 
 
 class Fla(torch.nn.Module):

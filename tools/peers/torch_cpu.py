@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import make_golden as reference  # noqa: E402
+import reference  # noqa: E402
 
 from torch_model import RECURRENCES, Mixer, Model  # noqa: E402
 

@@ -9,7 +9,7 @@ Inside a sub-block the exponents are taken from its middle: at most 8 steps away
 clamped at -10, so that exp stays finite in fp32. Between sub-blocks they are taken from a
 boundary and are <= 0. Backward: dlog f = reverse running sum of q dq - k dk over the whole row.
 
-Weights: names and shapes of tools/make_golden.py, projections packed (reference_names).
+Weights: names and shapes of tools/reference.py, projections packed (reference_names).
 PyTorch 1.13 or later.
 """
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import make_golden as reference  # noqa: E402
+import reference  # noqa: E402
 
 S = 16          # tokens of a sub-block
 MIN_LOG_F = -10.0
