@@ -275,11 +275,14 @@ std::vector<Case> accuracy_cases() {
   }
   add(kRegimes[5], 17, 512, 8, 128);
   // Gates on the values where a CTA has several chunks: two waves of whole heads, and a chain.
-  for (const Act output : {Act::sigmoid, Act::silu}) {
-    Case& c = add(kRegimes[0], 67, 200, 4, 128);
-    c.options = {output, Act::silu, 1.0f};
-    c.reset = 0.01;
-  }
+  // Without resets it is another kernel.
+  for (const Act output : {Act::sigmoid, Act::silu})
+    for (const double reset : {0.01, 0.0}) {
+      Case& c = add(kRegimes[0], 67, 200, 4, 128);
+      c.options = {output, Act::silu, 1.0f};
+      c.reset = reset;
+    }
+  add(kRegimes[0], 3, 150, 4, 128).options.output_act = Act::sigmoid;
   for (int64_t n : {1, 2, 4, 8, 16, 32, 33, 96, 256})
     for (DType type : {DType::f32, DType::bf16}) {
       Case& c = add(kRegimes[n % 9], 2, n == 256 ? 90 : 150, 4, n);
@@ -320,6 +323,9 @@ std::vector<Case> small_cases() {
   gated.states = true;
   gated.reset = 0.02;
   gated.options = {Act::sigmoid, Act::silu, 1.0f};
+  cases.push_back(gated);
+  gated.shape = {1, 150, 128, 128};
+  gated.reset = 0;
   cases.push_back(gated);
   // More heads than multiprocessors of a Hopper: a chain.
   Case chain;

@@ -435,11 +435,9 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-// Queries that do not pass through a silu are rare: no kernels of their own without resets.
-template <bool kGated>
+template <bool kSilu, bool kGated>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  if (c.output_act != Act::silu) return launch<false, kGated, true>(c, stream);
-  c.reset ? launch<true, kGated, true>(c, stream) : launch<true, kGated, false>(c, stream);
+  c.reset ? launch<kSilu, kGated, true>(c, stream) : launch<kSilu, kGated, false>(c, stream);
 }
 
 }  // namespace
@@ -447,7 +445,11 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 void forward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
-  c.input_act == Act::identity ? launch<false>(c, stream) : launch<true>(c, stream);
+  const bool silu = c.output_act == Act::silu;
+  if (c.input_act != Act::identity)
+    silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
+  else
+    silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
 }
 
 }  // namespace hgrn::hgru2
