@@ -149,7 +149,7 @@ class CudaHgru2 final : public SeqKernel {
     c.bound = static_cast<const float*>(in.bound.data);
     c.reset = static_cast<const uint8_t*>(in.reset.data);
     c.split = {int(s.B * s.H()), 1, int((s.T + 63) / 64)};
-    c.sm90 = sm90_;
+    c.sm90 = sm90_ && hgru2::takes_gates_sm90(o);
     c.h0 = static_cast<const float*>(in.h0.data);
     return c;
   }
@@ -162,8 +162,10 @@ class CudaHgru2 final : public SeqKernel {
       check_tensor(tensors[i], specs[i].dtype, specs[i].shape, specs[i].name.c_str());
   }
 
+  // On a Hopper saved() counts on its kernels; whatever else runs there takes each head as a whole.
   template <class E>
   void lay_out(Call<E>& c, const SeqShape& s, bool forward) const {
+    if (sm90_ && !c.sm90) return;
     c.chain = chain(s);
     if (!c.chain.slots) c.split = split(s, forward);
   }

@@ -61,11 +61,12 @@ struct Copies {
     }
   }
   // The values this thread has copied, and waited for, through their gate.
-  __device__ __forceinline__ void gate_values(int sub, Act act) const {
+  template <Act kValueGate>
+  __device__ __forceinline__ void gate_values(int sub) const {
     const uint32_t at[2] = {piece(sub, 0) + kV * kPart, piece(sub, 1) + kV * kPart};
     const uint4 v[2] = {ld_shared4(at[0]), ld_shared4(at[1])};
-    st_shared(at[0], activated(v[0], act));
-    st_shared(at[1], activated(v[1], act));
+    st_shared(at[0], activated(v[0], kValueGate));
+    st_shared(at[1], activated(v[1], kValueGate));
   }
   __device__ __forceinline__ void saved_state(const void* states, int64_t index, int slot) const {
     const uint4* const from = static_cast<const uint4*>(states) + index * (kH / 16) + thread;
@@ -198,7 +199,8 @@ struct Ungated {
     from -= kSub * 3 * D;
   }
   // dv (value columns 64 m + 16 warp + g + 8 r, four tokens) times the derivative of the gate.
-  __device__ __forceinline__ void scale(float (&dv)[2][2][4], Act act) const {
+  template <Act kValueGate>
+  __device__ __forceinline__ void scale(float (&dv)[2][2][4]) const {
     __syncwarp();  // all lanes have waited for their copies
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -209,7 +211,7 @@ struct Ungated {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float unused[2], slope[2];
-          query_gate<false, true>(unused, slope, v[r + 2 * i], act, 1.0f);
+          query_gate<kValueGate == Act::silu, true>(unused, slope, v[r + 2 * i], kValueGate, 1.0f);
           dv[m][i][2 * r] *= slope[0];
           dv[m][i][2 * r + 1] *= slope[1];
         }
@@ -218,9 +220,10 @@ struct Ungated {
   }
 };
 
-template <bool kGated, bool kReset>
+template <Act kValueGate, bool kReset>
 __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
                                             unsigned char* smem_bytes) {
+  constexpr bool kGated = kValueGate != Act::identity;
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
   const int thread = threadIdx.x - kStateThreads, lane = thread & 31;
@@ -242,7 +245,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
     cp_async_wait<0>();
     if (kGated)
 #pragma unroll 1
-      for (int sub = from; sub >= 0; --sub) copies.gate_values(sub, a.input_act);
+      for (int sub = from; sub >= 0; --sub) copies.gate_values<kValueGate>(sub);
     fence_async_proxy();  // wgmma reads what this thread has copied and gated
     mbarrier_arrive_warp(smem + kValues);
   };
@@ -352,11 +355,11 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       // only the thread that has copied them touches before kValues.
       if (kGated) {
         // Always so; the compiler does not know, and does none of this before kFree.
-        if (a.input_act != Act::identity) ungated.scale(dv, a.input_act);
+        if (a.input_act != Act::identity) ungated.scale<kValueGate>(dv);
         if (sub > 0 || more) ungated.copy(T - t0 - kSub * (sub - 1));
         cp_async_commit();
         store_dv();
-        if (sub < kSubs - 1 && more) copies.gate_values(sub + 1, a.input_act);
+        if (sub < kSubs - 1 && more) copies.gate_values<kValueGate>(sub + 1);
       }
       if (sub == kFirstSlot) {
         cp_async_wait<3>();  // copies since: v and dy, q and f, v and dy

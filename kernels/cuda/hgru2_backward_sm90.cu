@@ -11,7 +11,7 @@
 //     D, which takes nothing from them and is made once a chunk, for all of its sub-chunks; and all
 //     traffic with device memory: loads ahead, dx from shared memory.
 //
-// Where the values pass through a gate (kGated), the helpers do that to the pieces that each of
+// Where the values pass through a gate (kValueGate), the helpers do that to the pieces that each of
 // them has copied, a sub-chunk after the copy and up to a chunk ahead of the use; only the first
 // sub-chunk of a chunk arrives too late for that, and there the state warps have gates of their own
 // to do first. The derivative goes to dv in the helpers' registers, from the values, copied once
@@ -62,9 +62,10 @@ namespace {
 
 using namespace backward_roles;
 
-template <bool kSilu, bool kGated, bool kReset>
+template <Act kQueryGate, Act kValueGate, bool kReset>
 __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_bfloat16> a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  constexpr bool kGated = kValueGate != Act::identity;
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
   if (threadIdx.x == 0) {
     const uint32_t smem = smem_address(smem_bytes);
@@ -74,25 +75,20 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
   __syncthreads();
   if (threadIdx.x < kStateThreads) {
     registers_grow<state_registers(kGated)>();
-    state_warp<kSilu, kReset>(a, smem_bytes);
+    state_warp<kQueryGate, kReset>(a, smem_bytes);
   } else {
     registers_shrink<helper_registers(kGated)>();
-    helper_warp<kGated, kReset>(a, smem_bytes);
+    helper_warp<kValueGate, kReset>(a, smem_bytes);
   }
 #endif
 }
 
-template <bool kSilu, bool kGated, bool kReset>
+template <Act kQueryGate, Act kValueGate, bool kReset>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  const auto kernel = backward_kernel<kSilu, kGated, kReset>;
+  const auto kernel = backward_kernel<kQueryGate, kValueGate, kReset>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
-}
-
-template <bool kSilu, bool kGated>
-void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  c.reset ? launch<kSilu, kGated, true>(c, stream) : launch<kSilu, kGated, false>(c, stream);
 }
 
 }  // namespace
@@ -100,11 +96,9 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 void backward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
-  const bool silu = c.output_act == Act::silu;
-  if (c.input_act != Act::identity)
-    silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
-  else
-    silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
+  dispatch_gates(c, [&](auto query, auto values, auto reset) {
+    launch<query(), values(), reset()>(c, stream);
+  });
 }
 
 }  // namespace hgrn::hgru2

@@ -37,9 +37,9 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
   }
 }
 
-// kSilu: of the queries. kReset: there may be resets; without, the gates are one piece of code
+// kQueryGate: the queries' gate. kReset: there may be resets; without, the gates are one piece of code
 // without branches, in which latencies overlap.
-template <bool kSilu, bool kReset>
+template <Act kQueryGate, bool kReset>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -151,7 +151,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         ldmatrix_trans(xq, own_raw + tile + kQ * kPart);
         key_gates(key, xf, bound, rest, q, tokens);
         decay_products(decay, key.f, q, tokens);
-        query_gates<kSilu>(query, slope, xq, a.output_act, a.query_scale);
+        query_gates<kQueryGate == Act::silu, true>(query, slope, xq, kQueryGate, a.query_scale);
         float up[2][4], down[2][4];
 #pragma unroll
         for (int r = 0; r < 2; ++r)

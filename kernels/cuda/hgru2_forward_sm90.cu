@@ -9,7 +9,7 @@
 //   State warps 8..15: warp 8+w owns the value columns v = 16w..16w+15 of S^T in fp32 registers: y,
 //   S, as wgmmas that read the tiles of the gate warps. Two of them, in turn others, also compute
 //   A, one for each sub-chunk: the same two every time kept the others waiting. No other warp reads
-//   those columns of the values, so where these pass through a gate (kGated), it is in this warp's
+//   those columns of the values, so where these pass through a gate (kValueGate), it is in this warp's
 //   registers.
 //
 // Nothing that the gate warps do depends on the state, so they run up to two steps ahead: tiles, A
@@ -141,7 +141,7 @@ struct Copies {
 };
 
 // kReset: there may be resets; without, the gates are one piece of code without branches.
-template <bool kSilu, bool kReset>
+template <Act kQueryGate, bool kReset>
 __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
   const Block block(a);
@@ -195,7 +195,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
       Decay decay;
       decay_products(decay, key.f, q, tokens);
       float query[2][4], k[2][4];
-      query_gates<kSilu>(query, xq[sub], a.output_act);
+      query_gates<kQueryGate == Act::silu, true>(query, xq[sub], kQueryGate);
       scale_rows(decay, a.query_scale, rest);
       const bool multiply = multiplies(sub, tokens);
 #pragma unroll
@@ -289,7 +289,7 @@ __device__ __forceinline__ void score_block(uint32_t tiles, uint32_t out, int la
     }
 }
 
-template <bool kGated, bool kReset>
+template <Act kValueGate, bool kReset>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
@@ -339,9 +339,9 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       ldmatrix_trans(v[sub], tile_major + value + sub * 3 * kTile);
-      if (kGated) {
+      if (kValueGate != Act::identity) {
         const uint4 gated =
-            activated(make_uint4(v[sub][0], v[sub][1], v[sub][2], v[sub][3]), a.input_act);
+            activated(make_uint4(v[sub][0], v[sub][1], v[sub][2], v[sub][3]), kValueGate);
         v[sub][0] = gated.x, v[sub][1] = gated.y, v[sub][2] = gated.z, v[sub][3] = gated.w;
       }
     }
@@ -403,7 +403,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       for (int e = 0; e < 4; ++e) a.hT[block.bh * N * N + state_at(j, e)] = S[j][e];
 }
 
-template <bool kSilu, bool kGated, bool kReset>
+template <Act kQueryGate, Act kValueGate, bool kReset>
 __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bfloat16> a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
@@ -419,25 +419,20 @@ __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bf
   __syncthreads();
   if (threadIdx.x < kRole) {
     registers_shrink<kGateRegisters>();
-    gate_warp<kSilu, kReset>(a, smem_bytes);
+    gate_warp<kQueryGate, kReset>(a, smem_bytes);
   } else {
     registers_grow<kStateRegisters>();
-    state_warp<kGated, kReset>(a, smem_bytes);
+    state_warp<kValueGate, kReset>(a, smem_bytes);
   }
 #endif
 }
 
-template <bool kSilu, bool kGated, bool kReset>
+template <Act kQueryGate, Act kValueGate, bool kReset>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  const auto kernel = forward_kernel<kSilu, kGated, kReset>;
+  const auto kernel = forward_kernel<kQueryGate, kValueGate, kReset>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
   CUDA_CHECK(cudaGetLastError());
-}
-
-template <bool kSilu, bool kGated>
-void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
-  c.reset ? launch<kSilu, kGated, true>(c, stream) : launch<kSilu, kGated, false>(c, stream);
 }
 
 }  // namespace
@@ -445,11 +440,9 @@ void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
 void forward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   clear_flags(c, stream);
-  const bool silu = c.output_act == Act::silu;
-  if (c.input_act != Act::identity)
-    silu ? launch<true, true>(c, stream) : launch<false, true>(c, stream);
-  else
-    silu ? launch<true, false>(c, stream) : launch<false, false>(c, stream);
+  dispatch_gates(c, [&](auto query, auto values, auto reset) {
+    launch<query(), values(), reset()>(c, stream);
+  });
 }
 
 }  // namespace hgrn::hgru2

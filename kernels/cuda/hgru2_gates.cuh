@@ -277,7 +277,7 @@ __device__ __forceinline__ void query_gate(float (&value)[2], float (&slope)[2],
   }
 }
 // The same for all elements of a thread: x as for key_gates.
-template <bool kSilu = false>
+template <bool kSilu = false, bool kGate = kSilu>
 __device__ __forceinline__ void query_gates(float (&value)[2][4], float (&slope)[2][4],
                                             const uint32_t (&x)[4], Act act, float scale) {
 #pragma unroll
@@ -285,15 +285,15 @@ __device__ __forceinline__ void query_gates(float (&value)[2][4], float (&slope)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float v[2], d[2];
-      query_gate<kSilu>(v, d, x[r + 2 * i], act, scale);
+      query_gate<kSilu, kGate>(v, d, x[r + 2 * i], act, scale);
       value[r][2 * i] = v[0], value[r][2 * i + 1] = v[1];
       slope[r][2 * i] = d[0], slope[r][2 * i + 1] = d[1];
     }
 }
-template <bool kSilu = false>
+template <bool kSilu = false, bool kGate = kSilu>
 __device__ __forceinline__ void query_gates(float (&value)[2][4], const uint32_t (&x)[4], Act act) {
   float unused[2][4];
-  query_gates<kSilu>(value, unused, x, act, 1.0f);
+  query_gates<kSilu, kGate>(value, unused, x, act, 1.0f);
 }
 
 // Elements [r][m] as the four registers of an A tile (rows = channels, columns = positions).

@@ -90,6 +90,11 @@ int tensor_smem_bytes(int n);  // shared memory a block of the largest of them n
 void forward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 // n = 128 on Hopper: the same results, faster. The two above call them where Call::sm90 is set.
+// Their gates are constants to the compiler: those that a config can name.
+inline bool takes_gates_sm90(const SeqOptions& o) {
+  return (o.output_act == Act::silu || o.output_act == Act::sigmoid) &&
+         (o.input_act == Act::silu || o.input_act == Act::identity);
+}
 void forward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_sm90(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 

@@ -7,6 +7,8 @@
 // of state in the order of the threads' registers, then the flags, which the launcher clears. Twin:
 // none (the CPU kernels take a head as a whole)   Test: tools/hgru2_check.cu
 #pragma once
+#include <type_traits>
+
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_gates.cuh"
 #include "cuda/hgru2_kernels.h"
@@ -84,6 +86,25 @@ __device__ __forceinline__ void take_over(float (&state)[kTiles][4], const Call<
     const float4 v = __ldcg(from + j * kThreads + thread);
     state[j][0] = v.x, state[j][1] = v.y, state[j][2] = v.z, state[j][3] = v.w;
   }
+}
+
+// launch(query gate, values' gate, whether there are resets), as constants: of the gates that
+// takes_gates_sm90() lets through.
+template <class Launch>
+void dispatch_gates(const Call<__nv_bfloat16>& c, const Launch& launch) {
+  const auto with_values = [&](auto query, auto values) {
+    c.reset ? launch(query, values, std::true_type{}) : launch(query, values, std::false_type{});
+  };
+  const auto with_query = [&](auto query) {
+    if (c.input_act == Act::silu)
+      with_values(query, std::integral_constant<Act, Act::silu>{});
+    else
+      with_values(query, std::integral_constant<Act, Act::identity>{});
+  };
+  if (c.output_act == Act::silu)
+    with_query(std::integral_constant<Act, Act::silu>{});
+  else
+    with_query(std::integral_constant<Act, Act::sigmoid>{});
 }
 
 // Before a launch with a chain.
