@@ -16,39 +16,46 @@ constexpr int helper_registers(bool gated) {
 constexpr int state_registers(bool gated) {
   return (168 * kThreads - helper_registers(gated) * kHelperThreads) / kStateThreads / 8 * 8;
 }
-constexpr uint32_t kOnes = 0x3f803f80u;  // two bf16
-constexpr int kFirstSlot = 1;  // of h, where the saved one waits for the chunk's first sub-chunk
-constexpr int kGroup = 2;      // steps of 16 value columns whose operands are in registers at once
-static_assert(kGroup == 2);    // two are added up before their product with ones
+constexpr int kPairs = kSubs / 2, kPair = 2 * kSub;  // a step: an earlier and a later sub-chunk
+constexpr uint32_t kOnes = 0x3f803f80u;              // two bf16
+constexpr int kGroup = 8;  // steps of 16 value columns whose operands are in registers at once
+static_assert(kGroup % 2 == 0);  // two are added up before their product with ones
 enum Part { kQ, kF, kV, kDy };
 enum Barrier { kTiles = 1, kState = 2, kHelper = 3, kHandOver = 4, kDhStored = 5 };
 
 constexpr int kPitch = N * 2 + 16;
 constexpr int kOutTile = kSub * kPitch;
 constexpr int kH = N * N * 2;
-constexpr int kNarrow = N * 32;
 // Tiles with rows of 64 columns, 128 bytes: x and dy of a chunk, and dh, in two halves each.
 constexpr int kPart = kChunk * N * 2, kHalf = kPart / 2, kSubRows = kSub * 128;
 constexpr int kDhHalf = kH / 2;
 constexpr int kScoreBlock = kSub * 32;
+// The blocks of 16 positions of a channel in a tile of operands of A: of the earlier and of the
+// later sub-chunk's own block of A, of the one off the diagonal, and one that is of no use there.
+constexpr int kOperandTile = N * 128;
+enum Block16 { kEarlier, kLater, kAcross, kSpare };
+constexpr int kStashed = 7;  // pieces of 16 bytes that a state thread keeps in kStash
 // Byte offsets in shared memory.
 constexpr int kRaw = 0;                    // [q, f, v, dy][2 halves][4 sub][16 positions][64] bf16
-constexpr int kStates = kRaw + 4 * kPart;  // [3][N/16][state threads] uint4: h
-constexpr int kDh = kStates + 3 * kH;      // [2 halves][N][64] bf16
-constexpr int kKey = kDh + kH;             // [N][16] bf16: k after
-constexpr int kKeyD = kKey + kNarrow;      // [N][16] bf16: k / mid
-constexpr int kQueryD = kKeyD + kNarrow;   // [N][16] bf16: q mid
-constexpr int kOut = kQueryD + kNarrow;    // [q, f, v][16 positions][N] bf16: dx
-constexpr int kScores = kOut + 3 * kOutTile;       // [16][16] bf16: A
-constexpr int kGradients = kScores + kScoreBlock;  // [2 chunks][4 sub][16][16] bf16: D
-constexpr int kDiagonal = kGradients + 2 * kSubs * kScoreBlock;  // [2 chunks][64] float: D_tt
-constexpr int kUngated = kDiagonal + 2 * kChunk * 4;  // [16 positions][N] bf16: v before its gate
-constexpr int kBarriers = kUngated + kOutTile;
+constexpr int kStates = kRaw + 4 * kPart;  // [N/16][state threads] uint4: h
+constexpr int kDh = kStates + kH;          // [2 halves][N][64] bf16
+constexpr int kQueries = kDh + kH;         // [N][4 blocks][16] bf16: q mid, q mid, q before
+constexpr int kKeys = kQueries + kOperandTile;  // [N][4 blocks][16] bf16: k / mid, k / mid, k after
+// [N][32 positions] bf16: k after, to the end of the pair; then [32 positions][N]: dv.
+constexpr int kPairKeys = kKeys + kOperandTile;
+constexpr int kScores = kPairKeys + N * 64;       // [32][32] bf16: A, 0 above the diagonal
+constexpr int kGradients = kScores + kPair * 64;  // [4 sub, 2 across][16][16] bf16: D
+constexpr int kDiagonal = kGradients + (kSubs + kPairs) * kScoreBlock;  // [64] float: D_tt
+constexpr int kOut = kDiagonal + kChunk * 4;  // [2 sub][q, f][16 positions][N] bf16: dx
+constexpr int kStash = kOut + 4 * kOutTile;   // [kStashed][state threads] uint4
+constexpr int kBarriers = kStash + kStashed * kStateThreads * 16;
 constexpr int kMbarriers = 7;
-constexpr int kBytes = kBarriers + kMbarriers * 8;
-constexpr int kLoaded = kBarriers, kLoaded0 = kBarriers + 8, kValues = kBarriers + 16,
-              kFirst = kBarriers + 24, kGradient = kBarriers + 32, kFree = kBarriers + 40,
-              kStored = kBarriers + 48;
+constexpr int kUngated = kBarriers + 64;  // [2 sub][16 positions][N] bf16: v before its gate
+constexpr int kBytes = kUngated + 2 * kOutTile;
+constexpr int kLoaded = kBarriers, kValues = kBarriers + 8, kGradient = kBarriers + 16,
+              kFreeDh = kBarriers + 24, kFree = kBarriers + 32, kStored = kBarriers + 40,
+              kFirst = kBarriers + 48;
+static_assert(kMbarriers * 8 <= 64);
 
 // Row of a token in a tile, and lane addresses for ldmatrix; 16-column step kk is at + 32 kk.
 //   tile_major:   blocks (tile 0, left), (tile 0, right), (tile 1, left), (tile 1, right)
@@ -86,19 +93,34 @@ __device__ __forceinline__ uint32_t padded_tile_major(int lane) {
   return (8 * (lane >> 4) + (lane & 7)) * kPitch + ((lane >> 3) & 1) * 16;
 }
 
+// A tile of operands of A: a row of 128 bytes a channel. The pair's keys, and A: a row of 64 bytes
+// a channel or token. Block b of 16 positions is at ^ 32 b.
+__device__ __forceinline__ uint32_t operand_offset(int channel, int column16) {
+  return uint32_t(channel * 128 + ((column16 ^ (channel & 7)) << 4));
+}
+__device__ __forceinline__ uint32_t pair_offset(int row, int column16) {
+  return uint32_t(row * 64 + ((column16 ^ ((row >> 1) & 3)) << 4));
+}
+// dv: a row of 256 bytes a position.
+__device__ __forceinline__ uint32_t dv_offset(int position, int column16) {
+  return uint32_t(position * 256 + ((column16 ^ (position & 7)) << 4));
+}
+
+// A number of which the compiler keeps nothing that is made of it in registers over a loop.
+__device__ __forceinline__ int opaque(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
 // threadIdx.x as a value that the compiler cannot make again. It would read it anew before each of
 // the addresses that depend on it, and wait some 30 cycles each time.
 __device__ __forceinline__ int opaque_thread() {
   return __shfl_sync(0xffffffffu, int(threadIdx.x), int(threadIdx.x) & 31);
 }
 
-// What both roles know of their block.
-struct Block : Range {
-  int first_chunk, last_chunk;
-  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) : Range(a, true) {
-    first_chunk = first, last_chunk = end - 1;
-  }
-};
+// The same for the address of shared memory, in a uniform register.
+__device__ __forceinline__ uint32_t opaque_address(const unsigned char* smem_bytes) {
+  return __reduce_max_sync(0xffffffffu, smem_address(smem_bytes));
+}
 
 // The resets of a chunk, read ahead.
 struct Resets {

@@ -1,54 +1,74 @@
 // HGRU2 backward on Hopper, n = 128: the mathematics of hgru2_backward.cu (read its head first),
 // with warps of two roles beside each other on an SM instead of all warps in step.
 //
-// One CTA a (b,h), or a segment of one (hgru2_scan.cu): 12 warps, one pass from the last chunk of
-// 64 tokens to the first, sub-chunks of 16 tokens.
+// One CTA a (b,h), a segment of one (hgru2_scan.cu) or a run of several (hgru2_range.cuh): 12
+// warps, one pass from the last chunk of 64 tokens to the first, in steps of two sub-chunks of 16
+// tokens, the earlier (e) and the later (l): what is done once for 128 value columns, rounding h
+// and dh, storing and reading them, their products, is done once in 32 tokens. With the decays over
+// a sub-chunk, total_e and total_l, h before the pair and dh behind it:
+//
+//   iq = dy h^T, ik = v bf16(dh)^T                 of both sub-chunks
+//   iq_l' = total_e iq_l + D_le (k after)_e        ik_e' = total_l ik_e + D_le^T (q before)_l
+//   sum h dh of l: total_e sum h dh + sum_s (k after)_e ik_e;   of e: total_l ... (q before)_l iq_l
+//   dh = total_e total_l dh + (q before)_e^T dy_e + (q before total_e)_l^T dy_l
+//   A_le = (q before)_l (k after)_e^T;   the keys of dv_e are (k after)_e total_l
+//
+// and the rest as for one sub-chunk, with iq_l' and ik_e'. No factor is above 1 but mid's.
 //
 //   State warps 0..7: warp w owns the channels c = 16w..16w+15: their gates, dh[c][:] in fp32
-//   registers, h[c][:] of the chunk's sub-chunks, iq, ik, dq, dk, dg. A sub-chunk is
-//     gates -> tiles -> iq, ik, dh -> dq, dk, dg -> dx_q, dx_f
+//   registers, h[c][:], iq, ik, dq, dk, dg. A pair is
+//     iq, ik -> gates e -> dq_e -> gates l -> dh -> dq_l, dk_l, dg_l -> dk_e, dg_e
 //   Helper warps 8..11: what crosses the channels: A and dv, from the tiles of the state warps, and
 //     D, which takes nothing from them and is made once a chunk, for all of its sub-chunks; and all
 //     traffic with device memory: loads ahead, dx from shared memory.
 //
+// What dk_e and dg_e take of the gates waits in shared memory while the later sub-chunk has the
+// registers (kStash): made from dq's part first, it is least.
+//
 // Where the values pass through a gate (kValueGate), the helpers do that to the pieces that each of
-// them has copied, a sub-chunk after the copy and up to a chunk ahead of the use; only the first
-// sub-chunk of a chunk arrives too late for that, and there the state warps have gates of their own
-// to do first. The derivative goes to dv in the helpers' registers, from the values, copied once
-// more (Ungated).
+// them has copied, a pair after the copy. The derivative goes to dv in the helpers' registers, from
+// the values, copied once more (Ungated).
 //
-// Between the roles, once a chunk: loaded (h, and what the gates need), loaded0 (the same of
-// sub-chunk 0, the last to be refilled), values (the rest: v, dy), gradient (D), first (the saved h
-// again, for sub-chunk 0). A sub-chunk's q and f are refilled when its gates are done, v and dy
-// when its products are; so the state warps go from a chunk's last sub-chunk straight to the gates
-// of the next one, and its last copies, q and f, then v and dy of sub-chunk 0, arrive meanwhile.
+// Between the roles, once a chunk: loaded (h and f), values (v), gradient (D), first (the saved h
+// again, which the state warps have advanced to the second pair in its place, and q of the first
+// pair). A chunk begins with f and v of its first pair, the last that the one before is done with:
+// f is taken to registers at the start of a pair, so that f, v and h are refilled as soon as the
+// pair's first products are done; q when its gates are, dy when its last products are. It makes no
+// difference whether the next chunk is of the same head or of the next one.
 //
-// Between the roles, once a sub-chunk: kTiles (k, q of A and of dv are written, q and f no longer
-// read; dx of the sub-chunk behind is written, too), kDhStored (bf16(dh) is written), kState (v,
-// dy, D and h are no longer read), stored (dx of the sub-chunk behind is read from shared memory),
-// free (the tiles may be written again). State warps enter barriers without waiting; they wait at
-// mbarriers, for helpers only, and so do not wait for each other. No state warp enters a barrier a
-// second time before the helpers have left it: it has seen free, which they signal behind kState;
-// at the last kTiles, which closes the last dx, stored, which they signal behind kTiles.
+// Between the roles, once a pair: kDhStored (bf16(dh) is written; h, f and v are no longer read;
+// dx_q, dx_f of the pair behind are written, too), kTiles (k, q of A and of dv are written, q no
+// longer read), kState (dy and D are no longer read), stored (dx of the pair behind is read from
+// shared memory), freeDh (the tiles of dh and of A may be written again), free (the keys' tile,
+// where dv lay last). State warps enter barriers without waiting; they wait at mbarriers, for
+// helpers only, and so do not wait for each other. No state warp enters a barrier a second time
+// before the helpers have left it: it has seen freeDh and free, which they signal behind kTiles and
+// kState; at the last kDhStored, which closes the last dx, stored, which they signal behind
+// kDhStored.
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,
-// from shared memory themselves. dv and D are wgmmas of the helpers' warpgroup with both operands
-// in shared memory, dv transposed: its value columns are the rows, of which a wgmma needs 64. What
-// the helpers save so is time in which the state warps would wait.
+// from shared memory themselves. A, dv and D are wgmmas of the helpers' warpgroup with both
+// operands in shared memory, dv transposed: its value columns are the rows, of which a wgmma
+// needs 64. The three blocks of A are on the diagonal of a product of 64 rows and columns, a warp
+// each.
 //
 // sum_v h dh, a part of dg: the bf16 tiles of both are in registers anyway and in the same places,
 // so they are multiplied there, two steps of columns added up, and a product with ones adds the
 // rest in fp32: its rounding is lost in that of the other products. (As the diagonal of h dh^T it
 // took four times as many mma.sync, which have half of the rate of wgmma.)
 //
-// While the last product, dh, runs, the state warps begin with dq and dk; the compiler chooses how
-// far they get. Operands read ahead of a wgmma that runs were slower each time, and so was
-// everything that costs a few registers more.
+// An mma.sync waits for the wgmmas before it: those with D come first, and dh's run beside dq, dk
+// and dg of the later sub-chunk.
+//
+// Registers that do not fit lie in what shared memory leaves of L1, 28 KB or some 70 bytes a
+// thread. Beyond that a reload takes hundreds of cycles, and no one else is there to use them:
+// hence the addresses that are made anew (StateAddresses), the products of f that are, and kStash.
 //
 // Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh): x, dy and dh
-// in the layout of wgmma's 128-byte swizzle, tiles of 16 positions in that of 32 bytes, dx in rows
-// 16 bytes longer than the data. Either way eight rows of an ldmatrix hit different banks.
+// in the layout of wgmma's 128-byte swizzle, as the operands of A; the keys of dv and A in that of
+// 64 bytes, D in that of 32, dx_q and dx_f in rows 16 bytes longer than the data. Either way eight
+// rows of an ldmatrix hit different banks.
 // Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #ifdef __CUDACC__
 #pragma nv_diag_suppress 177  // below sm_90 the kernel is empty, and nothing refers to its parts
@@ -75,7 +95,7 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
   __syncthreads();
   if (threadIdx.x < kStateThreads) {
     registers_grow<state_registers(kGated)>();
-    state_warp<kQueryGate, kReset>(a, smem_bytes);
+    state_warp<kQueryGate, kGated, kReset>(a, smem_bytes);
   } else {
     registers_shrink<helper_registers(kGated)>();
     helper_warp<kValueGate, kReset>(a, smem_bytes);

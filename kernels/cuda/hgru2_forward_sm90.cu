@@ -1,16 +1,17 @@
 // HGRU2 forward on Hopper, n = 128: the mathematics of hgru2_forward.cu (read its head first), with
 // warps of two roles beside each other on an SM instead of all warps in step.
 //
-// One CTA a (b,h), or a segment of one (hgru2_scan.cu), 16 warps, sequential over steps of two
-// sub-chunks of 16 tokens.
+// One CTA a (b,h), a segment of one (hgru2_scan.cu) or a run of several (hgru2_range.cuh), 16
+// warps, sequential over steps of two sub-chunks of 16 tokens; from one head to the next the gate
+// warps go as from step to step.
 //
 //   Gate warps 0..7: warp w computes the gates of the channels c = 16w..16w+15 and writes the tiles
 //   q before, k after, q mid, k / mid; they load x two steps ahead and store y.
 //   State warps 8..15: warp 8+w owns the value columns v = 16w..16w+15 of S^T in fp32 registers: y,
 //   S, as wgmmas that read the tiles of the gate warps. Two of them, in turn others, also compute
 //   A, one for each sub-chunk: the same two every time kept the others waiting. No other warp reads
-//   those columns of the values, so where these pass through a gate (kValueGate), it is in this warp's
-//   registers.
+//   those columns of the values, so where these pass through a gate (kValueGate), it is in this
+//   warp's registers.
 //
 // Nothing that the gate warps do depends on the state, so they run up to two steps ahead: tiles, A
 // and y have two stages. mbarriers a stage: full (tiles and factors are written, v has arrived),
@@ -65,10 +66,11 @@ __device__ __forceinline__ int position_of(int token) {
 __device__ __forceinline__ uint32_t padded_tile_major(int lane) {
   return (8 * (lane >> 4) + (lane & 7)) * kPitch + ((lane >> 3) & 1) * 16;
 }
-// What both roles know of their block.
-struct Block : Range {
+// A piece in steps.
+struct Steps : Piece {
   int first_step, steps;
-  __device__ __forceinline__ explicit Block(const Call<__nv_bfloat16>& a) : Range(a, false) {
+  __device__ __forceinline__ Steps(const Call<__nv_bfloat16>& a, const Pieces& pieces, int k)
+      : Piece(pieces.at(a, k)) {
     first_step = first * kSteps;
     steps = min((int(a.T) + kStep - 1) / kStep, end * kSteps);
   }
@@ -94,36 +96,51 @@ struct Resets {
 // token of each of a step's two sub-chunks. Addresses are counted up from step to step: multiplying
 // them out took a fifth of the gate warps' time.
 struct Copies {
+  // The next step to load, or to store.
+  struct Place {
+    int piece = 0, token, left;  // this thread's first token of the step; steps left of the piece
+  };
+  const Call<__nv_bfloat16>& a;
+  const Pieces& pieces;
+  Place loads, stores;
   const __nv_bfloat16* from;  // x of the next step to load
   __nv_bfloat16* to;          // y of the next step to store
   uint32_t at;                // of the token and column in a tile
-  int load_token, store_token, T, D;
-  __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& a, const Block& block, uint32_t smem,
-                                    int thread)
-      : T(int(a.T)), D(int(a.D)) {
-    const int token = thread / 16, column = thread % 16;
-    const int64_t channel = block.head * N + column * 8;
-    load_token = store_token = block.first_step * kStep + token;
-    from = a.x + (block.b * a.T + load_token) * 3 * D + channel;
-    to = a.y + (block.b * a.T + store_token) * D + channel;
-    at = smem + position_of(token) * kPitch + column * 16;
+  int thread, T, D;
+  __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& a_, const Pieces& pieces_,
+                                    uint32_t smem, int thread_)
+      : a(a_), pieces(pieces_), thread(thread_), T(int(a.T)), D(int(a.D)) {
+    at = smem + position_of(thread / 16) * kPitch + thread % 16 * 16;
+    enter(loads, [&](int64_t row, int channel) { from = a.x + row * 3 * D + channel; });
+    enter(stores, [&](int64_t row, int channel) { to = a.y + row * D + channel; });
   }
-  // The next step's x into a buffer. Beyond T, where nothing is read, zeros, and an f so large that
-  // the state keeps all and takes nothing.
+  // To the first step of its piece; aim(row, channel) of it.
+  template <class Aim>
+  __device__ __forceinline__ void enter(Place& place, const Aim& aim) {
+    const Steps p(a, pieces, place.piece);
+    place.left = p.steps - p.first_step;
+    place.token = p.first_step * kStep + thread / 16;
+    aim(p.b * a.T + place.token, p.head * N + thread % 16 * 8);
+  }
+  // The next step's x, if there is one, into a buffer. Beyond T, where nothing is read, zeros, and
+  // an f so large that the state keeps all and takes nothing.
   __device__ __forceinline__ void load(uint32_t buffer) {
+    if (loads.left == 0) return;
     constexpr uint32_t kOpen = 0x7f7f7f7fu;  // two bf16, the largest
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
       const __nv_bfloat16* part = from + sub * kSub * 3 * int64_t(D);
       const uint32_t to = at + buffer + sub * 3 * kTile;
-      const bool valid = load_token + sub * kSub < T;
+      const bool valid = loads.token + sub * kSub < T;
 #pragma unroll
       for (int i = 0; i < 3; ++i, part += D)
         if (i != 1 || valid) cp_async16(to + i * kTile, part, valid);
       if (!valid) st_shared(to + kTile, make_uint4(kOpen, kOpen, kOpen, kOpen));
     }
-    load_token += kStep;
+    loads.token += kStep;
     from += kStep * 3 * int64_t(D);
+    if (--loads.left == 0 && ++loads.piece < pieces.count)
+      enter(loads, [&](int64_t row, int channel) { from = a.x + row * 3 * D + channel; });
   }
   // y of a step, from shared memory to registers and from there on.
   __device__ __forceinline__ void read(uint4 (&y)[2], int stage) const {
@@ -133,10 +150,12 @@ struct Copies {
   __device__ __forceinline__ void store(const uint4 (&y)[2]) {
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub)
-      if (store_token + sub * kSub < T)
+      if (stores.token + sub * kSub < T)
         *reinterpret_cast<uint4*>(to + sub * kSub * int64_t(D)) = y[sub];
-    store_token += kStep;
+    stores.token += kStep;
     to += kStep * int64_t(D);
+    if (--stores.left == 0 && ++stores.piece < pieces.count)
+      enter(stores, [&](int64_t row, int channel) { to = a.y + row * D + channel; });
   }
 };
 
@@ -144,116 +163,122 @@ struct Copies {
 template <Act kQueryGate, bool kReset>
 __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
-  const Block block(a);
+  const Pieces pieces(a, /*reverse=*/false);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
   const int own = 16 * warp;
-  Copies copies(a, block, smem, tid);
-  const auto load = [&](int step) {
-    if (step < block.steps) copies.load(kRaw + (step % kBuffers) * kRawBuffer);
+  Copies copies(a, pieces, smem, tid);
+  const auto load = [&](int turn) {
+    copies.load(kRaw + (turn % kBuffers) * kRawBuffer);
     cp_async_commit();
   };
-  load(block.first_step);
-  load(block.first_step + 1);
-
-  float bound[2], rest[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    bound[r] = a.bound ? a.bound[block.head * N + own + g + 8 * r] : 0.0f;
-    rest[r] = 1.0f - bound[r];
-  }
+  load(0);
+  load(1);
   const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
   const uint32_t narrow_store = smem + lane_narrow_store(own, lane);
-  Resets resets;
-  if (kReset) resets.load(a, block.b, block.first_step, lane);
+
+  int turn = 0;  // steps done, of all pieces
+#pragma unroll 1
+  for (int k = 0; k < pieces.count; ++k) {
+    const Steps piece(a, pieces, k);
+    float bound[2], rest[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      bound[r] = a.bound ? a.bound[piece.head * N + own + g + 8 * r] : 0.0f;
+      rest[r] = 1.0f - bound[r];
+    }
+    Resets resets;
+    if (kReset) resets.load(a, piece.b, piece.first_step, lane);
 
 #pragma unroll 1
-  for (int step = block.first_step; step < block.steps; ++step) {
-    const int turn = step - block.first_step, stage = turn % kStages;
-    const uint32_t raw = kRaw + (step % kBuffers) * kRawBuffer;
-    const uint32_t reset = kReset ? resets.bits() : 0;
-    if (kReset) resets.load(a, block.b, step + 1, lane);
-    cp_async_wait<1>();
-    barrier_sync(kGateBarrier, kRole);  // x has arrived
-    uint32_t xq[2][4], xf[2][4];
+    for (int step = piece.first_step; step < piece.steps; ++step, ++turn) {
+      const int stage = turn % kStages;
+      const uint32_t raw = kRaw + (turn % kBuffers) * kRawBuffer;
+      const uint32_t reset = kReset ? resets.bits() : 0;
+      if (kReset) resets.load(a, piece.b, step + 1, lane);
+      cp_async_wait<1>();
+      barrier_sync(kGateBarrier, kRole);  // x has arrived
+      uint32_t xq[2][4], xf[2][4];
 #pragma unroll
-    for (int sub = 0; sub < 2; ++sub) {
-      ldmatrix_trans(xf[sub], tile_major + raw + (sub * 3 + 1) * kTile);
-      ldmatrix_trans(xq[sub], tile_major + raw + sub * 3 * kTile);
-    }
-    mbarrier_wait(smem + kEmpty + stage * 8, (turn / kStages & 1) ^ 1);
-    uint4 y[2];  // of two steps ago; stored once the first gates have given it time to arrive
-    if (turn >= kStages) copies.read(y, stage);
-    load(step + 2);  // over x of two steps ago, which the state warps have read
-
-    float shrunk[2] = {1.0f, 1.0f};
-#pragma unroll
-    for (int sub = 0; sub < 2; ++sub) {
-      const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, kSub};
-      OperandTiles tiles;
-      KeyGates key;
-      key_gates(key, xf[sub], bound, rest, q, tokens);
-      Decay decay;
-      decay_products(decay, key.f, q, tokens);
-      float query[2][4], k[2][4];
-      query_gates<kQueryGate == Act::silu, true>(query, xq[sub], kQueryGate);
-      scale_rows(decay, a.query_scale, rest);
-      const bool multiply = multiplies(sub, tokens);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        decay.total[r] *= shrunk[r];
-        decay.outer_up[r] *= shrunk[r];
-        if (multiply) continue;
-        shrunk[r] = fmaxf(decay.total[r], kLeastShrunk);
-        decay.outer_down[r] *= rcp_approx(shrunk[r]);
+      for (int sub = 0; sub < 2; ++sub) {
+        ldmatrix_trans(xf[sub], tile_major + raw + (sub * 3 + 1) * kTile);
+        ldmatrix_trans(xq[sub], tile_major + raw + sub * 3 * kTile);
       }
+      mbarrier_wait(smem + kEmpty + stage * 8, (turn / kStages & 1) ^ 1);
+      uint4 y[2];  // of two steps ago; stored once the first gates have given it time to arrive
+      if (turn >= kStages) copies.read(y, stage);
+      load(turn + 2);  // over x of two steps ago, which the state warps have read
+
+      float shrunk[2] = {1.0f, 1.0f};
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
+      for (int sub = 0; sub < 2; ++sub) {
+        const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, kSub};
+        OperandTiles tiles;
+        KeyGates key;
+        key_gates(key, xf[sub], bound, rest, q, tokens);
+        Decay decay;
+        decay_products(decay, key.f, q, tokens);
+        float query[2][4], k[2][4];
+        query_gates<kQueryGate == Act::silu, true>(query, xq[sub], kQueryGate);
+        scale_rows(decay, a.query_scale, rest);
+        const bool multiply = multiplies(sub, tokens);
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
-          query[r][m] *= decay.up[r][m];
-          k[r][m] = decay.down[r][m] * key.close[r][m];
+        for (int r = 0; r < 2; ++r) {
+          decay.total[r] *= shrunk[r];
+          decay.outer_up[r] *= shrunk[r];
+          if (multiply) continue;
+          shrunk[r] = fmaxf(decay.total[r], kLeastShrunk);
+          decay.outer_down[r] *= rcp_approx(shrunk[r]);
         }
-      pack_tiles(tiles, query, k, decay, q, tokens);
-      const uint32_t to = narrow_store + kTileAt + stage * kTileStage + sub * kTiles * kNarrow;
-      stmatrix(to + kQueryD * kNarrow, tiles.query_d);
-      stmatrix(to + kKeyD * kNarrow, tiles.key_d);
-      stmatrix(to + kQuery * kNarrow, tiles.query_b);
-      stmatrix(to + kKey * kNarrow, tiles.key_b);
-      if (multiply && q == 0)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          reinterpret_cast<float*>(smem_bytes + kFactor)[(stage * 2 + sub) * N + own + g + 8 * r] =
-              decay.total[r];
-      if (sub == 0 && turn >= kStages) copies.store(y);
+#pragma unroll
+          for (int m = 0; m < 4; ++m) {
+            query[r][m] *= decay.up[r][m];
+            k[r][m] = decay.down[r][m] * key.close[r][m];
+          }
+        pack_tiles(tiles, query, k, decay, q, tokens);
+        const uint32_t to = narrow_store + kTileAt + stage * kTileStage + sub * kTiles * kNarrow;
+        stmatrix(to + kQueryD * kNarrow, tiles.query_d);
+        stmatrix(to + kKeyD * kNarrow, tiles.key_d);
+        stmatrix(to + kQuery * kNarrow, tiles.query_b);
+        stmatrix(to + kKey * kNarrow, tiles.key_b);
+        if (multiply && q == 0)
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+            reinterpret_cast<float*>(
+                smem_bytes + kFactor)[(stage * 2 + sub) * N + own + g + 8 * r] = decay.total[r];
+        if (sub == 0 && turn >= kStages) copies.store(y);
+      }
+      fence_async_proxy();  // wgmma reads the tiles
+      mbarrier_arrive_warp(smem + kFull + stage * 8);
     }
-    fence_async_proxy();  // wgmma reads the tiles
-    mbarrier_arrive_warp(smem + kFull + stage * 8);
   }
   // The last steps' y.
 #pragma unroll 1
-  for (int step = max(block.first_step, block.steps - kStages); step < block.steps; ++step) {
-    const int turn = step - block.first_step, stage = turn % kStages;
-    mbarrier_wait(smem + kEmpty + stage * 8, turn / kStages & 1);
+  for (int last = max(0, turn - kStages); last < turn; ++last) {
+    const int stage = last % kStages;
+    mbarrier_wait(smem + kEmpty + stage * 8, last / kStages & 1);
     uint4 y[2];
     copies.read(y, stage);
     copies.store(y);
   }
 }
 
-// S^T at the start of this block's tokens, from h0 or the segments before: rows v = own + g (+8),
+// S^T at the start of this piece's tokens, from h0 or the segments before: rows v = own + g (+8),
 // columns c = 8j + 2q (+1).
 template <class At>
 __device__ __forceinline__ void start_state(float (&S)[N / 8][4], const Call<__nv_bfloat16>& a,
-                                            const Block& block, int q, const At& state_at) {
+                                            const Piece& piece, int q, const At& state_at) {
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      S[j][e] = block.first == 0 && a.h0 ? a.h0[block.bh * N * N + state_at(j, e)] : 0.0f;
+      S[j][e] = piece.first == 0 && a.h0 ? a.h0[int64_t(piece.bh) * N * N + state_at(j, e)] : 0.0f;
 #pragma unroll 1
-  for (int before = 0; before < block.segment; ++before) {  // hgru2_scan.cu
+  for (int before = 0; before < piece.segment; ++before) {  // hgru2_scan.cu
     const float* const in =
-        a.boundaries + ((block.bh - a.split.whole) * (a.split.segments - 1) + before) * (N + 1) * N;
+        a.boundaries +
+        (int64_t(piece.bh - a.split.whole) * (a.split.segments - 1) + before) * (N + 1) * N;
 #pragma unroll
     for (int j = 0; j < N / 8; ++j)
 #pragma unroll
@@ -293,114 +318,121 @@ template <Act kValueGate, bool kReset>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = smem_address(smem_bytes);
-  const Block block(a);
+  const Pieces pieces(a, /*reverse=*/false);
   const int warp = (threadIdx.x >> 5) - kWarps, lane = threadIdx.x & 31;
   const int g = lane >> 2, q = lane & 3, own = 16 * warp;
   const auto state_at = [&](int j, int e) {
     return (8 * j + 2 * q + (e & 1)) * N + own + g + 8 * (e >> 1);
   };
-  float S[N / 8][4];
-  if (block.from < 0)
-    start_state(S, a, block, q, state_at);
-  else
-    take_over<kRole>(S, a, block.from, int(threadIdx.x) - kRole);
   const uint32_t tile_major = smem + padded_tile_major(lane) + warp * 32;
   const uint64_t narrow = wgmma_operand<32>(smem + kTileAt, 0, 256);  // the first tile
-  Resets resets;
-  if (kReset) resets.load(a, block.b, block.first_step, lane);
+
+  int turn = 0;  // steps done, of all pieces
+#pragma unroll 1
+  for (int k = 0; k < pieces.count; ++k) {
+    const Steps piece(a, pieces, k);
+    float S[N / 8][4];
+    if (piece.from < 0)
+      start_state(S, a, piece, q, state_at);
+    else
+      take_over<kRole>(S, a, piece.from, int(threadIdx.x) - kRole);
+    Resets resets;
+    if (kReset) resets.load(a, piece.b, piece.first_step, lane);
 
 #pragma unroll 1
-  for (int step = block.first_step; step < block.steps; ++step) {
-    const int turn = step - block.first_step, stage = turn % kStages, t0 = step * kStep;
-    const uint32_t parity = turn / kStages & 1;
-    const uint32_t value = kRaw + (step % kBuffers) * kRawBuffer + 2 * kTile;
-    const uint32_t tiles = kTileAt + stage * kTileStage, scores = kScores + stage * 1024;
-    const uint32_t reset = kReset ? resets.bits() : 0;
-    if (kReset) resets.load(a, block.b, step + 1, lane);
-    if (a.states && step % kSteps == 0) {
-      uint4* const out = static_cast<uint4*>(a.states) +
-                         ((block.bh * block.chunks + t0 / kChunk) * kWarps + warp) * kRole + lane;
+    for (int step = piece.first_step; step < piece.steps; ++step, ++turn) {
+      const int stage = turn % kStages;
+      const uint32_t parity = turn / kStages & 1;
+      const uint32_t value = kRaw + (turn % kBuffers) * kRawBuffer + 2 * kTile;
+      const uint32_t tiles = kTileAt + stage * kTileStage, scores = kScores + stage * 1024;
+      const uint32_t reset = kReset ? resets.bits() : 0;
+      if (kReset) resets.load(a, piece.b, step + 1, lane);
+      if (a.states && step % kSteps == 0) {
+        uint4* const out =
+            static_cast<uint4*>(a.states) +
+            ((int64_t(piece.bh) * pieces.chunks + step / kSteps) * kWarps + warp) * kRole + lane;
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w)
-        out[w * 32] = make_uint4(transpose8x8(pack_bf16(S[2 * w][0], S[2 * w][1])),
-                                 transpose8x8(pack_bf16(S[2 * w + 1][0], S[2 * w + 1][1])),
-                                 transpose8x8(pack_bf16(S[2 * w][2], S[2 * w][3])),
-                                 transpose8x8(pack_bf16(S[2 * w + 1][2], S[2 * w + 1][3])));
-    }
-    mbarrier_wait(smem + kFull + stage * 8, parity);
-    if (warp / 2 == turn % (kWarps / 2)) {
-      const int sub = warp % 2;
-      score_block(smem + tiles + sub * kTiles * kNarrow, smem + scores + sub * 512, lane,
-                  Tokens{(reset >> (16 * sub)) & 0xffffu, 0});
-      mbarrier_arrive_warp(smem + kScored + stage * 8);
-    }
-
-    uint32_t v[2][4];  // of both sub-chunks: value columns by tokens
-#pragma unroll
-    for (int sub = 0; sub < 2; ++sub) {
-      ldmatrix_trans(v[sub], tile_major + value + sub * 3 * kTile);
-      if (kValueGate != Act::identity) {
-        const uint4 gated =
-            activated(make_uint4(v[sub][0], v[sub][1], v[sub][2], v[sub][3]), kValueGate);
-        v[sub][0] = gated.x, v[sub][1] = gated.y, v[sub][2] = gated.z, v[sub][3] = gated.w;
+        for (int w = 0; w < kWarps; ++w)
+          out[w * 32] = make_uint4(transpose8x8(pack_bf16(S[2 * w][0], S[2 * w][1])),
+                                   transpose8x8(pack_bf16(S[2 * w + 1][0], S[2 * w + 1][1])),
+                                   transpose8x8(pack_bf16(S[2 * w][2], S[2 * w][3])),
+                                   transpose8x8(pack_bf16(S[2 * w + 1][2], S[2 * w + 1][3])));
       }
-    }
-
-    float y[2][2][4];  // [sub][8 tokens][..]: value columns by tokens
-#pragma unroll
-    for (int sub = 0; sub < 2; ++sub) {
-      const uint64_t tile = wgmma_at(narrow, (stage * 2 + sub) * kTiles * kNarrow);
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) y[sub][i][e] = 0.0f;
-      uint32_t state[kWarps][4];
-#pragma unroll
-      for (int k = 0; k < kWarps; ++k)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float* const pair = &S[2 * k + e / 2][e % 2 * 2];
-          state[k][e] = pack_bf16(pair[0], pair[1]);
-        }
-      const int at = stage * 2 + sub;
-      if (multiplies(sub, Tokens{(reset >> (16 * sub)) & 0xffffu, 0}))
-#pragma unroll
-        for (int j = 0; j < N / 8; ++j) {
-          const float2 factor = ld_shared_float2(smem + kFactor + (at * N + 8 * j + 2 * q) * 4);
-          S[j][0] *= factor.x, S[j][1] *= factor.y;
-          S[j][2] *= factor.x, S[j][3] *= factor.y;
-        }
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < kWarps; ++k)
-        wgmma16<true>(y[sub], state[k], wgmma_at(tile, kQuery * kNarrow + k * 512));
-      wgmma128<false>(S, v[sub], wgmma_at(tile, kKey * kNarrow));
-      wgmma_commit();
-      wgmma_wait_all(y[sub], S);
-    }
-    mbarrier_wait(smem + kScored + stage * 8, parity);
-#pragma unroll
-    for (int sub = 0; sub < 2; ++sub) {
-      uint32_t right[4];
-      ldmatrix(right, smem + lane_narrow_row_major(lane) + scores + sub * 512);
-      uint32_t packed[4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        mma(y[sub][i], v[sub], right[2 * i], right[2 * i + 1]);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          packed[r + 2 * i] = pack_bf16(y[sub][i][2 * r], y[sub][i][2 * r + 1]);
+      mbarrier_wait(smem + kFull + stage * 8, parity);
+      if (warp / 2 == turn % (kWarps / 2)) {
+        const int sub = warp % 2;
+        score_block(smem + tiles + sub * kTiles * kNarrow, smem + scores + sub * 512, lane,
+                    Tokens{(reset >> (16 * sub)) & 0xffffu, 0});
+        mbarrier_arrive_warp(smem + kScored + stage * 8);
       }
-      stmatrix_trans(tile_major + kY + stage * kYStage + sub * kTile, packed);
+
+      uint32_t v[2][4];  // of both sub-chunks: value columns by tokens
+#pragma unroll
+      for (int sub = 0; sub < 2; ++sub) {
+        ldmatrix_trans(v[sub], tile_major + value + sub * 3 * kTile);
+        if (kValueGate != Act::identity) {
+          const uint4 gated =
+              activated(make_uint4(v[sub][0], v[sub][1], v[sub][2], v[sub][3]), kValueGate);
+          v[sub][0] = gated.x, v[sub][1] = gated.y, v[sub][2] = gated.z, v[sub][3] = gated.w;
+        }
+      }
+
+      float y[2][2][4];  // [sub][8 tokens][..]: value columns by tokens
+#pragma unroll
+      for (int sub = 0; sub < 2; ++sub) {
+        const uint64_t tile = wgmma_at(narrow, (stage * 2 + sub) * kTiles * kNarrow);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) y[sub][i][e] = 0.0f;
+        uint32_t state[kWarps][4];
+#pragma unroll
+        for (int k = 0; k < kWarps; ++k)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float* const pair = &S[2 * k + e / 2][e % 2 * 2];
+            state[k][e] = pack_bf16(pair[0], pair[1]);
+          }
+        const int at = stage * 2 + sub;
+        if (multiplies(sub, Tokens{(reset >> (16 * sub)) & 0xffffu, 0}))
+#pragma unroll
+          for (int j = 0; j < N / 8; ++j) {
+            const float2 factor = ld_shared_float2(smem + kFactor + (at * N + 8 * j + 2 * q) * 4);
+            S[j][0] *= factor.x, S[j][1] *= factor.y;
+            S[j][2] *= factor.x, S[j][3] *= factor.y;
+          }
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < kWarps; ++k)
+          wgmma16<true>(y[sub], state[k], wgmma_at(tile, kQuery * kNarrow + k * 512));
+        wgmma128<false>(S, v[sub], wgmma_at(tile, kKey * kNarrow));
+        wgmma_commit();
+        wgmma_wait_all(y[sub], S);
+      }
+      mbarrier_wait(smem + kScored + stage * 8, parity);
+#pragma unroll
+      for (int sub = 0; sub < 2; ++sub) {
+        uint32_t right[4];
+        ldmatrix(right, smem + lane_narrow_row_major(lane) + scores + sub * 512);
+        uint32_t packed[4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          mma(y[sub][i], v[sub], right[2 * i], right[2 * i + 1]);
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+            packed[r + 2 * i] = pack_bf16(y[sub][i][2 * r], y[sub][i][2 * r + 1]);
+        }
+        stmatrix_trans(tile_major + kY + stage * kYStage + sub * kTile, packed);
+      }
+      mbarrier_arrive_warp(smem + kEmpty + stage * 8);
     }
-    mbarrier_arrive_warp(smem + kEmpty + stage * 8);
+    if (piece.to >= 0) hand_over<kRole>(a, piece.to, S, int(threadIdx.x) - kRole, kStateBarrier);
+    if (a.hT && piece.steps * kStep >= a.T)
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) a.hT[int64_t(piece.bh) * N * N + state_at(j, e)] = S[j][e];
   }
-  if (block.to >= 0) hand_over<kRole>(a, block.to, S, int(threadIdx.x) - kRole, kStateBarrier);
-  if (a.hT && block.steps * kStep >= a.T)
-#pragma unroll
-    for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) a.hT[block.bh * N * N + state_at(j, e)] = S[j][e];
 }
 
 template <Act kQueryGate, Act kValueGate, bool kReset>

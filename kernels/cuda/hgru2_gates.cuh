@@ -108,6 +108,10 @@ struct Sigmoids {
   }
 };
 
+__device__ __forceinline__ float forget(float open, float bound, float rest) {
+  return fmaxf(fmaf(rest, open, bound), kMinForget);
+}
+
 // The key side: everything that depends on xf.
 struct KeyGates {
   float open[2][4];   // sigmoid(xf)
@@ -129,7 +133,7 @@ __device__ __forceinline__ void key_gates(KeyGates& o, const uint32_t (&x)[4],
         const int m = 2 * i + p;
         o.open[r][m] = s.open[p];
         o.close[r][m] = s.e[p] * s.open[p];
-        o.f[r][m] = fmaxf(fmaf(rest[r], s.open[p], bound[r]), kMinForget);
+        o.f[r][m] = forget(s.open[p], bound[r], rest[r]);
       }
     }
   if (tokens.valid < kSub)

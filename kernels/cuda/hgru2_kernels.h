@@ -22,24 +22,16 @@ struct Split {
 // slots: CTAs of a wave.
 Split plan_split(int64_t heads, int64_t T, int64_t slots);
 
-// How the Hopper kernels lay heads over `slots` SMs where there are more heads than those. The
-// heads from `whole` on, more than slots and fewer than 2 slots, stand in a row and are cut into as
-// many runs of equal length as there are slots. A run is up to four pieces, a CTA each: the end of
-// a head, whole ones, the start of one. A slot does the start first and the end last: the state
-// that an end starts with, left behind by the start on the slot before, is there by then, because
-// all runs are as long. CTAs are numbered in the order in which they start; none waits for one with
-// a higher number.
-constexpr int kMaxSlots = 148;
-struct ChainCta {
-  uint16_t head;         // of the row
-  uint16_t done, until;  // its chunks before and behind the piece, in the order of the work
-  uint16_t cut;          // place of the state that goes from one piece of the head to the other
-};
+// How the Hopper kernels lay heads over SMs where there are more heads than those: the chunks of
+// all heads, in the order of the work, stand in a row that is cut into as many equal runs as there
+// are slots, a CTA each. A run begins inside a head and ends inside another, and a head is cut once
+// at most. A CTA does the part at the run's end first, whose state the next CTA wants for its last
+// part: by then it is there, because all runs are as long. It goes from head to head without a
+// pause: what the next one needs is on its way before this one is done. A CTA waits for the one
+// before it alone, which has started by then.
 struct Chain {
-  int slots = 0, whole = 0, heads = 0, ctas = 0;  // slots == 0: no chain
-  ChainCta cta[3 * kMaxSlots];                    // from CTA `whole` on
+  int slots = 0;  // SMs; 0: no chain
 };
-Chain plan_chain(int64_t heads, int64_t T, int64_t slots);
 
 // CTAs an SM holds of the tensor-core kernels, as their __launch_bounds__ and shared memory say.
 constexpr int forward_ctas(int n) {
@@ -79,9 +71,7 @@ struct Call {
   __host__ __device__ int parts() const {
     return chain.slots ? 2 : split.segments;
   }  // of a head, at most
-  unsigned ctas() const {
-    return unsigned(chain.slots ? chain.whole + chain.ctas : split.ctas(B * H));
-  }
+  unsigned ctas() const { return unsigned(chain.slots ? chain.slots : split.ctas(B * H)); }
 };
 
 // Tensor cores, bf16, n = 64 or 128. states: (B,H,ceil(T/64)) blocks of n*n bf16 in the order of

@@ -1,11 +1,13 @@
 // What a CTA of a Hopper HGRU2 kernel works on, and how a state goes from one CTA to another.
 //
-// A head is one CTA's, or is cut into segments that start from hgru2_scan.cu's sums, or is cut once
-// by a chain (Chain, hgru2_kernels.h). A chain's state is handed over in fp32 through device
-// memory: the CTA that is done with the head's first chunks leaves it in a slot of `boundaries` and
-// raises that slot's flag; the one with the rest waits for the flag. boundaries: slots - 1 blocks
-// of state in the order of the threads' registers, then the flags, which the launcher clears. Twin:
-// none (the CPU kernels take a head as a whole)   Test: tools/hgru2_check.cu
+// A CTA works on a head, or on a segment of one that starts from hgru2_scan.cu's sums, or, where
+// there are more heads than SMs, on a run of several heads one after the other (Chain,
+// hgru2_kernels.h), the first and the last of them in part. The state of a head that is cut so is
+// handed over in fp32 through device memory: the CTA that is done with its first chunks leaves it
+// in a slot of `boundaries` and raises that slot's flag; the one with the rest waits for the flag.
+// boundaries: slots - 1 blocks of state in the order of the threads' registers, then the flags,
+// which the launcher clears.
+// Twin: none (the CPU kernels take a head as a whole)   Test: tools/hgru2_check.cu
 #pragma once
 #include <type_traits>
 
@@ -16,44 +18,81 @@
 
 namespace hgrn::hgru2 {
 
-struct Range {
-  int64_t bh, b, head;
-  int chunks;              // of the head
-  int first, end;          // this CTA's, in the direction of time
+// The compiler does not see that something is the same in all lanes; a reduction over the warp ends
+// in a uniform register, of which there are plenty.
+__device__ __forceinline__ int uniform(int v) {
+  return __reduce_max_sync(0xffffffffu, v);
+}
+
+// A head, or a part of one, that a CTA works on from end to end.
+struct Piece {
+  int bh, b, head;
+  int first, end;          // its chunks, in the direction of time
   int segment = 0;         // of segments; 0 otherwise
   bool whole = true;       // no other CTA has chunks of this head
   int from = -1, to = -1;  // slots of `boundaries`: where the state comes from and goes to
   int part = 0;            // row of dbound_partial
+};
 
-  // reverse: the head's last chunk is the first that is done.
-  __device__ __forceinline__ Range(const Call<__nv_bfloat16>& a, bool reverse) {
-    chunks = (int(a.T) + kChunk - 1) / kChunk;
-    bh = blockIdx.x;
-    first = 0, end = chunks;
-    if (a.chain.slots && int(blockIdx.x) >= a.chain.whole) {
-      const ChainCta cta = a.chain.cta[int(blockIdx.x) - a.chain.whole];
-      bh = a.chain.whole + cta.head;
-      first = reverse ? chunks - cta.until : cta.done;
-      end = reverse ? chunks - cta.done : cta.until;
-      if (cta.done > 0) from = cta.cut, part = 1;
-      if (cta.until < chunks) to = cta.cut;
-      whole = from < 0 && to < 0;
-    } else if (!a.chain.slots && a.split.segments > 1 && int(blockIdx.x) >= a.split.whole) {
-      const int cut = int(blockIdx.x) - a.split.whole;
-      part = segment = cut % a.split.segments;
-      bh = a.split.whole + cut / a.split.segments;
-      whole = false;
-      first = segment * a.split.chunks;
-      end = min(chunks, first + a.split.chunks);
-    }
-    // The compiler does not see that all this is the same in all lanes; a reduction over the warp
-    // ends in a uniform register, of which there are plenty.
-    const auto uniform = [](int v) { return __reduce_max_sync(0xffffffffu, v); };
-    bh = uniform(int(bh));
-    first = uniform(first), end = uniform(end), from = uniform(from), to = uniform(to);
-    part = uniform(part), segment = uniform(segment);
-    b = uniform(int(bh / a.H)), head = uniform(int(bh % a.H));
+// The pieces of a CTA in the order of the work.
+class Pieces {
+ public:
+  // reverse: a head's last chunk is the first that is done.
+  __device__ __forceinline__ Pieces(const Call<__nv_bfloat16>& a, bool reverse)
+      : chunks((int(a.T) + kChunk - 1) / kChunk), reverse_(reverse) {
+    if (!a.chain.slots) return;
+    const int64_t row = a.B * a.H * chunks;
+    const int64_t first = row * int(blockIdx.x) / a.chain.slots;
+    const int64_t last = row * (int(blockIdx.x) + 1) / a.chain.slots;
+    end_head_ = uniform(int(first / chunks)), done_ = uniform(int(first % chunks));
+    start_head_ = uniform(int(last / chunks)), until_ = uniform(int(last % chunks));
+    first_whole_ = end_head_ + (done_ > 0);
+    count = (until_ > 0) + start_head_ - first_whole_ + (done_ > 0);
   }
+
+  int chunks;  // of a head
+  int count = 1;
+
+  // The start of the run's last head, which another CTA waits for; whole heads; the end of its
+  // first one.
+  __device__ __forceinline__ Piece at(const Call<__nv_bfloat16>& a, int k) const {
+    Piece p;
+    p.bh = int(blockIdx.x), p.first = 0, p.end = chunks;
+    if (a.chain.slots) {
+      const int head = first_whole_ + k - (until_ > 0);
+      if (k == 0 && until_ > 0)
+        cut(p, start_head_, 0, until_), p.to = int(blockIdx.x);
+      else if (head == start_head_)
+        cut(p, end_head_, done_, chunks), p.from = int(blockIdx.x) - 1, p.part = 1;
+      else
+        p.bh = head;
+    } else if (a.split.segments > 1 && int(blockIdx.x) >= a.split.whole) {
+      const int cut = int(blockIdx.x) - a.split.whole;
+      p.part = p.segment = cut % a.split.segments;
+      p.bh = a.split.whole + cut / a.split.segments;
+      p.whole = false;
+      p.first = p.segment * a.split.chunks;
+      p.end = min(chunks, p.first + a.split.chunks);
+    }
+    const int H = int(a.H);
+    p.b = uniform(p.bh / H), p.head = uniform(p.bh % H);
+    p.bh = uniform(p.bh), p.first = uniform(p.first), p.end = uniform(p.end);
+    p.from = uniform(p.from), p.to = uniform(p.to), p.part = uniform(p.part);
+    p.segment = uniform(p.segment);
+    return p;
+  }
+
+ private:
+  // done, until: chunks before and behind the piece, in the order of the work.
+  __device__ __forceinline__ void cut(Piece& p, int bh, int done, int until) const {
+    p.bh = bh, p.whole = false;
+    p.first = reverse_ ? chunks - until : done;
+    p.end = reverse_ ? chunks - done : until;
+  }
+
+  bool reverse_;
+  int start_head_ = 0, until_ = 0;                 // the run ends before chunk `until` of that head
+  int end_head_ = 0, done_ = 0, first_whole_ = 0;  // and begins with chunk `done` of that one
 };
 
 // The flag of a slot.

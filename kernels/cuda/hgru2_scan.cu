@@ -17,7 +17,6 @@
 // boundaries (split heads, segments-1, n+1, n) fp32: n rows of state, then the decays; entry j is
 // segment j (reverse: j+1).
 // Twin: none (the CPU kernel needs no split)   Test: tools/hgru2_check.cu
-#include <vector>
 
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_gates.cuh"
@@ -197,36 +196,6 @@ Split plan_split(int64_t heads, int64_t T, int64_t slots) {
   if (segments < 2) return {int(heads), 1, int(chunks)};
   const int64_t per_segment = (chunks + segments - 1) / segments;
   return {int(whole), int((chunks + per_segment - 1) / per_segment), int(per_segment)};
-}
-
-Chain plan_chain(int64_t heads, int64_t T, int64_t slots) {
-  Chain chain{};
-  const int64_t chunks = (T + kChunk - 1) / kChunk, in_row = slots + heads % slots;
-  if (slots > kMaxSlots || chunks > 65535 || heads <= slots || heads % slots == 0) return chain;
-  struct Piece {
-    int64_t at;  // in chunks since the kernel's start
-    ChainCta cta;
-  };
-  std::vector<Piece> pieces;
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    const int64_t first = slot * in_row * chunks / slots;
-    const int64_t last = (slot + 1) * in_row * chunks / slots;
-    int64_t at = 0;
-    const auto add = [&](int64_t head, int64_t done, int64_t until, int64_t cut) {
-      pieces.push_back({at, {uint16_t(head), uint16_t(done), uint16_t(until), uint16_t(cut)}});
-      at += until - done;
-    };
-    if (last % chunks) add(last / chunks, 0, last % chunks, slot);
-    for (int64_t head = (first + chunks - 1) / chunks; (head + 1) * chunks <= last; ++head)
-      add(head, 0, chunks, 0);
-    if (first % chunks) add(first / chunks, first % chunks, chunks, slot - 1);
-  }
-  std::stable_sort(pieces.begin(), pieces.end(),
-                   [](const Piece& l, const Piece& r) { return l.at < r.at; });
-  chain.slots = int(slots), chain.whole = int(heads - in_row), chain.heads = int(in_row);
-  chain.ctas = int(pieces.size());
-  for (size_t i = 0; i < pieces.size(); ++i) chain.cta[i] = pieces[i].cta;
-  return chain;
 }
 
 void scan_forward(const Call<__nv_bfloat16>& c, cudaStream_t stream) {

@@ -90,15 +90,19 @@ __device__ __forceinline__ void wgmma_m64n256(float (&d)[128], uint64_t a, uint6
 // operands.
 //
 // An operand's descriptor (PTX ISA, asynchronous warpgroup-level matrix instructions), for rows of
-// 128 bytes or of 32, with the swizzle of that size: `leading` bytes between 64 columns of B (rows
-// of A) where these lie next to each other in memory (unused otherwise, and with rows of 32 bytes),
+// 128, 64 or 32 bytes, with the swizzle of that size: `leading` bytes between 64 columns of B (rows
+// of A) where these lie next to each other in memory (unused otherwise, and with shorter rows),
 // `stride` bytes between 8 rows of memory.
 template <int kRowBytes = 128>
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t leading,
                                                   uint32_t stride) {
-  static_assert(kRowBytes == 128 || kRowBytes == 32);
+  static_assert(kRowBytes == 128 || kRowBytes == 64 || kRowBytes == 32);
   return uint64_t((address & 0x3ffffu) >> 4) | uint64_t(leading >> 4) << 16 |
-         uint64_t(stride >> 4) << 32 | uint64_t(kRowBytes == 128 ? 1 : 3) << 62;
+         uint64_t(stride >> 4) << 32 |
+         uint64_t(kRowBytes == 128  ? 1
+                  : kRowBytes == 64 ? 2
+                                    : 3)
+             << 62;
 }
 // The operand `bytes` further on. Only the low half holds the address, and nothing carries over:
 // one addition where a new descriptor takes five instructions.
@@ -128,6 +132,19 @@ __device__ __forceinline__ void wgmma16(float (&c)[2][4], const uint32_t (&a)[4]
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kColumns)));
 #endif
 }
+// The same, 32 columns.
+template <bool kColumns>
+__device__ __forceinline__ void wgmma32(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19}, %20, 1, 1, 1, %21;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
+        "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
+        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kColumns)));
+#endif
+}
 // The same, 128 columns.
 template <bool kColumns>
 __device__ __forceinline__ void wgmma128(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
@@ -154,16 +171,30 @@ __device__ __forceinline__ void wgmma128(float (&c)[16][4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kColumns)));
 #endif
 }
-// Both operands in shared memory. c += a b, 16 columns. kRows: what lies next to each other in
+// Both operands in shared memory. c += a b, 32 columns. kRows: what lies next to each other in
 // memory are elements of A's different rows, else the contracted ones. kColumns: as above.
 template <bool kRows, bool kColumns>
-__device__ __forceinline__ void wgmma16_shared(float (&c)[2][4], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void wgmma32_shared(float (&c)[4][4], uint64_t a, uint64_t b) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "%8, %9, 1, 1, 1, %10, %11;"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15}, %16, %17, 1, 1, 1, %18, %19;"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
-        "+f"(c[1][2]), "+f"(c[1][3])
+        "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
+        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3])
+      : "l"(a), "l"(b), "n"(int(kRows)), "n"(int(kColumns)));
+#endif
+}
+// c = a b, 32 columns: no zeros are needed in registers first.
+template <bool kRows, bool kColumns>
+__device__ __forceinline__ void wgmma32_shared_first(float (&c)[4][4], uint64_t a, uint64_t b) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15}, %16, %17, 0, 1, 1, %18, %19;"
+      : "=f"(c[0][0]), "=f"(c[0][1]), "=f"(c[0][2]), "=f"(c[0][3]), "=f"(c[1][0]), "=f"(c[1][1]),
+        "=f"(c[1][2]), "=f"(c[1][3]), "=f"(c[2][0]), "=f"(c[2][1]), "=f"(c[2][2]), "=f"(c[2][3]),
+        "=f"(c[3][0]), "=f"(c[3][1]), "=f"(c[3][2]), "=f"(c[3][3])
       : "l"(a), "l"(b), "n"(int(kRows)), "n"(int(kColumns)));
 #endif
 }
