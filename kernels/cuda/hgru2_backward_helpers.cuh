@@ -404,6 +404,8 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       if (pair > 0 || more) copies.saved_state(a.states, (pair > 0 ? here : next).saved(pieces));
       if (more) all ? copies.keys(pair, kPair) : copies.keys(pair, next_left(pair));
       cp_async_commit();
+      // The next chunk's values of the pair behind, while the state warps make the tiles.
+      if (kGated && more && pair < kPairs - 1) copies.gate_values<kValueGate>(pair + 1);
       barrier_sync(kTiles, kThreads);
       if (more) all ? copies.queries(pair, kPair) : copies.queries(pair, next_left(pair));
       cp_async_commit();
@@ -440,7 +442,8 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         mbarrier_arrive_warp(smem + kFirst);
       } else if (more) {
         keys_loaded();
-        if (!kGated) values_loaded();
+        if (kGated) copies.gate_values<kValueGate>(0);
+        values_loaded();
       }
       barrier_sync(kState, kThreads);  // no helper's products read any longer, either
       if (more) all ? copies.gradients(pair, kPair) : copies.gradients(pair, next_left(pair));
@@ -471,10 +474,6 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       barrier_sync(kHelper, kHelperThreads);
       stores.store_values();
       mbarrier_arrive_warp(smem + kFree);
-      if (kGated && more) {
-        copies.gate_values<kValueGate>(pair);
-        if (pair == 0) values_loaded();
-      }
       copies.back(1);
     }
     if (!more) break;
