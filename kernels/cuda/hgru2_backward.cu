@@ -272,13 +272,7 @@ __global__ __launch_bounds__(2 * N,
         decay_products(decay, key.f, q, tokens);
         query_gates<kSilu>(query, slope, xq, a.output_act, a.query_scale);
         float up[2][4], down[2][4];
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) {
-            up[r][m] = query[r][m] * decay.up[r][m];
-            down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
-          }
+        own_parts(up, down, query, key, decay, rest);
         pack_tiles(tiles, up, down, decay, q, tokens);
         float scores_a[2][4];
         partial_scores(scores_a, tiles.query_d, tiles.key_d);

@@ -122,6 +122,21 @@ __device__ __forceinline__ uint32_t masked(float x, float y, int t, int s, const
   return pack_bf16(keep_x ? x : 0.0f, keep_y ? y : 0.0f);
 }
 
+// A product of 64 rows and columns over 128; left, right: its operands at step k of 16.
+template <bool kRows, bool kColumns, class Left, class Right>
+__device__ __forceinline__ void all_with_all(float (&all)[kChunk / 8][4], const Left& left,
+                                             const Right& right) {
+#pragma unroll
+  for (int j = 0; j < kChunk / 8; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) all[j][e] = 0.0f;
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < kWarps; ++k) wgmma64_shared<kRows, kColumns>(all, left(k), right(k));
+  wgmma_commit();
+  wgmma_wait_all(all);
+}
+
 // The 16 columns 16 block ... of a product's rows of this warp.
 __device__ __forceinline__ void own_block(float (&own)[2][4], const float (&all)[kChunk / 8][4],
                                           int block) {
@@ -141,16 +156,9 @@ __device__ __forceinline__ void pair_scores(uint32_t smem, int warp, int lane_, 
   const uint64_t queries = wgmma_operand(smem + kQueries, 0, 1024);
   const uint64_t keys = wgmma_operand(smem + kKeys, 0, 1024);
   float all[kChunk / 8][4];
-#pragma unroll
-  for (int j = 0; j < kChunk / 8; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) all[j][e] = 0.0f;
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < kWarps; ++k)
-    wgmma64_shared<true, true>(all, wgmma_at(queries, k * 2048), wgmma_at(keys, k * 2048));
-  wgmma_commit();
-  wgmma_wait_all(all);
+  all_with_all<true, true>(
+      all, [&](int k) { return wgmma_at(queries, k * 2048); },
+      [&](int k) { return wgmma_at(keys, k * 2048); });
   if (warp == kSpare) return;
   float own[2][4];
   own_block(own, all, warp);
@@ -175,17 +183,9 @@ __device__ __forceinline__ void chunk_gradients(unsigned char* smem_bytes, uint3
                                                 int lane_, uint64_t reset) {
   const uint64_t columns = contract_columns(smem);
   float all[kChunk / 8][4];
-#pragma unroll
-  for (int j = 0; j < kChunk / 8; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) all[j][e] = 0.0f;
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < kWarps; ++k)
-    wgmma64_shared<false, false>(all, wgmma_at(columns, columns_at(kDy * kPart, k)),
-                                 wgmma_at(columns, columns_at(kV * kPart, k)));
-  wgmma_commit();
-  wgmma_wait_all(all);
+  all_with_all<false, false>(
+      all, [&](int k) { return wgmma_at(columns, columns_at(kDy * kPart, k)); },
+      [&](int k) { return wgmma_at(columns, columns_at(kV * kPart, k)); });
   float own[2][4];
   own_block(own, all, warp);
   const Tokens tokens{uint32_t(reset >> (16 * warp)) & 0xffffu, kSub};

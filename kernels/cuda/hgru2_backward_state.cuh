@@ -1,6 +1,6 @@
 // The state warps of hgru2_backward_sm90.cu, whose head has the roles and what is between them.
 #pragma once
-#include "cuda/hgru2_backward_roles.cuh"
+#include "cuda/hgru2_backward_earlier.cuh"
 
 namespace hgrn::hgru2::backward_roles {
 
@@ -36,110 +36,6 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
       }
     }
   }
-}
-
-// What a pair's earlier sub-chunk still needs when everything is done that does not depend on the
-// later one. [r][m]: channel g + 8 r, token 4 q + m.
-struct Earlier {
-  float up[2];            // the suffix summands of dg of this thread's tokens, added up
-  float gradient[2][4];   // what dg / f - dk has without the later sub-chunk and other lanes
-  float inverse_f[2][4];  // 0 at a reset: no gradient goes through f there
-  float after[2][4];      // decay to the end, 0 before a reset
-  float close[2][4], open[2][4];  // open: times 1 - bound
-};
-
-// Its gates' part. close: in place.
-__device__ __forceinline__ void begin_earlier(float (&inverse_f)[2][4], float (&after)[2][4],
-                                              const Decay& decay, const Tokens& tokens, int q) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float *const up = decay.up[r], *const down = decay.down[r];
-    const float all = decay.inverse[r];
-    inverse_f[r][0] = all * down[0];
-    inverse_f[r][1] = all * (up[0] * down[1]);
-    inverse_f[r][2] = all * (up[1] * down[2]);
-    inverse_f[r][3] = all * up[2];
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      if (tokens.reset && ((tokens.reset >> (4 * q + m)) & 1u)) inverse_f[r][m] = 0.0f;
-      after[r][m] = down[m] * decay.outer_down[r];
-    }
-  }
-  cut_after(after, q, tokens);
-}
-
-// iq: products of dy with the state before, gq, gk: with the diagonal block of D, as for
-// channel_gradients, of which this is the first part: dxq; up; gradient: without inverse_f, dk.
-__device__ __forceinline__ void query_gradients(float (&dxq)[2][4], float (&up)[2][4],
-                                                float (&dk)[2][4], float (&iq)[2][4],
-                                                const float (&gq)[2][4], const float (&gk)[2][4],
-                                                const float (&diag)[4], const ChannelTerms& x,
-                                                const Tokens& tokens, int q) {
-  if (tokens.reset)
-#pragma unroll
-    for (int m = 0; m < 4; ++m)
-      if (tokens.cut_before_or_at(4 * q + m)) iq[m >> 1][m & 1] = iq[m >> 1][2 + (m & 1)] = 0.0f;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float *const before = x.decay.up[r], *const after = x.decay.down[r];
-#pragma unroll
-    for (int m = 3; m >= 0; --m) {
-      const int i = m >> 1, e = 2 * r + (m & 1);
-      up[r][m] =
-          element(x.tiles.query_b, r, m) * iq[i][e] +
-          (element(x.tiles.query_d, r, m) * gq[i][e] - element(x.tiles.key_d, r, m) * gk[i][e]);
-      if (m < 3) up[r][m] += up[r][m + 1];
-      const float dq =
-          before[m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
-          diag[m] * (x.rest[r] * x.key.close[r][m]);
-      dxq[r][m] = dq * x.slope[r][m];
-      dk[r][m] = after[m] * (gk[i][e] * x.decay.inner_mid[r]) + diag[m] * x.query[r][m];
-    }
-  }
-}
-
-// The rest. ik: products of v with dh and with the later sub-chunk's queries; key_b: k after;
-// cross(r): sum_v h dh over this sub-chunk times its decay.
-template <class Cross>
-__device__ __forceinline__ void end_earlier(float (&dxf)[2][4], float (&dbound)[2],
-                                            const float (&ik)[2][4], const Cross& cross,
-                                            const Earlier& x, const uint32_t (&key_b)[4], int q) {
-  float down[2][3], outer[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    down[r][0] = element(key_b, r, 0) * ik[0][2 * r];
-    down[r][1] = down[r][0] + element(key_b, r, 1) * ik[0][2 * r + 1];
-    down[r][2] = down[r][1] + element(key_b, r, 2) * ik[1][2 * r];
-    outer[r] = down[r][2] + element(key_b, r, 3) * ik[1][2 * r + 1];
-  }
-  sums_of_others(outer, x.up[0], x.up[1], q);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    outer[r] += cross(r);
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const float dg = m == 0 ? outer[r] : outer[r] + down[r][m - 1];
-      const float d =
-          x.close[r][m] * (x.gradient[r][m] +
-                           (dg * x.inverse_f[r][m] - x.after[r][m] * ik[m >> 1][2 * r + (m & 1)]));
-      dbound[r] += d;
-      dxf[r][m] = x.open[r][m] * d;
-    }
-  }
-}
-
-// c += sum over the 16 tokens of a value, rounded to bf16 as they are in `products`, [tile][..] as
-// iq and ik: one product with ones adds up over the lanes of a channel.
-__device__ __forceinline__ void add_over_tokens(float (&c)[4], const uint32_t (&tile)[4],
-                                                const float (*products)[4]) {
-  uint32_t summand[4];
-#pragma unroll
-  for (int r = 0; r < 2; ++r)
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      summand[r + 2 * i] =
-          mul_bf16x2(tile[r + 2 * i], pack_bf16(products[i][2 * r], products[i][2 * r + 1]));
-  mma(c, summand, kOnes, kOnes);
 }
 
 // What a state thread addresses, made anew each time: kept, it would be spilled, and a reload takes
@@ -430,13 +326,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           ldmatrix_trans(xq, at.raw() + raw_tile(kQ, 2 * pair));
           query_gates<kQueryGate == Act::silu, true>(query, slope, xq, kQueryGate, a.query_scale);
           float up[2][4], down[2][4];
-#pragma unroll
-          for (int r = 0; r < 2; ++r)
-#pragma unroll
-            for (int m = 0; m < 4; ++m) {
-              up[r][m] = query[r][m] * decay.up[r][m];
-              down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
-            }
+          own_parts(up, down, query, key, decay, rest);
           pack_tiles(tiles, up, down, decay, q, tokens);
           const uint32_t operands = at.operands();
           stmatrix(operands ^ (kEarlier * 32), tiles.query_d);
@@ -498,13 +388,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           decay_products(decay, key.f, q, tokens);
           query_gates<kQueryGate == Act::silu, true>(query, slope, xq, kQueryGate, a.query_scale);
           float up[2][4], down[2][4];
-#pragma unroll
-          for (int r = 0; r < 2; ++r)
-#pragma unroll
-            for (int m = 0; m < 4; ++m) {
-              up[r][m] = query[r][m] * decay.up[r][m];
-              down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
-            }
+          own_parts(up, down, query, key, decay, rest);
           pack_tiles(tiles, up, down, decay, q, tokens);
           float factor[2];
 #pragma unroll

@@ -325,6 +325,18 @@ __device__ __forceinline__ uint32_t lane_narrow_store(int channel0, int lane) {
 struct OperandTiles {
   uint32_t query_b[4], key_b[4], query_d[4], key_d[4];
 };
+// What pack_tiles() takes.
+__device__ __forceinline__ void own_parts(float (&up)[2][4], float (&down)[2][4],
+                                          const float (&query)[2][4], const KeyGates& key,
+                                          const Decay& decay, const float (&rest)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      up[r][m] = query[r][m] * decay.up[r][m];
+      down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
+    }
+}
 // up: q times the thread's part of `before`, down: k times that of `after`; overwritten.
 __device__ __forceinline__ void pack_tiles(OperandTiles& o, float (&up)[2][4], float (&down)[2][4],
                                            const Decay& decay, int q, const Tokens& tokens) {
