@@ -270,14 +270,15 @@ std::vector<Case> accuracy_cases() {
     c.options.input_act = Act::silu;
     add(kRegimes[0], 3, 17, 3, n).states = true;
   }
-  // More heads than the card holds CTAs, so that whole and split heads meet in one launch.
+  // More heads than the card holds CTAs, so that whole and split heads meet in one launch, on a
+  // Hopper in one run.
   for (const auto& [B, H, n] : {std::array<int64_t, 3>{20, 7, 128}, {50, 8, 64}, {15, 9, 64}}) {
     Case& c = add(kRegimes[0], B, 200, H, n);
     c.states = true;
     c.reset = 0.01;
   }
   add(kRegimes[5], 17, 512, 8, 128);
-  // Gates on the values where a CTA has several chunks: two waves of whole heads, and a chain.
+  // Gates on the values where a CTA has several chunks, on a Hopper of several heads.
   // Without resets it is another kernel.
   for (const Act output : {Act::sigmoid, Act::silu})
     for (const double reset : {0.01, 0.0}) {
@@ -287,7 +288,8 @@ std::vector<Case> accuracy_cases() {
     }
   add(kRegimes[0], 3, 150, 4, 128).options.output_act = Act::sigmoid;
   // A gate that no config names, for which the Hopper kernels are not made.
-  add(kRegimes[0], 3, 150, 4, 128).options = {Act::identity, Act::silu, 1.0f};
+  for (const int64_t B : {3, 67})
+    add(kRegimes[0], B, 150, 4, 128).options = {Act::identity, Act::silu, 1.0f};
   for (int64_t n : {1, 2, 4, 8, 16, 32, 33, 96, 256})
     for (DType type : {DType::f32, DType::bf16}) {
       Case& c = add(kRegimes[n % 9], 2, n == 256 ? 90 : 150, 4, n);
@@ -332,11 +334,17 @@ std::vector<Case> small_cases() {
   gated.shape = {1, 150, 128, 128};
   gated.reset = 0;
   cases.push_back(gated);
-  // More heads than multiprocessors of a Hopper: a chain.
+  // More heads than multiprocessors of a Hopper: a run of parts of two heads a CTA, and of several
+  // whole ones with gates on the values.
   Case chain;
   chain.regime = kRegimes[0];
   chain.shape = {67, 130, 2 * 128, 128};
   chain.states = true;
+  cases.push_back(chain);
+  chain.shape = {67, 70, 4 * 128, 128};
+  chain.options = {Act::sigmoid, Act::silu, 1.0f};
+  cases.push_back(chain);
+  chain.reset = 0.02;
   cases.push_back(chain);
   return cases;
 }

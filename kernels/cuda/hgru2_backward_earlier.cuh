@@ -17,7 +17,7 @@ struct Earlier {
   float close[2][4], open[2][4];  // open: times 1 - bound
 };
 
-// Its gates' part. close: in place.
+// Its gates' part.
 __device__ __forceinline__ void begin_earlier(float (&inverse_f)[2][4], float (&after)[2][4],
                                               const Decay& decay, const Tokens& tokens, int q) {
 #pragma unroll
@@ -38,7 +38,7 @@ __device__ __forceinline__ void begin_earlier(float (&inverse_f)[2][4], float (&
 }
 
 // iq: products of dy with the state before, gq, gk: with the diagonal block of D, as for
-// channel_gradients, of which this is the first part: dxq; up; gradient: without inverse_f, dk.
+// channel_gradients, of which this is the first part: dxq; up: the suffix summands of dg; dk.
 __device__ __forceinline__ void query_gradients(float (&dxq)[2][4], float (&up)[2][4],
                                                 float (&dk)[2][4], float (&iq)[2][4],
                                                 const float (&gq)[2][4], const float (&gk)[2][4],

@@ -33,7 +33,7 @@ struct Place {
 struct Copies {
   static constexpr int kEight = 4 * 128;  // from the row of token t to that of t + 8; the columns
   static constexpr int kSpread = 4 << 4;  // of the second are spread by a row with bit 2 set
-  static constexpr int kPieces = kPair / 8;
+  static constexpr int kRows16 = kPair / 8;
   const __nv_bfloat16 *x, *dy, *const any;
   uint32_t raw, state;
   int D, token, thread;
@@ -56,7 +56,7 @@ struct Copies {
     dy -= pairs * kPair * step;
   }
   // Where this thread's piece i of q goes; those of f, v, dy are kPart further each.
-  __device__ __forceinline__ uint32_t piece(int pair, int i) const {
+  __device__ __forceinline__ uint32_t place_of(int pair, int i) const {
     return (uint32_t(opaque(int(raw))) ^ ((i & 1) * kSpread)) + (2 * pair + (i >> 1)) * kSubRows +
            (i & 1) * kEight;
   }
@@ -70,33 +70,33 @@ struct Copies {
     constexpr uint32_t kOpen = 0x7f7f7f7fu;  // two bf16, the largest
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
+    for (int i = 0; i < kRows16; ++i) {
       const __nv_bfloat16* const from = x + (i * 8 * 3 + 1) * step;
       if (left > 8 * i)
-        copy(piece(pair, i) + kF * kPart, from, i, left);
+        copy(place_of(pair, i) + kF * kPart, from, i, left);
       else
-        st_shared(piece(pair, i) + kF * kPart, make_uint4(kOpen, kOpen, kOpen, kOpen));
-      copy(piece(pair, i) + kV * kPart, from + step, i, left);
+        st_shared(place_of(pair, i) + kF * kPart, make_uint4(kOpen, kOpen, kOpen, kOpen));
+      copy(place_of(pair, i) + kV * kPart, from + step, i, left);
     }
   }
   __device__ __forceinline__ void queries(int pair, int left) const {
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i)
-      copy(piece(pair, i) + kQ * kPart, x + i * 8 * 3 * step, i, left);
+    for (int i = 0; i < kRows16; ++i)
+      copy(place_of(pair, i) + kQ * kPart, x + i * 8 * 3 * step, i, left);
   }
   __device__ __forceinline__ void gradients(int pair, int left) const {  // dy
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i)
-      copy(piece(pair, i) + kDy * kPart, dy + i * 8 * step, i, left);
+    for (int i = 0; i < kRows16; ++i)
+      copy(place_of(pair, i) + kDy * kPart, dy + i * 8 * step, i, left);
   }
   // The values this thread has copied, and waited for, through their gate.
   template <Act kValueGate>
   __device__ __forceinline__ void gate_values(int pair) const {
 #pragma unroll
-    for (int i = 0; i < kPieces; i += 2) {
-      const uint32_t at[2] = {piece(pair, i) + kV * kPart, piece(pair, i + 1) + kV * kPart};
+    for (int i = 0; i < kRows16; i += 2) {
+      const uint32_t at[2] = {place_of(pair, i) + kV * kPart, place_of(pair, i + 1) + kV * kPart};
       const uint4 v[2] = {ld_shared4(at[0]), ld_shared4(at[1])};
       st_shared(at[0], activated(v[0], kValueGate));
       st_shared(at[1], activated(v[1], kValueGate));
@@ -239,7 +239,7 @@ struct Stores {
   __device__ __forceinline__ void store_gates() const {
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < Copies::kPieces; ++i) {  // the token 8 behind lies 4 rows further
+    for (int i = 0; i < Copies::kRows16; ++i) {  // the token 8 behind lies 4 rows further
       if (left <= 8 * i) break;
 #pragma unroll
       for (int part = kQ; part <= kF; ++part)
@@ -250,7 +250,7 @@ struct Stores {
   __device__ __forceinline__ void store_values() const {
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < Copies::kPieces; ++i) {
+    for (int i = 0; i < Copies::kRows16; ++i) {
       if (left <= 8 * i) break;
       *reinterpret_cast<uint4*>(dx + (i * 8 * 3 + kV) * step) =
           ld_shared4((values ^ ((i & 1) * 64)) + ((i >> 1) * 16 + (i & 1) * 4) * 256);
@@ -326,8 +326,9 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   Place here(a, pieces, 0);  // the chunk that is worked on
   Copies copies(a, smem, thread);
   copies.go_to(a, here);
-  // h, f and the values have arrived; those of the chunk's pair are gated here.
+  // h and f have arrived.
   const auto keys_loaded = [&] { mbarrier_arrive_warp(smem + kLoaded); };
+  // The values have, and are gated; and dy of the last pair.
   const auto values_loaded = [&] {
     fence_async_proxy();  // wgmma reads what this thread has copied and gated
     mbarrier_arrive_warp(smem + kValues);
@@ -404,7 +405,8 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       if (pair > 0 || more) copies.saved_state(a.states, (pair > 0 ? here : next).saved(pieces));
       if (more) all ? copies.keys(pair, kPair) : copies.keys(pair, next_left(pair));
       cp_async_commit();
-      // The next chunk's values of the pair behind, while the state warps make the tiles.
+      // The next chunk's values of the pair behind, refilled in the last turn, while the state
+      // warps make the tiles: until kValues only the thread that has copied them touches them.
       if (kGated && more && pair < kPairs - 1) copies.gate_values<kValueGate>(pair + 1);
       barrier_sync(kTiles, kThreads);
       if (more) all ? copies.queries(pair, kPair) : copies.queries(pair, next_left(pair));
@@ -447,8 +449,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       }
       barrier_sync(kState, kThreads);  // no helper's products read any longer, either
       if (more) all ? copies.gradients(pair, kPair) : copies.gradients(pair, next_left(pair));
-      // Gates, when no one waits: the derivative in dv; the values refilled in the last turn, which
-      // only the thread that has copied them touches before kValues.
+      // The derivative of the values' gate.
       if (kGated) {
         // Always so; the compiler does not know, and does none of this before kFreeDh.
         if (a.input_act != Act::identity) ungated.scale<kValueGate>(dv);

@@ -31,7 +31,8 @@ constexpr int kPart = kChunk * N * 2, kHalf = kPart / 2, kSubRows = kSub * 128;
 constexpr int kDhHalf = kH / 2;
 constexpr int kScoreBlock = kSub * 32;
 // The blocks of 16 positions of a channel in a tile of operands of A: of the earlier and of the
-// later sub-chunk's own block of A, of the one off the diagonal, and one that is of no use there.
+// later sub-chunk's own block of A, of the one off the diagonal, and one of which no result is
+// used: it keeps numbers of the state threads.
 constexpr int kOperandTile = N * 128;
 enum Block16 { kEarlier, kLater, kAcross, kSpare };
 constexpr int kStashed = 7;  // pieces of 16 bytes that a state thread keeps in kStash

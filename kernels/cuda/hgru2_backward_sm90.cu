@@ -26,15 +26,18 @@
 // registers (kStash): made from dq's part first, it is least.
 //
 // Where the values pass through a gate (kValueGate), the helpers do that to the pieces that each of
-// them has copied, a pair after the copy. The derivative goes to dv in the helpers' registers, from
-// the values, copied once more (Ungated).
+// them has copied: to the second pair's of the next chunk a pair after the copy, to the first
+// pair's, which the next chunk begins with, at once. The derivative goes to dv in the helpers'
+// registers, from the values, copied once more (Ungated).
 //
-// Between the roles, once a chunk: loaded (h and f), values (v), gradient (D), first (the saved h
-// again, which the state warps have advanced to the second pair in its place, and q of the first
-// pair). A chunk begins with f and v of its first pair, the last that the one before is done with:
-// f is taken to registers at the start of a pair, so that f, v and h are refilled as soon as the
-// pair's first products are done; q when its gates are, dy when its last products are. It makes no
-// difference whether the next chunk is of the same head or of the next one.
+// Between the roles, once a chunk: loaded (h, f, and q of the second pair), values (v, and dy of
+// the second pair), gradient (D, and dy of the first pair), first (the saved h again, which the
+// state warps have advanced to the second pair in its place, and q of the first pair). A chunk
+// begins with f and v of its first pair, the last that the one before is done with: f is taken to
+// registers at the start of a pair, so that f, v and h are refilled as soon as the pair's first
+// products are done; q when its gates are, dy when its last products are. It makes no difference
+// whether the next chunk is of the same head or of the next one. (In a CTA's first chunk q and all
+// of dy come with the values.)
 //
 // Between the roles, once a pair: kDhStored (bf16(dh) is written; h, f and v are no longer read;
 // dx_q, dx_f of the pair behind are written, too), kTiles (k, q of A and of dv are written, q no
@@ -64,6 +67,8 @@
 // Registers that do not fit lie in what shared memory leaves of L1, 28 KB or some 70 bytes a
 // thread. Beyond that a reload takes hundreds of cycles, and no one else is there to use them:
 // hence the addresses that are made anew (StateAddresses), the products of f that are, and kStash.
+// Without gated values and resets 48 bytes are left; with gated values, whose helpers need more
+// registers, some 120.
 //
 // Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh): x, dy and dh
 // in the layout of wgmma's 128-byte swizzle, as the operands of A; the keys of dv and A in that of

@@ -58,8 +58,8 @@ struct StateAddresses {
     const int t = opaque(tid);
     return smem + kQueries + operand_offset(16 * (t >> 5) + (t & 15), (t >> 4) & 1);
   }
-  __device__ __forceinline__ uint32_t dh() const { return operands() + (kDh - kQueries); }
-  // A thread's 16 bytes of the block that no product reads, as ldmatrix would address them.
+  __device__ __forceinline__ uint32_t dh() const { return operands() - (kQueries - kDh); }
+  // A thread's 16 bytes of the block of which no result is used, as ldmatrix would address them.
   __device__ __forceinline__ uint32_t spare() const { return operands() ^ (kSpare * 32); }
   __device__ __forceinline__ uint32_t pair_keys() const {
     const int t = opaque(tid);
@@ -297,7 +297,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           v[0] = __uint_as_float(u.x), v[1] = __uint_as_float(u.y);
           v[2] = __uint_as_float(u.z), v[3] = __uint_as_float(u.w);
         };
-        const auto piece = [](uint32_t stash, int i) { return stash + i * kStateThreads * 16; };
+        const auto part = [](uint32_t stash, int i) { return stash + i * kStateThreads * 16; };
 
         // ---- the earlier sub-chunk: gates, tiles, and what needs nothing of the later one
         {
@@ -316,11 +316,11 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
             for (int r = 0; r < 2; ++r) {
 #pragma unroll
               for (int m = 0; m < 4; ++m) open[r][m] = rest[r] * key.open[r][m];
-              keep(piece(stash, r), inverse_f[r]);
-              keep(piece(stash, 2 + r), after[r]);
-              keep(piece(stash, 4 + r), key.close[r]);
+              keep(part(stash, r), inverse_f[r]);
+              keep(part(stash, 2 + r), after[r]);
+              keep(part(stash, 4 + r), key.close[r]);
             }
-            keep(piece(stash, 6), open[0]), keep(at.spare(), open[1]);
+            keep(part(stash, 6), open[0]), keep(at.spare(), open[1]);
           }
           uint32_t xq[4];
           ldmatrix_trans(xq, at.raw() + raw_tile(kQ, 2 * pair));
@@ -364,14 +364,14 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             float inverse_f[4];
-            kept(inverse_f, piece(at.stash(), r));
+            kept(inverse_f, part(at.stash(), r));
 #pragma unroll
             for (int m = 0; m < 4; ++m) gradient_e[r][m] = sums[r][m] * inverse_f[m] - dk[r][m];
           }
           st_shared(at.spare() + kOperandTile, make_float4(sums[0][0], sums[1][0], 0.0f, 0.0f));
           if (!kGated)  // there, no values wait for their gate
 #pragma unroll
-            for (int r = 0; r < 2; ++r) keep(piece(at.ungated(), r), gradient_e[r]);
+            for (int r = 0; r < 2; ++r) keep(part(at.ungated(), r), gradient_e[r]);
         }
 
         // ---- the later sub-chunk: gates, tiles
@@ -487,10 +487,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           uint32_t key_e[4];
           const uint32_t operands = late.operands(), stash = late.stash();
           ldmatrix(key_e, (operands + kOperandTile) ^ (kAcross * 32));
-          kept(earlier.inverse_f[0], piece(stash, 0)), kept(earlier.inverse_f[1], piece(stash, 1));
-          kept(earlier.after[0], piece(stash, 2)), kept(earlier.after[1], piece(stash, 3));
-          kept(earlier.close[0], piece(stash, 4)), kept(earlier.close[1], piece(stash, 5));
-          kept(earlier.open[0], piece(stash, 6)), kept(earlier.open[1], operands ^ (kSpare * 32));
+          kept(earlier.inverse_f[0], part(stash, 0)), kept(earlier.inverse_f[1], part(stash, 1));
+          kept(earlier.after[0], part(stash, 2)), kept(earlier.after[1], part(stash, 3));
+          kept(earlier.close[0], part(stash, 4)), kept(earlier.close[1], part(stash, 5));
+          kept(earlier.open[0], part(stash, 6)), kept(earlier.open[1], operands ^ (kSpare * 32));
           float up[4];
           kept(up, (operands ^ (kSpare * 32)) + kOperandTile);
 #pragma unroll
@@ -500,7 +500,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll
               for (int m = 0; m < 4; ++m) earlier.gradient[r][m] = gradient_e[r][m];
             } else {
-              kept(earlier.gradient[r], piece(late.ungated(), r));
+              kept(earlier.gradient[r], part(late.ungated(), r));
             }
           }
           float dxf[2][4];

@@ -28,7 +28,9 @@ Split plan_split(int64_t heads, int64_t T, int64_t slots);
 // at most. A CTA does the part at the run's end first, whose state the next CTA wants for its last
 // part: by then it is there, because all runs are as long. It goes from head to head without a
 // pause: what the next one needs is on its way before this one is done. A CTA waits for the one
-// before it alone, which has started by then.
+// before it alone, which has started by then, as CTAs start in the order of their numbers. An SM
+// that another kernel holds makes a run start when the first ones end: heads in a CTA each would
+// share that out better, and cost each time what a CTA's start costs.
 struct Chain {
   int slots = 0;  // SMs; 0: no chain
 };
@@ -80,7 +82,7 @@ int tensor_smem_bytes(int n);  // shared memory a block of the largest of them n
 void forward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 void backward_tensor(const Call<__nv_bfloat16>& call, cudaStream_t stream);
 // n = 128 on Hopper: the same results, faster. The two above call them where Call::sm90 is set.
-// Their gates are constants to the compiler: those that a config can name.
+// Their gates are constants to the compiler: those that a config of ours can name.
 inline bool takes_gates_sm90(const SeqOptions& o) {
   return (o.output_act == Act::silu || o.output_act == Act::sigmoid) &&
          (o.input_act == Act::silu || o.input_act == Act::identity);

@@ -67,9 +67,9 @@ class Pieces {
       else
         p.bh = head;
     } else if (a.split.segments > 1 && int(blockIdx.x) >= a.split.whole) {
-      const int cut = int(blockIdx.x) - a.split.whole;
-      p.part = p.segment = cut % a.split.segments;
-      p.bh = a.split.whole + cut / a.split.segments;
+      const int at = int(blockIdx.x) - a.split.whole;
+      p.part = p.segment = at % a.split.segments;
+      p.bh = a.split.whole + at / a.split.segments;
       p.whole = false;
       p.first = p.segment * a.split.chunks;
       p.end = min(chunks, p.first + a.split.chunks);

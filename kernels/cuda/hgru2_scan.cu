@@ -1,13 +1,14 @@
 // What each segment adds to the state, for splitting few long sequences over many SMs.
 //
 // The tensor-core kernels walk one head from end to end on one CTA. Heads beyond a whole number of
-// waves are split into segments of whole chunks that run side by side (Split, hgru2_kernels.h);
-// each needs the state, or in backward its gradient, where it starts. This kernel runs the
-// recurrence of the state alone over every segment that another one follows, each from zero (the
-// first one from h0, in reverse the last one from dhT):
+// waves (on a Hopper, with n = 128: where they are no more than the SMs) are split into segments of
+// whole chunks that run side by side (Split, hgru2_kernels.h); each needs the state, or in backward
+// its gradient, where it starts. This kernel runs the recurrence of the state alone over every
+// segment that another one follows, each from zero (the first one from h0, in reverse the last one
+// from dhT):
 //
-//   forward:  h = diag(total) h + (k after)^T v      reverse:  dh = diag(total) dh + (q before)^T
-//   dy
+//   forward:  h = diag(total) h + (k after)^T v
+//   reverse:  dh = diag(total) dh + (q before)^T dy
 //
 // and writes the state it ends with and the product of its decays. The main kernels then start a
 // segment from a few of these: state = diag(decay_j) state + state_j, over the segments j before it
@@ -17,7 +18,6 @@
 // boundaries (split heads, segments-1, n+1, n) fp32: n rows of state, then the decays; entry j is
 // segment j (reverse: j+1).
 // Twin: none (the CPU kernel needs no split)   Test: tools/hgru2_check.cu
-
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_gates.cuh"
 #include "cuda/hgru2_kernels.h"
