@@ -23,7 +23,6 @@ static_assert(kGroup % 2 == 0);  // two are added up before their product with o
 enum Part { kQ, kF, kV, kDy };
 enum Barrier { kTiles = 1, kState = 2, kHelper = 3, kHandOver = 4, kDhStored = 5 };
 
-constexpr int kPitch = N * 2 + 16;
 constexpr int kOutTile = kSub * kPitch;
 constexpr int kH = N * N * 2;
 // Tiles with rows of 64 columns, 128 bytes: x and dy of a chunk, and dh, in two halves each.
@@ -86,12 +85,6 @@ __device__ __forceinline__ uint64_t contract_tokens(uint32_t smem) {
 }
 __device__ __forceinline__ constexpr uint32_t columns_at(uint32_t tile, int k) {
   return tile + (k >> 2) * kHalf + (k & 3) * 32;
-}
-__device__ __forceinline__ int position_of(int token) {
-  return 8 * ((token >> 1) & 1) + row_of(token);
-}
-__device__ __forceinline__ uint32_t padded_tile_major(int lane) {
-  return (8 * (lane >> 4) + (lane & 7)) * kPitch + ((lane >> 3) & 1) * 16;
 }
 
 // A tile of operands of A: a row of 128 bytes a channel. The pair's keys, and A: a row of 64 bytes

@@ -43,7 +43,6 @@ constexpr int kGateBarrier = 1, kStateBarrier = 2;
 // The state warps hold a product's fragments as well as the state: what they gain, gates give up.
 constexpr int kGateRegisters = 96, kStateRegisters = 160;
 
-constexpr int kPitch = N * 2 + 16;
 constexpr int kTile = kSub * kPitch;
 constexpr int kNarrow = N * 32;
 enum Tile { kQuery, kKey, kQueryD, kKeyD, kTiles };
@@ -60,12 +59,6 @@ constexpr int kFull = kScores + kStages * 2 * 512;      // mbarriers [stage]
 constexpr int kScored = kFull + kStages * 8, kEmpty = kScored + kStages * 8;
 constexpr int kBytes = kEmpty + kStages * 8;
 
-__device__ __forceinline__ int position_of(int token) {
-  return 8 * ((token >> 1) & 1) + row_of(token);
-}
-__device__ __forceinline__ uint32_t padded_tile_major(int lane) {
-  return (8 * (lane >> 4) + (lane & 7)) * kPitch + ((lane >> 3) & 1) * 16;
-}
 // A piece in steps.
 struct Steps : Piece {
   int first_step, steps;

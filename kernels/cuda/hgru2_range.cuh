@@ -1,4 +1,5 @@
-// What a CTA of a Hopper HGRU2 kernel works on, and how a state goes from one CTA to another.
+// What the Hopper HGRU2 kernels share: what a CTA works on, how a state goes from one CTA to
+// another, tiles with padded rows.
 //
 // A CTA works on a head, or on a segment of one that starts from hgru2_scan.cu's sums, or, where
 // there are more heads than SMs, on a run of several heads one after the other (Chain,
@@ -125,6 +126,17 @@ __device__ __forceinline__ void take_over(float (&state)[kTiles][4], const Call<
     const float4 v = __ldcg(from + j * kThreads + thread);
     state[j][0] = v.x, state[j][1] = v.y, state[j][2] = v.z, state[j][3] = v.w;
   }
+}
+
+// Tiles of a sub-chunk whose rows are 16 bytes longer than their 128 columns: the row of a token,
+// and lane addresses for ldmatrix and stmatrix, blocks (tile 0, left), (tile 0, right), (tile 1,
+// left), (tile 1, right).
+constexpr int kPitch = 128 * 2 + 16;
+__device__ __forceinline__ int position_of(int token) {
+  return 8 * ((token >> 1) & 1) + row_of(token);
+}
+__device__ __forceinline__ uint32_t padded_tile_major(int lane) {
+  return (8 * (lane >> 4) + (lane & 7)) * kPitch + ((lane >> 3) & 1) * 16;
 }
 
 // launch(query gate, values' gate, whether there are resets), as constants: of the gates that
