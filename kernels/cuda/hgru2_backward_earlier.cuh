@@ -1,7 +1,6 @@
 // The gradients of a pair's earlier sub-chunk in the state warps of hgru2_backward_sm90.cu: those
 // that need nothing of the later one, and the rest behind it. In one piece, for a sub-chunk of
-// which everything is known, they are channel_gradients() of hgru2_gates.cuh. Twin:
-// kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
+// which everything is known, they are channel_gradients() of hgru2_gates.cuh.
 #pragma once
 #include "cuda/hgru2_backward_roles.cuh"
 
@@ -22,16 +21,11 @@ __device__ __forceinline__ void begin_earlier(float (&inverse_f)[2][4], float (&
                                               const Decay& decay, const Tokens& tokens, int q) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float *const up = decay.up[r], *const down = decay.down[r];
-    const float all = decay.inverse[r];
-    inverse_f[r][0] = all * down[0];
-    inverse_f[r][1] = all * (up[0] * down[1]);
-    inverse_f[r][2] = all * (up[1] * down[2]);
-    inverse_f[r][3] = all * up[2];
+    inverse_forgets(inverse_f[r], decay, r);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       if (tokens.reset && ((tokens.reset >> (4 * q + m)) & 1u)) inverse_f[r][m] = 0.0f;
-      after[r][m] = down[m] * decay.outer_down[r];
+      after[r][m] = decay.down[r][m] * decay.outer_down[r];
     }
   }
   cut_after(after, q, tokens);
@@ -50,18 +44,13 @@ __device__ __forceinline__ void query_gradients(float (&dxq)[2][4], float (&up)[
       if (tokens.cut_before_or_at(4 * q + m)) iq[m >> 1][m & 1] = iq[m >> 1][2 + (m & 1)] = 0.0f;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float *const before = x.decay.up[r], *const after = x.decay.down[r];
+    const float* const after = x.decay.down[r];
 #pragma unroll
     for (int m = 3; m >= 0; --m) {
       const int i = m >> 1, e = 2 * r + (m & 1);
-      up[r][m] =
-          element(x.tiles.query_b, r, m) * iq[i][e] +
-          (element(x.tiles.query_d, r, m) * gq[i][e] - element(x.tiles.key_d, r, m) * gk[i][e]);
+      up[r][m] = suffix_summand(x, iq, gq, gk, r, m);
       if (m < 3) up[r][m] += up[r][m + 1];
-      const float dq =
-          before[m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
-          diag[m] * (x.rest[r] * x.key.close[r][m]);
-      dxq[r][m] = dq * x.slope[r][m];
+      dxq[r][m] = query_gradient(x, iq, gq, diag[m], r, m) * x.slope[r][m];
       dk[r][m] = after[m] * (gk[i][e] * x.decay.inner_mid[r]) + diag[m] * x.query[r][m];
     }
   }

@@ -33,7 +33,7 @@ struct Place {
 struct Copies {
   static constexpr int kEight = 4 * 128;  // from the row of token t to that of t + 8; the columns
   static constexpr int kSpread = 4 << 4;  // of the second are spread by a row with bit 2 set
-  static constexpr int kRows16 = kPair / 8;
+  static constexpr int kTokens = kPair / 8;
   const __nv_bfloat16 *x, *dy, *const any;
   uint32_t raw, state;
   int D, token, thread;
@@ -70,7 +70,7 @@ struct Copies {
     constexpr uint32_t kOpen = 0x7f7f7f7fu;  // two bf16, the largest
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < kRows16; ++i) {
+    for (int i = 0; i < kTokens; ++i) {
       const __nv_bfloat16* const from = x + (i * 8 * 3 + 1) * step;
       if (left > 8 * i)
         copy(place_of(pair, i) + kF * kPart, from, i, left);
@@ -82,20 +82,20 @@ struct Copies {
   __device__ __forceinline__ void queries(int pair, int left) const {
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < kRows16; ++i)
+    for (int i = 0; i < kTokens; ++i)
       copy(place_of(pair, i) + kQ * kPart, x + i * 8 * 3 * step, i, left);
   }
   __device__ __forceinline__ void gradients(int pair, int left) const {  // dy
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < kRows16; ++i)
+    for (int i = 0; i < kTokens; ++i)
       copy(place_of(pair, i) + kDy * kPart, dy + i * 8 * step, i, left);
   }
   // The values this thread has copied, and waited for, through their gate.
   template <Act kValueGate>
   __device__ __forceinline__ void gate_values(int pair) const {
 #pragma unroll
-    for (int i = 0; i < kRows16; i += 2) {
+    for (int i = 0; i < kTokens; i += 2) {
       const uint32_t at[2] = {place_of(pair, i) + kV * kPart, place_of(pair, i + 1) + kV * kPart};
       const uint4 v[2] = {ld_shared4(at[0]), ld_shared4(at[1])};
       st_shared(at[0], activated(v[0], kValueGate));
@@ -214,8 +214,8 @@ __device__ __forceinline__ void chunk_gradients(unsigned char* smem_bytes, uint3
 }
 
 // A thread's part of dx, 16 bytes each of eight rows of a pair, from shared memory: of dx_q and
-// dx_f of the pair behind the one that is worked on, of dv of that one. dx points at the pair
-// behind.
+// dx_f of the pair behind the one that is worked on, then of dv of that one. dx points at the pair
+// behind, and at that one after go_to() or back().
 struct Stores {
   __nv_bfloat16* dx = nullptr;
   int left = 0;  // tokens of the head from this thread's first one on
@@ -239,7 +239,7 @@ struct Stores {
   __device__ __forceinline__ void store_gates() const {
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < Copies::kRows16; ++i) {  // the token 8 behind lies 4 rows further
+    for (int i = 0; i < Copies::kTokens; ++i) {  // the token 8 behind lies 4 rows further
       if (left <= 8 * i) break;
 #pragma unroll
       for (int part = kQ; part <= kF; ++part)
@@ -250,7 +250,7 @@ struct Stores {
   __device__ __forceinline__ void store_values() const {
     const int step = opaque(D);
 #pragma unroll
-    for (int i = 0; i < Copies::kRows16; ++i) {
+    for (int i = 0; i < Copies::kTokens; ++i) {
       if (left <= 8 * i) break;
       *reinterpret_cast<uint4*>(dx + (i * 8 * 3 + kV) * step) =
           ld_shared4((values ^ ((i & 1) * 64)) + ((i >> 1) * 16 + (i & 1) * 4) * 256);

@@ -1,90 +1,9 @@
 // The state warps of hgru2_backward_sm90.cu, whose head has the roles and what is between them.
 #pragma once
 #include "cuda/hgru2_backward_earlier.cuh"
+#include "cuda/hgru2_backward_products.cuh"
 
 namespace hgrn::hgru2::backward_roles {
-
-// dh at the end of this piece's tokens, from dhT or the segments behind: rows c = own + g (+8),
-// columns v = 8j + 2q (+1).
-__device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_bfloat16>& a,
-                                         const Piece& piece, int chunks, int own, int g, int q) {
-  const auto state_at = [&](int j, int r) { return (own + g + 8 * r) * N + 8 * j + 2 * q; };
-  const float* const from = piece.end == chunks ? a.dhT : nullptr;
-#pragma unroll
-  for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float2 v = make_float2(0.0f, 0.0f);
-      if (from)
-        v = *reinterpret_cast<const float2*>(from + int64_t(piece.bh) * N * N + state_at(j, r));
-      dh[j][2 * r] = v.x;
-      dh[j][2 * r + 1] = v.y;
-    }
-#pragma unroll 1
-  for (int behind = piece.whole ? 0 : a.split.segments - 1; behind > piece.segment; --behind) {
-    const float* const in =
-        a.boundaries +
-        (int64_t(piece.bh - a.split.whole) * (a.split.segments - 1) + behind - 1) * (N + 1) * N;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float decay = in[N * N + own + g + 8 * r];  // hgru2_scan.cu
-#pragma unroll
-      for (int j = 0; j < N / 8; ++j) {
-        const float2 v = *reinterpret_cast<const float2*>(in + state_at(j, r));
-        dh[j][2 * r] = fmaf(decay, dh[j][2 * r], v.x);
-        dh[j][2 * r + 1] = fmaf(decay, dh[j][2 * r + 1], v.y);
-      }
-    }
-  }
-}
-
-// What a state thread addresses, made anew each time: kept, it would be spilled, and a reload takes
-// longer than these few instructions.
-struct StateAddresses {
-  uint32_t smem;
-  int tid;
-  // The same from a thread's number of which the compiler's last stage, too, does not know that it
-  // is the same: opaque() is for those before it.
-  __device__ __forceinline__ StateAddresses anew() const {
-    return {smem, __shfl_sync(0xffffffffu, tid, tid & 31)};
-  }
-  // q of this warp's channels in the first sub-chunk, for ldmatrix.
-  __device__ __forceinline__ uint32_t raw() const {
-    const int t = opaque(tid);
-    return at_step(smem + tile_major_lane(t & 31), t >> 5) + kRaw;
-  }
-  // A row of 128 bytes of kQueries, block 0, and of kDh: this lane's channel and 16-byte column.
-  __device__ __forceinline__ uint32_t operands() const {
-    const int t = opaque(tid);
-    return smem + kQueries + operand_offset(16 * (t >> 5) + (t & 15), (t >> 4) & 1);
-  }
-  __device__ __forceinline__ uint32_t dh() const { return operands() - (kQueries - kDh); }
-  // A thread's 16 bytes of the block of which no result is used, as ldmatrix would address them.
-  __device__ __forceinline__ uint32_t spare() const { return operands() ^ (kSpare * 32); }
-  __device__ __forceinline__ uint32_t pair_keys() const {
-    const int t = opaque(tid);
-    return smem + kPairKeys + pair_offset(16 * (t >> 5) + (t & 15), (t >> 4) & 1);
-  }
-  // 16 bytes a thread: h, and what waits.
-  __device__ __forceinline__ uint32_t states() const { return smem + kStates + opaque(tid) * 16; }
-  __device__ __forceinline__ uint32_t stash() const { return smem + kStash + opaque(tid) * 16; }
-  __device__ __forceinline__ uint32_t ungated() const { return smem + kUngated + opaque(tid) * 16; }
-  // dx_q of the earlier sub-chunk, for stmatrix.
-  __device__ __forceinline__ uint32_t out() const {
-    const int t = opaque(tid);
-    return smem + kOut + padded_tile_major(t & 31) + (t >> 5) * 32;
-  }
-  // A block of D, as it is and transposed.
-  __device__ __forceinline__ uint32_t gradients(int block) const {
-    return smem + kGradients + block * kScoreBlock + lane_narrow_row_major(opaque(tid) & 31);
-  }
-  __device__ __forceinline__ uint32_t gradients_t(int block) const {
-    return smem + kGradients + block * kScoreBlock + lane_narrow_column_major(opaque(tid) & 31);
-  }
-  __device__ __forceinline__ uint32_t diagonal(int sub) const {
-    return smem + kDiagonal + sub * kSub * 4 + (opaque(tid) & 3) * 16;
-  }
-};
 
 // The products of f of a thread's tokens once more: made again from what is kept anyway, they need
 // no registers meanwhile.
@@ -101,135 +20,6 @@ __device__ __forceinline__ void products_again(Decay& o, const KeyGates& key,
     }
     running_products(o, f, r);
   }
-}
-
-// h before the chunk's second pair, in place of the saved one. values: the mbarrier of v.
-template <class TokensOf>
-__device__ __forceinline__ void advance_state(const StateAddresses& at, const float (&bound)[2],
-                                              const float (&rest)[2], int q,
-                                              const TokensOf& tokens_of, uint32_t values,
-                                              uint32_t parity, uint64_t rows) {
-  uint32_t key_b[2][4];
-  float total[2][2];
-#pragma unroll
-  for (int sub = 1; sub >= 0; --sub) {
-    const Tokens tokens = tokens_of(sub);
-    uint32_t raw[4];
-    ldmatrix_trans(raw, at.raw() + raw_tile(kF, sub));
-    KeyGates key;
-    key_gates(key, raw, bound, rest, q, tokens);
-    float k_after[2][4];
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-      for (int m = 0; m < 4; ++m)
-        k_after[r][m] = (sub == 0 ? rest[r] * total[1][r] : rest[r]) * key.close[r][m];
-    scale_after(k_after, total[sub], key.f, q, tokens);
-    cut_after(k_after, q, tokens);
-    pack(key_b[sub], k_after);
-  }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) total[0][r] *= total[1][r];
-  float h[N / 8][4];
-  const uint32_t saved = at.states();
-#pragma unroll
-  for (int k = 0; k < kWarps; ++k) {
-    const uint4 v = ld_shared4(saved + k * kStateThreads * 16);
-    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      h[2 * k + (e >> 1)][2 * (e & 1)] = total[0][e & 1] * low_bf16(pairs[e]);
-      h[2 * k + (e >> 1)][2 * (e & 1) + 1] = total[0][e & 1] * high_bf16(pairs[e]);
-    }
-  }
-  mbarrier_wait(values, parity);
-  fence_async_proxy();
-  wgmma_fence();
-#pragma unroll
-  for (int sub = 0; sub < 2; ++sub)
-    wgmma128<true>(h, key_b[sub], wgmma_at(rows, raw_tile(kV, sub)));
-  wgmma_commit();
-  wgmma_wait_all(h);
-  const uint32_t advanced = at.states();
-#pragma unroll
-  for (int k = 0; k < kWarps; ++k)
-    st_shared(advanced + k * kStateThreads * 16,
-              make_uint4(pack_bf16(h[2 * k][0], h[2 * k][1]), pack_bf16(h[2 * k][2], h[2 * k][3]),
-                         pack_bf16(h[2 * k + 1][0], h[2 * k + 1][1]),
-                         pack_bf16(h[2 * k + 1][2], h[2 * k + 1][3])));
-}
-
-// iq = dy h^T, ik = v bf16(dh)^T, cross = sum_v h dh of a pair; bf16(dh) for the helpers.
-// [tile][..]: element [r][m] of sub-chunk s is [2 s + m/2][2r + m%2].
-__device__ __forceinline__ void pair_products(float (&iq)[4][4], float (&ik)[4][4],
-                                              float (&cross)[2], const float (&dh)[N / 8][4],
-                                              const StateAddresses& at, uint64_t pair_columns) {
-  float sum[4] = {};
-#pragma unroll
-  for (int j = 0; j < 4; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) iq[j][e] = ik[j][e] = 0.0f;
-  const uint32_t states = at.states(), dh_rows = at.dh();
-#pragma unroll
-  for (int k0 = 0; k0 < kWarps; k0 += kGroup) {
-    uint32_t h[kGroup][4], d[kGroup][4];
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
-      const int k = k0 + j;
-      const uint4 h4 = ld_shared4(states + k * kStateThreads * 16);
-      h[j][0] = h4.x, h[j][1] = h4.y, h[j][2] = h4.z, h[j][3] = h4.w;
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        d[j][e] =
-            pack_bf16(dh[2 * k + (e >> 1)][2 * (e & 1)], dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
-    }
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) stmatrix(at_step(dh_rows, k0 + j, kDhHalf), d[j]);
-#pragma unroll
-    for (int j = 0; j < kGroup; j += 2) {
-      uint32_t product[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        product[e] = fma_bf16x2(h[j][e], d[j][e], mul_bf16x2(h[j + 1][e], d[j + 1][e]));
-      mma(sum, product, kOnes, kOnes);
-    }
-    wgmma_fence();
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
-      wgmma32<false>(iq, h[j], wgmma_at(pair_columns, columns_at(kDy * kPart, k0 + j)));
-      wgmma32<false>(ik, d[j], wgmma_at(pair_columns, columns_at(kV * kPart, k0 + j)));
-    }
-    wgmma_commit();
-    wgmma_wait_all(iq, ik);
-  }
-  cross[0] = sum[0], cross[1] = sum[2];
-}
-
-// What a piece leaves: dh before it, and its part of d bound.
-__device__ __forceinline__ void end_piece(const Call<__nv_bfloat16>& a, const Piece& work,
-                                          const float (&dh)[N / 8][4], const float (&dbound)[2],
-                                          int own, int g, int q, int tid) {
-  if (work.to >= 0) hand_over<kStateThreads>(a, work.to, dh, tid, kHandOver);
-  if (a.dh0 && work.first == 0)
-#pragma unroll
-    for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        *reinterpret_cast<float2*>(a.dh0 + int64_t(work.bh) * N * N + (own + g + 8 * r) * N +
-                                   8 * j + 2 * q) = make_float2(dh[j][2 * r], dh[j][2 * r + 1]);
-  if (a.dbound_partial)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float sum = dbound[r];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      float* const out = a.dbound_partial + work.b * a.D + work.head * N + own + g + 8 * r;
-      if (q == 0) {
-        out[work.part * a.B * a.D] = sum;
-        if (work.whole)
-          for (int part = 1; part < a.parts(); ++part) out[part * a.B * a.D] = 0.0f;
-      }
-    }
 }
 
 // kQueryGate: the queries' gate. kReset: there may be resets; without, the gates are one piece of
@@ -265,7 +55,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll 1
     for (int chunk = work.end - 1; chunk >= work.first; --chunk) {
       const uint64_t reset = kReset ? resets.bits() : 0;
-      const auto tokens_of = [&](int sub) {  // those beyond T change nothing (Copies::gates)
+      const auto tokens_of = [&](int sub) {  // those beyond T change nothing (Copies::keys)
         return Tokens{uint32_t(reset >> (16 * sub)) & 0xffffu, kSub};
       };
       if (kReset) resets.load(a, work.b, chunk - 1, lane);

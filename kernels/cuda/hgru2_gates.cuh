@@ -388,6 +388,30 @@ struct ChannelTerms {
   const OperandTiles& tiles;
 };
 
+// 1/f of a thread's tokens, of products of the other three.
+__device__ __forceinline__ void inverse_forgets(float (&o)[4], const Decay& decay, int r) {
+  const float *const before = decay.up[r], *const after = decay.down[r];
+  const float all = decay.inverse[r];
+  o[0] = all * after[0];
+  o[1] = all * (before[0] * after[1]);
+  o[2] = all * (before[1] * after[2]);
+  o[3] = all * before[2];
+}
+// A token's summand of the suffix in dg, and its dq: arguments as of channel_gradients().
+__device__ __forceinline__ float suffix_summand(const ChannelTerms& x, const float (&iq)[2][4],
+                                                const float (&gq)[2][4], const float (&gk)[2][4],
+                                                int r, int m) {
+  const int i = m >> 1, e = 2 * r + (m & 1);
+  return element(x.tiles.query_b, r, m) * iq[i][e] +
+         (element(x.tiles.query_d, r, m) * gq[i][e] - element(x.tiles.key_d, r, m) * gk[i][e]);
+}
+__device__ __forceinline__ float query_gradient(const ChannelTerms& x, const float (&iq)[2][4],
+                                                const float (&gq)[2][4], float diag, int r, int m) {
+  const int i = m >> 1, e = 2 * r + (m & 1);
+  return x.decay.up[r][m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
+         diag * (x.rest[r] * x.key.close[r][m]);
+}
+
 // dq, dk and dlog f of them, and from those dx_q, dx_f and d bound (docs/notation.md, backward).
 // iq, ik: products of dy and of v with the states; gq, gk: with the diagonal block D; cross(r):
 // sum_v h dh; diag: D_tt. [r][m]: channel g + 8 r, token 4 q + m; iq, ik, gq, gk [m/2][2r + m%2].
@@ -415,9 +439,7 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
         const int i = m >> 1, e = 2 * r + (m & 1);
-        up[r][m] =
-            element(x.tiles.query_b, r, m) * iq[i][e] +
-            (element(x.tiles.query_d, r, m) * gq[i][e] - element(x.tiles.key_d, r, m) * gk[i][e]);
+        up[r][m] = suffix_summand(x, iq, gq, gk, r, m);
         down[m] = element(x.tiles.key_b, r, m) * ik[i][e];
       }
       up[r][2] += up[r][3], up[r][1] += up[r][2], up[r][0] += up[r][1];
@@ -440,16 +462,13 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
       if ((tokens.reset >> (4 * q + m)) & 1u) dg[0][m] = dg[1][m] = 0.0f;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float *const before = x.decay.up[r], *const after = x.decay.down[r];
-    const float all = x.decay.inverse[r];
-    const float inverse_f[4] = {all * after[0], all * (before[0] * after[1]),
-                                all * (before[1] * after[2]), all * before[2]};
+    const float* const after = x.decay.down[r];
+    float inverse_f[4];
+    inverse_forgets(inverse_f, x.decay, r);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const int i = m >> 1, e = 2 * r + (m & 1);
-      const float dq =
-          before[m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
-          diag[m] * (x.rest[r] * x.key.close[r][m]);
+      const float dq = query_gradient(x, iq, gq, diag[m], r, m);
       const float dk =
           after[m] * (ik[i][e] * x.decay.outer_down[r] + gk[i][e] * x.decay.inner_mid[r]) +
           diag[m] * x.query[r][m];
