@@ -91,15 +91,21 @@ struct Copies {
     for (int i = 0; i < kTokens; ++i)
       copy(place_of(pair, i) + kDy * kPart, dy + i * 8 * step, i, left);
   }
-  // The values this thread has copied, and waited for, through their gate.
+  // The values this thread has copied, and waited for, through their gate, whose derivatives go to
+  // where dx_i of these tokens will be (Slopes). ahead: pairs from the one that is copied next.
   template <Act kValueGate>
-  __device__ __forceinline__ void gate_values(int pair) const {
+  __device__ __forceinline__ void gate_values(const Call<__nv_bfloat16>& a, int pair, int ahead,
+                                              int left) const {
+    const int step = opaque(D);
+    const int64_t there = reinterpret_cast<const char*>(x) - reinterpret_cast<const char*>(a.x);
+    char* const slopes = reinterpret_cast<char*>(a.dx) + there + (ahead * kPair * 3 + 2) * 2 * step;
 #pragma unroll
-    for (int i = 0; i < kTokens; i += 2) {
-      const uint32_t at[2] = {place_of(pair, i) + kV * kPart, place_of(pair, i + 1) + kV * kPart};
-      const uint4 v[2] = {ld_shared4(at[0]), ld_shared4(at[1])};
-      st_shared(at[0], activated(v[0], kValueGate));
-      st_shared(at[1], activated(v[1], kValueGate));
+    for (int i = 0; i < kTokens; ++i) {
+      const uint32_t at = place_of(pair, i) + kV * kPart;
+      uint4 v = ld_shared4(at), slope;
+      activate<kValueGate>(v, slope);
+      st_shared(at, v);
+      st_global_if(left > 8 * i, slopes + i * 8 * 3 * 2 * step, slope);
     }
   }
   __device__ __forceinline__ void saved_state(const void* states, int64_t index) const {
@@ -258,59 +264,53 @@ struct Stores {
   }
 };
 
-// A pair's values before their gate, for dv: in their own tile they are gated long before. A
-// warp copies what it reads, the value columns 64 m + 16 warp ..., and so waits for no other.
-struct Ungated {
-  const __nv_bfloat16* from;  // of this lane's token and columns in the first pair that is read
-  uint32_t to, tile;          // where they go; what the lane addresses
-  int64_t D;
-  int token;
-  int column;
-  __device__ __forceinline__ Ungated(const Call<__nv_bfloat16>& a, uint32_t smem, int warp,
-                                     int lane)
-      : D(a.D), token(lane >> 1), column(16 * warp + 8 * (lane & 1)) {
-    to = smem + kUngated + position_of(token) * kPitch + column * 2;
-    tile = smem + kUngated + padded_tile_major(lane) + warp * 32;
+// The derivatives of the values' gate of a pair, for dv. gate_values() has left them in device
+// memory, since there they are made a chunk ahead, from what it has at hand, and shared memory has
+// no room until the product of A is done: then they come to the blocks of its queries that only it
+// has read, eight rows a 16-byte column, a block for eight positions. A warp copies what it reads,
+// the value columns 64 m + 16 warp ..., and so waits for no other.
+struct Slopes {
+  static constexpr int kColumns64 = 8 * 8 * 128;  // to a column 64 further
+  uint32_t smem;
+  int warp, lane;
+  __device__ __forceinline__ uint32_t place(int column16, int position) const {
+    return smem + kQueries + operand_offset(8 * column16 + (position & 7), position >> 3);
   }
-  // To a chunk's last pair.
-  __device__ __forceinline__ void go_to(const Call<__nv_bfloat16>& a, const Place& place) {
-    from = a.x + ((place.row(a, kPairs - 1) + token) * 3 + 2) * D + place.head * N + column;
-  }
-  // The next pair's; left: tokens from its first on.
-  __device__ __forceinline__ void copy(int left) {
+  __device__ __forceinline__ void copy(const Call<__nv_bfloat16>& a, const Place& here,
+                                       int pair) const {
+    const int l = opaque(lane), token = l >> 1, column16 = 2 * warp + (l & 1);
+    const int left = here.left(int(a.T), pair) - token, step = int(a.D);
+    const __nv_bfloat16* const row = a.dx + here.row(a, pair) * 3 * step + here.head * N;
+    const __nv_bfloat16* const from = row + (token * 3 + 2) * step + column16 * 8;
+    const uint32_t to = place(column16, position_of(token));
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        const bool valid = token + s * kSub < left;
-        cp_async16(to + s * kOutTile + m * 128,
-                   valid ? from + s * kSub * 3 * D + 64 * m : from - token * 3 * D, valid);
+        const bool valid = left > s * kSub;
+        cp_async16((to ^ (s * 32)) + m * kColumns64, valid ? from + s * kSub * 3 * step + 64 * m : row,
+                   valid);
       }
-    from -= kPair * 3 * D;
   }
-  // dv (value columns 64 m + 16 warp + g + 8 r, four tokens of each sub-chunk) times the derivative
-  // of the gate.
-  template <Act kValueGate>
-  __device__ __forceinline__ void scale(float (&dv)[2][4][4]) const {
+  // dv (value columns 64 m + 16 warp + g + 8 r, four tokens of each sub-chunk) times the
+  // derivatives, rounded.
+  __device__ __forceinline__ void scale(uint32_t (&rounded)[2][2][4],
+                                        const float (&dv)[2][4][4]) const {
+    const int l = opaque(lane);
+    const uint32_t tile = place(2 * warp + ((l >> 3) & 1), 8 * (l >> 4) + (l & 7));
     __syncwarp();  // all lanes have waited for their copies
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
-        uint32_t v[4];  // [r + 2 i]
-        ldmatrix_trans(v, tile + s * kOutTile + m * 128);
+        uint32_t slope[4];
+        ldmatrix_trans(slope, (tile ^ (s * 32)) + m * kColumns64);
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            float unused[2], slope[2];
-            query_gate<kValueGate == Act::silu, true>(unused, slope, v[r + 2 * i], kValueGate,
-                                                      1.0f);
-            dv[m][2 * s + i][2 * r] *= slope[0];
-            dv[m][2 * s + i][2 * r + 1] *= slope[1];
-          }
+        for (int e = 0; e < 4; ++e)
+          rounded[m][s][e] =
+              pack_bf16(dv[m][2 * s + (e >> 1)][2 * (e & 1)] * low_half(slope[e]),
+                        dv[m][2 * s + (e >> 1)][2 * (e & 1) + 1] * high_half(slope[e]));
       }
-    __syncwarp();  // before they are written again
   }
 };
 
@@ -350,17 +350,15 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
     copies.gradients(pair, left_of(pair));
   }
   copies.back(kPairs + 1);  // from behind the chunk to the last pair of the one before
-  Ungated ungated(a, smem, warp, lane);
-  if (kGated) {
-    ungated.go_to(a, here);
-    ungated.copy(here.left(T, kPairs - 1));
-  }
   cp_async_commit();
   cp_async_wait<1>();
   keys_loaded();
-  if (kGated)
+  const Slopes slopes{smem, warp, lane};
+  if constexpr (kGated) {
 #pragma unroll 1
-    for (int pair = kPairs - 1; pair >= 0; --pair) copies.gate_values<kValueGate>(pair);
+    for (int pair = kPairs - 1; pair >= 0; --pair)
+      copies.gate_values<kValueGate>(a, pair, pair + 1, left_of(pair));
+  }
   cp_async_wait<0>();  // q and dy of the first pair, too, for which no one waits later
   values_loaded();
   // Of dv, a row a position: where a warp stores its value columns, what a thread reads.
@@ -407,13 +405,20 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       cp_async_commit();
       // The next chunk's values of the pair behind, refilled in the last turn, while the state
       // warps make the tiles: until kValues only the thread that has copied them touches them.
-      if (kGated && more && pair < kPairs - 1) copies.gate_values<kValueGate>(pair + 1);
+      if constexpr (kGated)
+        if (more && pair < kPairs - 1)
+          copies.gate_values<kValueGate>(a, pair + 1, 1, all ? kPair : next_left(pair + 1));
       barrier_sync(kTiles, kThreads);
       if (more) all ? copies.queries(pair, kPair) : copies.queries(pair, next_left(pair));
       cp_async_commit();
       fence_async_proxy();  // wgmma reads what other threads have stored before the barrier
       pair_scores(smem, warp, lane, uint32_t(reset >> (32 * pair)));
       barrier_sync(kHelper, kHelperThreads);
+
+      if (kGated) {
+        slopes.copy(a, here, pair);
+        cp_async_commit();
+      }
 
       // ---- dv^T: value columns 64 m + 16 warp ... of the products with all of them
       float dv[2][4][4];
@@ -438,39 +443,37 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
                                      wgmma_at(scores, s * kSub * 64));
       wgmma_commit();
       wgmma_wait_all(dv[0], dv[1]);
-      mbarrier_arrive_warp(smem + kFreeDh);
-      cp_async_wait<1>();  // all but q
-      if (pair > 0) {
+      uint32_t rounded[2][2][4];
+      if (kGated) {
+        cp_async_wait<0>();
+        slopes.scale(rounded, dv);
+        mbarrier_arrive_warp(smem + kFreeDh);
+      } else {
+        mbarrier_arrive_warp(smem + kFreeDh);
+        cp_async_wait<1>();  // all but q
+      }
+      if (pair > 0)
         mbarrier_arrive_warp(smem + kFirst);
-      } else if (more) {
+      else if (more)
         keys_loaded();
-        if (kGated) copies.gate_values<kValueGate>(0);
+      if (pair == 0 && more) {
+        if constexpr (kGated)
+          copies.gate_values<kValueGate>(a, 0, 0, all ? kPair : next_left(0));
         values_loaded();
       }
       barrier_sync(kState, kThreads);  // no helper's products read any longer, either
       if (more) all ? copies.gradients(pair, kPair) : copies.gradients(pair, next_left(pair));
-      // The derivative of the values' gate.
-      if (kGated) {
-        // Always so; the compiler does not know, and does none of this before kFreeDh.
-        if (a.input_act != Act::identity) ungated.scale<kValueGate>(dv);
-        if (pair > 0) {
-          ungated.copy(here.left(T, pair - 1));
-        } else if (more) {
-          if (next.piece != here.piece) ungated.go_to(a, next);
-          ungated.copy(next.left(T, kPairs - 1));
-        }
-      }
       cp_async_commit();
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int s = 0; s < 2; ++s) {
-          uint32_t packed[4];
+          if (!kGated)
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            packed[e] = pack_bf16(dv[m][2 * s + (e >> 1)][2 * (e & 1)],
-                                  dv[m][2 * s + (e >> 1)][2 * (e & 1) + 1]);
-          stmatrix_trans(dv_store + m * 128 + s * kSub * 256, packed);
+            for (int e = 0; e < 4; ++e)
+              rounded[m][s][e] = pack_bf16(dv[m][2 * s + (e >> 1)][2 * (e & 1)],
+                                           dv[m][2 * s + (e >> 1)][2 * (e & 1) + 1]);
+          stmatrix_trans(dv_store + m * 128 + s * kSub * 256, rounded[m][s]);
         }
       barrier_sync(kHelper, kHelperThreads);
       stores.store_values();

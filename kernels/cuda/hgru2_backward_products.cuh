@@ -36,7 +36,6 @@ struct StateAddresses {
   // 16 bytes a thread: h, and what waits.
   __device__ __forceinline__ uint32_t states() const { return smem + kStates + opaque(tid) * 16; }
   __device__ __forceinline__ uint32_t stash() const { return smem + kStash + opaque(tid) * 16; }
-  __device__ __forceinline__ uint32_t ungated() const { return smem + kUngated + opaque(tid) * 16; }
   // dx_q of the earlier sub-chunk, for stmatrix.
   __device__ __forceinline__ uint32_t out() const {
     const int t = opaque(tid);

@@ -10,12 +10,8 @@ constexpr int N = 128, kWarps = N / 16, kSubs = kChunk / kSub;
 constexpr int kStateThreads = 32 * kWarps, kHelpers = 4, kHelperThreads = 32 * kHelpers;
 constexpr int kThreads = kStateThreads + kHelperThreads;
 // What the block starts with, 168 a thread, is all that there is to share out.
-constexpr int helper_registers(bool gated) {
-  return gated ? 88 : 72;
-}
-constexpr int state_registers(bool gated) {
-  return (168 * kThreads - helper_registers(gated) * kHelperThreads) / kStateThreads / 8 * 8;
-}
+constexpr int kHelperRegisters = 72;
+constexpr int kStateRegisters = (168 * kThreads - kHelperRegisters * kHelperThreads) / kStateThreads;
 constexpr int kPairs = kSubs / 2, kPair = 2 * kSub;  // a step: an earlier and a later sub-chunk
 constexpr uint32_t kOnes = 0x3f803f80u;              // two bf16
 constexpr int kGroup = 8;  // steps of 16 value columns whose operands are in registers at once
@@ -34,7 +30,7 @@ constexpr int kScoreBlock = kSub * 32;
 // used: it keeps numbers of the state threads.
 constexpr int kOperandTile = N * 128;
 enum Block16 { kEarlier, kLater, kAcross, kSpare };
-constexpr int kStashed = 7;  // pieces of 16 bytes that a state thread keeps in kStash
+constexpr int kStashed = 9;  // pieces of 16 bytes that a state thread keeps in kStash
 // Byte offsets in shared memory.
 constexpr int kRaw = 0;                    // [q, f, v, dy][2 halves][4 sub][16 positions][64] bf16
 constexpr int kStates = kRaw + 4 * kPart;  // [N/16][state threads] uint4: h
@@ -50,8 +46,7 @@ constexpr int kOut = kDiagonal + kChunk * 4;  // [2 sub][q, f][16 positions][N] 
 constexpr int kStash = kOut + 4 * kOutTile;   // [kStashed][state threads] uint4
 constexpr int kBarriers = kStash + kStashed * kStateThreads * 16;
 constexpr int kMbarriers = 7;
-constexpr int kUngated = kBarriers + 64;  // [2 sub][16 positions][N] bf16: v before its gate
-constexpr int kBytes = kUngated + 2 * kOutTile;
+constexpr int kBytes = kBarriers + 64;
 constexpr int kLoaded = kBarriers, kValues = kBarriers + 8, kGradient = kBarriers + 16,
               kFreeDh = kBarriers + 24, kFree = kBarriers + 32, kStored = kBarriers + 40,
               kFirst = kBarriers + 48;

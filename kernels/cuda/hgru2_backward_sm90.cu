@@ -90,7 +90,6 @@ using namespace backward_roles;
 template <Act kQueryGate, Act kValueGate, bool kReset>
 __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_bfloat16> a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  constexpr bool kGated = kValueGate != Act::identity;
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
   if (threadIdx.x == 0) {
     const uint32_t smem = smem_address(smem_bytes);
@@ -99,10 +98,10 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
   }
   __syncthreads();
   if (threadIdx.x < kStateThreads) {
-    registers_grow<state_registers(kGated)>();
-    state_warp<kQueryGate, kGated, kReset>(a, smem_bytes);
+    registers_grow<kStateRegisters>();
+    state_warp<kQueryGate, kReset>(a, smem_bytes);
   } else {
-    registers_shrink<helper_registers(kGated)>();
+    registers_shrink<kHelperRegisters>();
     helper_warp<kValueGate, kReset>(a, smem_bytes);
   }
 #endif

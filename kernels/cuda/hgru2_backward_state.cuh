@@ -24,7 +24,7 @@ __device__ __forceinline__ void products_again(Decay& o, const KeyGates& key,
 
 // kQueryGate: the queries' gate. kReset: there may be resets; without, the gates are one piece of
 // code without branches, in which latencies overlap.
-template <Act kQueryGate, bool kGated, bool kReset>
+template <Act kQueryGate, bool kReset>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = opaque_address(smem_bytes);
@@ -78,7 +78,6 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 
         float total[2][2];    // decay over the earlier and the later sub-chunk
         uint32_t query_e[4];  // q before of the earlier
-        float gradient_e[2][4];
         const auto keep = [&](uint32_t to, const float(&v)[4]) {
           st_shared(to, make_float4(v[0], v[1], v[2], v[3]));
         };
@@ -153,15 +152,14 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           stmatrix_trans(at.out() + kQ * kOutTile, packed);
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
-            float inverse_f[4];
-            kept(inverse_f, part(at.stash(), r));
+            float inverse_f[4], gradient[4];
+            const uint32_t stash = at.stash();
+            kept(inverse_f, part(stash, r));
 #pragma unroll
-            for (int m = 0; m < 4; ++m) gradient_e[r][m] = sums[r][m] * inverse_f[m] - dk[r][m];
+            for (int m = 0; m < 4; ++m) gradient[m] = sums[r][m] * inverse_f[m] - dk[r][m];
+            keep(part(stash, 7 + r), gradient);
           }
           st_shared(at.spare() + kOperandTile, make_float4(sums[0][0], sums[1][0], 0.0f, 0.0f));
-          if (!kGated)  // there, no values wait for their gate
-#pragma unroll
-            for (int r = 0; r < 2; ++r) keep(part(at.ungated(), r), gradient_e[r]);
         }
 
         // ---- the later sub-chunk: gates, tiles
@@ -286,12 +284,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             earlier.up[r] = up[r];
-            if (kGated) {
-#pragma unroll
-              for (int m = 0; m < 4; ++m) earlier.gradient[r][m] = gradient_e[r][m];
-            } else {
-              kept(earlier.gradient[r], part(late.ungated(), r));
-            }
+            kept(earlier.gradient[r], part(stash, 7 + r));
           }
           float dxf[2][4];
           end_earlier(

@@ -138,6 +138,23 @@ __device__ __forceinline__ float high_bf16(uint32_t v) {
   return __uint_as_float(v & 0xffff0000u);
 }
 
+// The same with f16, which has three bits more: for numbers that are at most about 1.
+__device__ __forceinline__ uint32_t pack_half(float low, float high) {
+  uint32_t d;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+  return d;
+}
+__device__ __forceinline__ float low_half(uint32_t v) {
+  float f;
+  asm("{.reg .f16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(f) : "r"(v));
+  return f;
+}
+__device__ __forceinline__ float high_half(uint32_t v) {
+  float f;
+  asm("{.reg .f16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(f) : "r"(v));
+  return f;
+}
+
 // Of two bf16 each: a b, and a b + c, rounded once.
 __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t d;
