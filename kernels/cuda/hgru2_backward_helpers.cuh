@@ -414,10 +414,16 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       fence_async_proxy();  // wgmma reads what other threads have stored before the barrier
       pair_scores(smem, warp, lane, uint32_t(reset >> (32 * pair)));
       barrier_sync(kHelper, kHelperThreads);
-
-      if (kGated) {
-        slopes.copy(a, here, pair);
-        cp_async_commit();
+      if (kGated) slopes.copy(a, here, pair);
+      cp_async_commit();
+      cp_async_wait<2>();  // all but q and slopes
+      if (pair > 0) {
+        mbarrier_arrive_warp(smem + kFirst);
+      } else if (more) {
+        keys_loaded();
+        if constexpr (kGated)
+          copies.gate_values<kValueGate>(a, 0, 0, all ? kPair : next_left(0));
+        values_loaded();
       }
 
       // ---- dv^T: value columns 64 m + 16 warp ... of the products with all of them
@@ -443,23 +449,11 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
                                      wgmma_at(scores, s * kSub * 64));
       wgmma_commit();
       wgmma_wait_all(dv[0], dv[1]);
+      mbarrier_arrive_warp(smem + kFreeDh);
       uint32_t rounded[2][2][4];
       if (kGated) {
         cp_async_wait<0>();
         slopes.scale(rounded, dv);
-        mbarrier_arrive_warp(smem + kFreeDh);
-      } else {
-        mbarrier_arrive_warp(smem + kFreeDh);
-        cp_async_wait<1>();  // all but q
-      }
-      if (pair > 0)
-        mbarrier_arrive_warp(smem + kFirst);
-      else if (more)
-        keys_loaded();
-      if (pair == 0 && more) {
-        if constexpr (kGated)
-          copies.gate_values<kValueGate>(a, 0, 0, all ? kPair : next_left(0));
-        values_loaded();
       }
       barrier_sync(kState, kThreads);  // no helper's products read any longer, either
       if (more) all ? copies.gradients(pair, kPair) : copies.gradients(pair, next_left(pair));

@@ -118,6 +118,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           own_parts(up, down, query, key, decay, rest);
           pack_tiles(tiles, up, down, decay, q, tokens);
           const uint32_t operands = at.operands();
+          mbarrier_wait(smem + kFree, parity ^ 1);  // and what lay in their place is read
           stmatrix(operands ^ (kEarlier * 32), tiles.query_d);
           stmatrix((operands + kOperandTile) ^ (kEarlier * 32), tiles.key_d);
           stmatrix((operands + kOperandTile) ^ (kAcross * 32), tiles.key_b);
@@ -196,7 +197,6 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           stmatrix(operands ^ (kLater * 32), tiles.query_d);
           stmatrix((operands + kOperandTile) ^ (kLater * 32), tiles.key_d);
           stmatrix(operands ^ (kAcross * 32), tiles.query_b);
-          mbarrier_wait(smem + kFree, parity ^ 1);  // dv lay there
           stmatrix(pair_keys, key_e);
           stmatrix(pair_keys ^ 32, tiles.key_b);
         }
