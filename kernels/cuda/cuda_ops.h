@@ -101,8 +101,8 @@ class CudaOps final : public Ops {
   std::unique_ptr<Recording> record(std::function<void()> work) override;
 
   SeqKernel& seq(std::string_view name) override;
-  std::vector<ProductTrial> time_product(const Product& product, int candidates, int runs,
-                                         double sustain_ms) override;
+  std::vector<ProductTrial> time_product(const Product& product,
+                                         const ProductTrials& what) override;
 
  private:
   // At least `bytes`, 256-byte aligned, until the next call. Calls follow each other on one

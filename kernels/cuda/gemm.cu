@@ -85,8 +85,10 @@ namespace {
 // card's limit of power, where what counts is a product's energy, not how fast it is alone. Zero
 // stands for any size; the rows of the batch (n, or k of a weight gradient) are at least kManyRows,
 // since fewer may want smaller tiles. A line takes the first of kAsked candidates with this tile
-// and cluster; where a library ranks none such, the next line that fits is asked, then the
-// heuristic's first stays. HGRN_GEMM_CHOICES=0 leaves all to the heuristic.
+// and cluster; a line that names a swizzle (the order of the tiles: 0 or 1) makes it of the
+// heuristic's first, since the heuristic may not rank it at all (`hgrn-bench gemm --every`). Where
+// a library has none such, the next line that fits is asked, then the heuristic's first stays.
+// HGRN_GEMM_CHOICES=0 leaves all to the heuristic.
 struct Choice {
   int major;  // compute capability
   int64_t m, n, k;
@@ -94,25 +96,28 @@ struct Choice {
   DType out;
   cublasLtMatmulTile_t tile;
   cublasLtClusterShape_t cluster;
+  int swizzle;
 };
+constexpr int kAny = -1;  // swizzle: as the heuristic ranks it
 constexpr int kAsked = 16;
 constexpr int64_t kManyRows = 4096;
 constexpr Choice forward_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
-                                cublasLtClusterShape_t cluster) {
-  return {9, out, 0, in, true, false, DType::bf16, tile, cluster};
+                                cublasLtClusterShape_t cluster, int swizzle = kAny) {
+  return {9, out, 0, in, true, false, DType::bf16, tile, cluster, swizzle};
 }
 constexpr Choice input_gradient_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
-                                       cublasLtClusterShape_t cluster) {
-  return {9, in, 0, out, false, false, DType::bf16, tile, cluster};
+                                       cublasLtClusterShape_t cluster, int swizzle = kAny) {
+  return {9, in, 0, out, false, false, DType::bf16, tile, cluster, swizzle};
 }
 constexpr Choice weight_gradient_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
-                                        cublasLtClusterShape_t cluster) {
-  return {9, in, out, 0, false, true, DType::f32, tile, cluster};
+                                        cublasLtClusterShape_t cluster, int swizzle = kAny) {
+  return {9, in, out, 0, false, true, DType::f32, tile, cluster, swizzle};
 }
-constexpr auto k144x128 = CUBLASLT_MATMUL_TILE_144x128, k256x96 = CUBLASLT_MATMUL_TILE_256x96,
-               k128x128 = CUBLASLT_MATMUL_TILE_128x128, k128x160 = CUBLASLT_MATMUL_TILE_128x160,
-               k176x128 = CUBLASLT_MATMUL_TILE_176x128, k128x256 = CUBLASLT_MATMUL_TILE_128x256,
-               k256x128 = CUBLASLT_MATMUL_TILE_256x128;
+constexpr auto k64x256 = CUBLASLT_MATMUL_TILE_64x256, k128x192 = CUBLASLT_MATMUL_TILE_128x192,
+               k176x256 = CUBLASLT_MATMUL_TILE_176x256, k344x128 = CUBLASLT_MATMUL_TILE_344x128,
+               k256x96 = CUBLASLT_MATMUL_TILE_256x96, k128x128 = CUBLASLT_MATMUL_TILE_128x128,
+               k128x160 = CUBLASLT_MATMUL_TILE_128x160, k176x128 = CUBLASLT_MATMUL_TILE_176x128,
+               k128x256 = CUBLASLT_MATMUL_TILE_128x256, k256x128 = CUBLASLT_MATMUL_TILE_256x128;
 constexpr auto k2x1 = CUBLASLT_CLUSTER_SHAPE_2x1x1, k1x2 = CUBLASLT_CLUSTER_SHAPE_1x2x1,
                k2x4 = CUBLASLT_CLUSTER_SHAPE_2x4x1;
 constexpr Choice kChoices[] = {
@@ -123,17 +128,18 @@ constexpr Choice kChoices[] = {
     forward_choice(50304, 512, k176x128, k2x1),
     forward_choice(50304, 512, k176x128, k1x2),
     input_gradient_choice(512, 512, k128x160, k2x1),
+    weight_gradient_choice(512, 1408, k64x256, k2x1),
     // 150M: D = 768, F = 2048
-    forward_choice(2304, 768, k144x128, k1x2),
-    forward_choice(2304, 768, k128x160, k1x2),
+    forward_choice(2304, 768, k128x160, k1x2, 0),
     forward_choice(768, 768, k128x160, k1x2),
     forward_choice(4096, 768, k128x160, k2x1),
     forward_choice(768, 2048, k128x128, k2x1),
     forward_choice(50304, 768, k176x128, k1x2),
     input_gradient_choice(2304, 768, k128x160, k1x2),
-    input_gradient_choice(768, 768, k128x160, k1x2),
-    input_gradient_choice(4096, 768, k128x160, k1x2),
-    weight_gradient_choice(50304, 768, k128x256, k2x1),
+    input_gradient_choice(768, 768, k128x128, k2x1, 0),
+    input_gradient_choice(4096, 768, k128x128, k2x1, 0),
+    weight_gradient_choice(4096, 768, k128x192, k2x1, 0),
+    weight_gradient_choice(50304, 768, k256x128, k1x2, 1),
     // 385M: D = 1024, F = 2816
     forward_choice(3072, 1024, k176x128, k1x2),
     forward_choice(1024, 1024, k128x128, k2x1),
@@ -151,11 +157,12 @@ constexpr Choice kChoices[] = {
     forward_choice(11264, 2048, k128x160, k2x1),
     forward_choice(2048, 5632, k256x128, k1x2),
     forward_choice(50304, 2048, k176x128, k1x2),
-    input_gradient_choice(6144, 2048, k128x256, k2x1),
+    input_gradient_choice(6144, 2048, k256x128, k1x2, 0),
     input_gradient_choice(2048, 2048, k256x128, k1x2),
     input_gradient_choice(11264, 2048, k256x128, k1x2),
     weight_gradient_choice(6144, 2048, k256x128, k1x2),
-    weight_gradient_choice(11264, 2048, k256x128, k2x4),
+    weight_gradient_choice(11264, 2048, k344x128, k1x2, 0),
+    weight_gradient_choice(2048, 5632, k176x256, k1x2, 1),
 };
 
 bool fits(const Choice& c, int major, const GemmCall& g) {
@@ -194,9 +201,25 @@ bool works_out_of_place(const cublasLtMatmulAlgo_t& algo) {
 }  // namespace
 
 std::string GemmCandidate::text() const {
-  return fmt::format("algo {} tile {} stages {} cluster {} split {}", id, tile, stages, cluster,
-                     split_k);
+  return fmt::format("algo {} tile {} stages {} cluster {} swizzle {} split {}", id, tile, stages,
+                     cluster, swizzle, split_k);
 }
+
+namespace {
+
+GemmCandidate described(const cublasLtMatmulAlgo_t& algo) {
+  GemmCandidate one;
+  one.algo = algo;
+  one.id = algorithm_config(algo, CUBLASLT_ALGO_CONFIG_ID);
+  one.tile = algorithm_config(algo, CUBLASLT_ALGO_CONFIG_TILE_ID);
+  one.stages = algorithm_config(algo, CUBLASLT_ALGO_CONFIG_STAGES_ID);
+  one.cluster = algorithm_config(algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID);
+  one.swizzle = algorithm_config(algo, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING);
+  one.split_k = algorithm_config(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
+  return one;
+}
+
+}  // namespace
 
 Gemm::Gemm(cudaStream_t stream) : stream_(stream) {
   int device = 0;
@@ -263,14 +286,7 @@ std::vector<GemmCandidate> Gemm::ask(const Plan& plan, const GemmCall& c, int co
   for (int i = 0; i < found && status == CUBLAS_STATUS_SUCCESS; ++i) {
     if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
     if (c.c && !works_out_of_place(results[i].algo)) continue;
-    GemmCandidate one;
-    one.algo = results[i].algo;
-    one.id = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_ID);
-    one.tile = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_TILE_ID);
-    one.stages = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_STAGES_ID);
-    one.cluster = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID);
-    one.split_k = algorithm_config(one.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
-    out.push_back(one);
+    out.push_back(described(results[i].algo));
   }
   check(!out.empty(),
         "cuBLASLt has no algorithm for a ({} x {}) x ({} x {}) product of {} into {}, aligned to "
@@ -284,13 +300,57 @@ std::vector<GemmCandidate> Gemm::candidates(const GemmCall& c, int count) {
   return ask(*describe(c), c, count);
 }
 
-int Gemm::chosen(const GemmCall& c, const std::vector<GemmCandidate>& all) const {
+int Gemm::choose(const GemmCall& c, std::vector<GemmCandidate>& all) const {
+  return choose(*describe(c), c, all);
+}
+
+int Gemm::choose(const Plan& plan, const GemmCall& c, std::vector<GemmCandidate>& all) const {
   for (const Choice& choice : kChoices) {
     if (!fits(choice, major_, c)) continue;
     for (size_t i = 0; i < all.size(); ++i)
-      if (all[i].tile == choice.tile && all[i].cluster == choice.cluster) return int(i);
+      if (all[i].tile == choice.tile && all[i].cluster == choice.cluster &&
+          (choice.swizzle == kAny || all[i].swizzle == choice.swizzle))
+        return int(i);
+    if (choice.swizzle == kAny) continue;
+    if (const auto one = variant(plan, c, all[0], choice.tile, choice.cluster, choice.swizzle)) {
+      all.push_back(*one);
+      return int(all.size()) - 1;
+    }
   }
   return 0;
+}
+
+std::optional<GemmCandidate> Gemm::variant(const Plan& plan, const GemmCall& c,
+                                           const GemmCandidate& of, int tile, int cluster,
+                                           int swizzle) const {
+  cublasLtMatmulAlgo_t algo = of.algo;
+  const auto set = [&](cublasLtMatmulAlgoConfigAttributes_t name, auto value) {
+    return cublasLtMatmulAlgoConfigSetAttribute(&algo, name, &value, sizeof(value)) ==
+           CUBLAS_STATUS_SUCCESS;
+  };
+  if (of.split_k > 1 || !set(CUBLASLT_ALGO_CONFIG_TILE_ID, uint32_t(tile)) ||
+      !set(CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, uint16_t(cluster)) ||
+      !set(CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, uint32_t(swizzle)))
+    return std::nullopt;
+  cublasLtMatmulHeuristicResult_t result{};
+  if (cublasLtMatmulAlgoCheck(handle_, plan.op, plan.a, plan.b, plan.d, plan.d, &algo, &result) !=
+          CUBLAS_STATUS_SUCCESS ||
+      result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kWorkspaceBytes ||
+      (c.c && !works_out_of_place(algo)))
+    return std::nullopt;
+  return described(algo);
+}
+
+std::vector<GemmCandidate> Gemm::variants(const GemmCall& c, const GemmCandidate& of) const {
+  const std::unique_ptr<Plan> plan = describe(c);
+  std::vector<GemmCandidate> out;
+  for (int tile = 1; tile < CUBLASLT_MATMUL_TILE_END; ++tile)
+    for (int cluster :
+         {CUBLASLT_CLUSTER_SHAPE_1x1x1, CUBLASLT_CLUSTER_SHAPE_2x1x1, CUBLASLT_CLUSTER_SHAPE_1x2x1,
+          CUBLASLT_CLUSTER_SHAPE_2x2x1, CUBLASLT_CLUSTER_SHAPE_2x4x1})
+      for (int swizzle : {0, 1})
+        if (const auto one = variant(*plan, c, of, tile, cluster, swizzle)) out.push_back(*one);
+  return out;
 }
 
 Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
@@ -314,8 +374,8 @@ Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
   std::unique_ptr<Plan> plan = describe(c);
   bool listed = false;
   for (const Choice& choice : kChoices) listed = listed || fits(choice, major_, c);
-  const std::vector<GemmCandidate> all = ask(*plan, c, listed || c.c ? kAsked : 1);
-  plan->algo = all[size_t(chosen(c, all))].algo;
+  std::vector<GemmCandidate> all = ask(*plan, c, listed || c.c ? kAsked : 1);
+  plan->algo = all[size_t(choose(*plan, c, all))].algo;
   return *plans_.emplace(key, std::move(plan)).first->second;
 }
 

@@ -7,6 +7,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -40,7 +41,7 @@ GemmCall weight_gradient_call(DType act, int64_t N, int64_t I, int64_t O);
 
 struct GemmCandidate {
   cublasLtMatmulAlgo_t algo{};
-  int id = 0, tile = 0, stages = 0, cluster = 0, split_k = 0;
+  int id = 0, tile = 0, stages = 0, cluster = 0, swizzle = 0, split_k = 0;
   std::string text() const;
 };
 
@@ -53,9 +54,12 @@ class Gemm {
 
   void run(const GemmCall& call);
 
-  // Candidates for a call, the heuristic's best first, and a call with one of them.
+  // Candidates for a call, the heuristic's best first; which of them is taken, and joins them where
+  // the heuristic does not rank it; those that the library accepts though the heuristic may not
+  // rank them, in the order of tiles, clusters and swizzles; a call with one of them.
   std::vector<GemmCandidate> candidates(const GemmCall& call, int count);
-  int chosen(const GemmCall& call, const std::vector<GemmCandidate>& all) const;
+  int choose(const GemmCall& call, std::vector<GemmCandidate>& all) const;
+  std::vector<GemmCandidate> variants(const GemmCall& call, const GemmCandidate& of) const;
   void run(const GemmCall& call, const GemmCandidate& candidate);
 
  private:
@@ -65,6 +69,11 @@ class Gemm {
   Plan& plan_for(const GemmCall& call);
   std::unique_ptr<Plan> describe(const GemmCall& call) const;  // all but the algorithm
   std::vector<GemmCandidate> ask(const Plan& plan, const GemmCall& call, int count) const;
+  int choose(const Plan& plan, const GemmCall& call, std::vector<GemmCandidate>& all) const;
+  // `of` with another tile, cluster and order of tiles, where the library accepts it.
+  std::optional<GemmCandidate> variant(const Plan& plan, const GemmCall& call,
+                                       const GemmCandidate& of, int tile, int cluster,
+                                       int swizzle) const;
   void run(const GemmCall& call, Plan& plan, const cublasLtMatmulAlgo_t& algo);
 
   static constexpr size_t kWorkspaceBytes = size_t(64) << 20;

@@ -46,8 +46,7 @@ class TrialMemory {
 
 }  // namespace
 
-std::vector<ProductTrial> CudaOps::time_product(const Product& p, int candidates, int runs,
-                                                double sustain_ms) {
+std::vector<ProductTrial> CudaOps::time_product(const Product& p, const ProductTrials& what) {
   constexpr int64_t kFlushBytes = int64_t(256) << 20;  // more than any cache
   constexpr double kNearFastest = 1.15;
   TrialMemory memory(*this);
@@ -74,14 +73,33 @@ std::vector<ProductTrial> CudaOps::time_product(const Product& p, int candidates
   c.beta = p.add ? 1 : 0;
   const Tensor flush = memory.take({kFlushBytes / 4}, DType::f32);
 
-  const std::vector<GemmCandidate> all = gemm_->candidates(c, candidates);
-  const int chosen = gemm_->chosen(c, all);
+  std::vector<GemmCandidate> all = gemm_->candidates(c, what.candidates);
+  const int chosen = gemm_->choose(c, all);
+  if (what.every) {  // the clock does not matter much here, nor what caches hold
+    std::vector<std::pair<double, GemmCandidate>> others;
+    for (const GemmCandidate& one : gemm_->variants(c, all[0])) {
+      double us = 0;
+      for (int r = 0; r < 2; ++r) {  // the first loads the kernel
+        const int64_t from = mark();
+        gemm_->run(c, one);
+        const int64_t to = mark();
+        synchronize();
+        us = 1e3 * elapsed_ms(from, to);
+        forget_marks();
+      }
+      others.emplace_back(us, one);
+    }
+    std::sort(others.begin(), others.end(),
+              [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (size_t i = 0; i < others.size() && i < size_t(what.candidates); ++i)
+      all.push_back(others[i].second);
+  }
   std::vector<ProductTrial> out;
   for (size_t i = 0; i < all.size(); ++i) {
     forget_marks();
     gemm_->run(c, all[i]);  // loads the kernel
     std::vector<std::pair<int64_t, int64_t>> spans;
-    for (int r = 0; r < runs; ++r) {
+    for (int r = 0; r < what.runs; ++r) {
       zero(flush);
       const int64_t from = mark();
       gemm_->run(c, all[i]);
@@ -94,7 +112,7 @@ std::vector<ProductTrial> CudaOps::time_product(const Product& p, int candidates
     out.push_back({all[i].text(), us[us.size() / 2], int(i) == chosen});
   }
   forget_marks();
-  if (sustain_ms <= 0) return out;
+  if (what.sustain_ms <= 0) return out;
 
   const double fastest =
       std::min_element(out.begin(), out.end(), [](auto& a, auto& b) { return a.us < b.us; })->us;
@@ -108,7 +126,7 @@ std::vector<ProductTrial> CudaOps::time_product(const Product& p, int candidates
     for (size_t j = 0; j < kept.size(); ++j) {
       const size_t k = turn ? kept.size() - 1 - j : j;
       const ProductTrial& t = out[kept[k]];
-      const int calls = std::max(1, int(1e3 * sustain_ms / 4 / t.us));
+      const int calls = std::max(1, int(1e3 * what.sustain_ms / 4 / t.us));
       for (int r = 0; r < calls; ++r) gemm_->run(c, all[kept[k]]);
       const int64_t from = mark();
       for (int r = 0; r < calls; ++r) gemm_->run(c, all[kept[k]]);

@@ -62,6 +62,16 @@ struct ProductTrial {
   double us = 0;        // median
   bool chosen = false;  // the one that the backend uses
 };
+// What time_product() tries: the first `candidates` algorithms that the library ranks. every: and
+// as many of the others that it accepts, the fastest by a first call. sustain_ms: those within 15 %
+// of the fastest are timed again, each for so long without a pause, which is how they run at the
+// card's limit of power; the others are left out, but for the chosen one.
+struct ProductTrials {
+  int candidates = 12;
+  int runs = 10;
+  double sustain_ms = 0;
+  bool every = false;
+};
 
 // Operations recorded by Ops::record, to be run again on what their tensors hold by then.
 class Recording {
@@ -210,13 +220,9 @@ class Ops {
   virtual SeqKernel& seq(std::string_view name) = 0;  // "hgru2"; Exit::usage for an unknown one
 
   // ---- measurement
-  // The first `candidates` algorithms that the backend's library ranks for a product of linear
-  // layers, each timed on data that no cache holds. sustain_ms: those of them within 15 % of the
-  // fastest are timed again, each for so long without a pause, which is how they run at the card's
-  // limit of power; the others are left out, but for the chosen one. Empty where there is no
-  // choice.
-  virtual std::vector<ProductTrial> time_product(const Product& product, int candidates, int runs,
-                                                 double sustain_ms = 0);
+  // Algorithms of the backend's library for a product of linear layers, each timed on data that no
+  // cache holds. Empty where there is no choice.
+  virtual std::vector<ProductTrial> time_product(const Product& product, const ProductTrials& what);
 
  private:
   struct Later {

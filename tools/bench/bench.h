@@ -54,10 +54,9 @@ struct ProductTime {
   const ProductTrial& best() const;
   const ProductTrial& chosen() const;
 };
-// Every matrix product of a training step, by each of the algorithms that the backend's library
-// would choose first. sustain_ms as Ops::time_product(). Fails where the backend has no choice.
-std::vector<ProductTime> time_products(Ops& ops, const Config& config, int candidates, int runs,
-                                       double sustain_ms);
+// Every matrix product of a training step, by algorithms of the backend's library. Fails where the
+// backend has no choice.
+std::vector<ProductTime> time_products(Ops& ops, const Config& config, const ProductTrials& what);
 
 struct CommTime {
   int ranks = 1, zero = 0;

@@ -18,8 +18,7 @@ const ProductTrial& ProductTime::chosen() const {
   return *std::find_if(trials.begin(), trials.end(), [](const auto& t) { return t.chosen; });
 }
 
-std::vector<ProductTime> time_products(Ops& ops, const Config& config, int candidates, int runs,
-                                       double sustain_ms) {
+std::vector<ProductTime> time_products(Ops& ops, const Config& config, const ProductTrials& what) {
   const ModelConfig& m = config.model;
   const int64_t N = config.train.micro_batch * config.data.seq_len, D = m.hidden_size;
   const int64_t F = Block::stored_width(ops, m), L = m.num_hidden_layers;
@@ -46,7 +45,7 @@ std::vector<ProductTime> time_products(Ops& ops, const Config& config, int candi
       t.name = fmt::format("{} {}", l.name, name);
       t.product = {kind, l.N, l.I, l.O, add};
       t.calls = l.calls;
-      t.trials = ops.time_product(t.product, candidates, runs, sustain_ms);
+      t.trials = ops.time_product(t.product, what);
       check(!t.trials.empty(), Exit::usage,
             "{}: there is one way to do a product; use --device cuda", ops.describe());
       out.push_back(std::move(t));

@@ -25,8 +25,7 @@ struct Args {
   Device device = Device::automatic;
   int64_t micro_batch = 0;
   int steps = 20;
-  int candidates = 12;
-  double sustain_ms = 0;
+  ProductTrials trials;
   int64_t micro_batches = 1;
   int64_t tokens = 1000, batch = 1, prompt = 128;
   std::vector<int64_t> global_batch, zero = {0, 1};
@@ -82,12 +81,11 @@ void write_step_json(const std::string& path, const StepTime& t, double sum, dou
 }
 
 void run_gemm(Ops& ops, const Config& config, const Args& a) {
-  constexpr int kRuns = 10;
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   double chosen_ms = 0, best_ms = 0;
   std::printf("%-24s %-22s %6s %10s %9s %10s %9s %7s  %s\n", "product", "N, O, I", "calls",
               "chosen us", "TFLOP/s", "best us", "TFLOP/s", "gain", "best");
-  for (const ProductTime& t : time_products(ops, config, a.candidates, kRuns, a.sustain_ms)) {
+  for (const ProductTime& t : time_products(ops, config, a.trials)) {
     const ProductTrial &chosen = t.chosen(), &best = t.best();
     chosen_ms += double(t.calls) * chosen.us / 1e3;
     best_ms += double(t.calls) * best.us / 1e3;
@@ -103,7 +101,7 @@ void run_gemm(Ops& ops, const Config& config, const Args& a) {
                                            {"chosen", p.chosen}});
   }
   std::printf("products of a step: %.2f ms as chosen, %.2f ms by the best of %d candidates\n",
-              chosen_ms, best_ms, a.candidates);
+              chosen_ms, best_ms, (a.trials.every ? 2 : 1) * a.trials.candidates);
   if (!a.json.empty()) write_file_atomic(a.json, rows.dump(2) + "\n");
 }
 
@@ -227,14 +225,18 @@ int run(int argc, char** argv) {
   CLI::App* gemm_app = root.add_subcommand(
       "gemm", "The matrix products of a step by each algorithm of the GPU's library");
   gemm_app
-      ->add_option("--candidates", a.candidates, "algorithms of each product, best-ranked first")
+      ->add_option("--candidates", a.trials.candidates,
+                   "algorithms of each product, best-ranked first")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   gemm_app
-      ->add_option("--sustain", a.sustain_ms,
+      ->add_option("--sustain", a.trials.sustain_ms,
                    "time the fastest again, each for so many ms without a pause (the card's "
                    "limit of power); leave the others out")
       ->check(CLI::NonNegativeNumber);
+  gemm_app->add_flag("--every", a.trials.every,
+                     "and as many of those that the library accepts but may not rank, the fastest "
+                     "of them all by one call");
   for (CLI::App* app : {ops_app, step_app, comm_app, gemm_app})
     app->add_option("--json", a.json, "write the table to this file");
   comm_app
