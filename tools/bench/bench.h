@@ -54,9 +54,10 @@ struct ProductTime {
   const ProductTrial& best() const;
   const ProductTrial& chosen() const;
 };
-// Every matrix product of a training step, by algorithms of the backend's library. Fails where the
-// backend has no choice.
-std::vector<ProductTime> time_products(Ops& ops, const Config& config, const ProductTrials& what);
+// Every matrix product of a training step, by algorithms of the backend's library, as each is
+// timed. Fails where the backend has no choice.
+void time_products(Ops& ops, const Config& config, const ProductTrials& what,
+                   const std::function<void(const ProductTime&)>& timed);
 
 struct CommTime {
   int ranks = 1, zero = 0;

@@ -18,7 +18,8 @@ const ProductTrial& ProductTime::chosen() const {
   return *std::find_if(trials.begin(), trials.end(), [](const auto& t) { return t.chosen; });
 }
 
-std::vector<ProductTime> time_products(Ops& ops, const Config& config, const ProductTrials& what) {
+void time_products(Ops& ops, const Config& config, const ProductTrials& what,
+                   const std::function<void(const ProductTime&)>& timed) {
   const ModelConfig& m = config.model;
   const int64_t N = config.train.micro_batch * config.data.seq_len, D = m.hidden_size;
   const int64_t F = Block::stored_width(ops, m), L = m.num_hidden_layers;
@@ -32,7 +33,6 @@ std::vector<ProductTime> time_products(Ops& ops, const Config& config, const Pro
     bool adds, slices;
   };
   const bool stream = m.dropout == 0;  // the product adds the residual stream
-  std::vector<ProductTime> out;
   for (const Layer& l :
        {Layer{"q,f,i", N, D, 3 * D, L, false, false}, Layer{"out", N, D, D, L, stream, false},
         Layer{"gate,up", N, D, 2 * F, L, false, false}, Layer{"down", N, F, D, L, stream, false},
@@ -48,9 +48,8 @@ std::vector<ProductTime> time_products(Ops& ops, const Config& config, const Pro
       t.trials = ops.time_product(t.product, what);
       check(!t.trials.empty(), Exit::usage,
             "{}: there is one way to do a product; use --device cuda", ops.describe());
-      out.push_back(std::move(t));
+      timed(t);
     }
-  return out;
 }
 
 }  // namespace hgrn::bench

@@ -85,7 +85,7 @@ void run_gemm(Ops& ops, const Config& config, const Args& a) {
   double chosen_ms = 0, best_ms = 0;
   std::printf("%-24s %-22s %6s %10s %9s %10s %9s %7s  %s\n", "product", "N, O, I", "calls",
               "chosen us", "TFLOP/s", "best us", "TFLOP/s", "gain", "best");
-  for (const ProductTime& t : time_products(ops, config, a.trials)) {
+  time_products(ops, config, a.trials, [&](const ProductTime& t) {
     const ProductTrial &chosen = t.chosen(), &best = t.best();
     chosen_ms += double(t.calls) * chosen.us / 1e3;
     best_ms += double(t.calls) * best.us / 1e3;
@@ -99,7 +99,8 @@ void run_gemm(Ops& ops, const Config& config, const Args& a) {
                                            {"us", p.us},
                                            {"tflops", t.tflops(p)},
                                            {"chosen", p.chosen}});
-  }
+    std::fflush(stdout);
+  });
   std::printf("products of a step: %.2f ms as chosen, %.2f ms by the best of %d candidates\n",
               chosen_ms, best_ms, (a.trials.every ? 2 : 1) * a.trials.candidates);
   if (!a.json.empty()) write_file_atomic(a.json, rows.dump(2) + "\n");
