@@ -82,7 +82,8 @@ namespace {
 
 // Shapes where measurements (`hgrn-bench gemm --sustain 300`; docs/benchmarks.md) found another
 // candidate at least 1.5 % faster than the heuristic's first, without a pause: a step runs at the
-// card's limit of power, where what counts is a product's energy, not how fast it is alone. Zero
+// card's limit of power, where what counts is a product's energy, not how fast it is alone; and
+// where a whole step says the same (at 150M four of them made it slower). Zero
 // stands for any size; the rows of the batch (n, or k of a weight gradient) are at least kManyRows,
 // since fewer may want smaller tiles. A line takes the first of kAsked candidates with this tile
 // and cluster; a line that names a swizzle (the order of the tiles: 0 or 1) makes it of the
@@ -113,7 +114,7 @@ constexpr Choice weight_gradient_choice(int64_t out, int64_t in, cublasLtMatmulT
                                         cublasLtClusterShape_t cluster, int swizzle = kAny) {
   return {9, in, out, 0, false, true, DType::f32, tile, cluster, swizzle};
 }
-constexpr auto k64x256 = CUBLASLT_MATMUL_TILE_64x256, k128x192 = CUBLASLT_MATMUL_TILE_128x192,
+constexpr auto k64x256 = CUBLASLT_MATMUL_TILE_64x256, k144x128 = CUBLASLT_MATMUL_TILE_144x128,
                k176x256 = CUBLASLT_MATMUL_TILE_176x256, k344x128 = CUBLASLT_MATMUL_TILE_344x128,
                k256x96 = CUBLASLT_MATMUL_TILE_256x96, k128x128 = CUBLASLT_MATMUL_TILE_128x128,
                k128x160 = CUBLASLT_MATMUL_TILE_128x160, k176x128 = CUBLASLT_MATMUL_TILE_176x128,
@@ -130,27 +131,27 @@ constexpr Choice kChoices[] = {
     input_gradient_choice(512, 512, k128x160, k2x1),
     weight_gradient_choice(512, 1408, k64x256, k2x1),
     // 150M: D = 768, F = 2048
-    forward_choice(2304, 768, k128x160, k1x2, 0),
+    forward_choice(2304, 768, k144x128, k1x2),
+    forward_choice(2304, 768, k128x160, k1x2),
     forward_choice(768, 768, k128x160, k1x2),
     forward_choice(4096, 768, k128x160, k2x1),
     forward_choice(768, 2048, k128x128, k2x1),
     forward_choice(50304, 768, k176x128, k1x2),
     input_gradient_choice(2304, 768, k128x160, k1x2),
-    input_gradient_choice(768, 768, k128x128, k2x1, 0),
-    input_gradient_choice(4096, 768, k128x128, k2x1, 0),
-    weight_gradient_choice(4096, 768, k128x192, k2x1, 0),
-    weight_gradient_choice(50304, 768, k256x128, k1x2, 1),
+    input_gradient_choice(768, 768, k128x160, k1x2),
+    input_gradient_choice(4096, 768, k128x160, k1x2),
+    weight_gradient_choice(50304, 768, k128x256, k2x1),
     // 385M: D = 1024, F = 2816
-    forward_choice(3072, 1024, k176x128, k1x2),
+    forward_choice(3072, 1024, k128x160, k2x1, 0),
     forward_choice(1024, 1024, k128x128, k2x1),
     forward_choice(5632, 1024, k176x128, k1x2),
     forward_choice(1024, 2816, k256x128, k2x4),
     forward_choice(50304, 1024, k176x128, k1x2),
-    input_gradient_choice(3072, 1024, k256x128, k2x4),
+    input_gradient_choice(3072, 1024, k128x160, k2x1, 0),
     input_gradient_choice(1024, 1024, k128x128, k2x1),
     input_gradient_choice(5632, 1024, k128x160, k2x1),
     weight_gradient_choice(3072, 1024, k256x96, k1x2),
-    weight_gradient_choice(5632, 1024, k128x128, k1x2),
+    weight_gradient_choice(5632, 1024, k344x128, k1x2, 1),
     // 1B: D = 2048, F = 5632
     forward_choice(6144, 2048, k128x160, k2x1),
     forward_choice(2048, 2048, k128x160, k2x1),
@@ -328,9 +329,11 @@ std::optional<GemmCandidate> Gemm::variant(const Plan& plan, const GemmCall& c,
     return cublasLtMatmulAlgoConfigSetAttribute(&algo, name, &value, sizeof(value)) ==
            CUBLAS_STATUS_SUCCESS;
   };
-  if (of.split_k > 1 || !set(CUBLASLT_ALGO_CONFIG_TILE_ID, uint32_t(tile)) ||
+  if (!set(CUBLASLT_ALGO_CONFIG_TILE_ID, uint32_t(tile)) ||
       !set(CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, uint16_t(cluster)) ||
-      !set(CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, uint32_t(swizzle)))
+      !set(CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, uint32_t(swizzle)) ||
+      !set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, int32_t(1)) ||
+      !set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, uint32_t(CUBLASLT_REDUCTION_SCHEME_NONE)))
     return std::nullopt;
   cublasLtMatmulHeuristicResult_t result{};
   if (cublasLtMatmulAlgoCheck(handle_, plan.op, plan.a, plan.b, plan.d, plan.d, &algo, &result) !=

@@ -70,7 +70,8 @@ class Gemm {
   std::unique_ptr<Plan> describe(const GemmCall& call) const;  // all but the algorithm
   std::vector<GemmCandidate> ask(const Plan& plan, const GemmCall& call, int count) const;
   int choose(const Plan& plan, const GemmCall& call, std::vector<GemmCandidate>& all) const;
-  // `of` with another tile, cluster and order of tiles, where the library accepts it.
+  // `of` with another tile, cluster and order of tiles, K in one piece, where the library accepts
+  // it.
   std::optional<GemmCandidate> variant(const Plan& plan, const GemmCall& call,
                                        const GemmCandidate& of, int tile, int cluster,
                                        int swizzle) const;

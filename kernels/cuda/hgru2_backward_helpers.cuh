@@ -288,8 +288,8 @@ struct Slopes {
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         const bool valid = left > s * kSub;
-        cp_async16((to ^ (s * 32)) + m * kColumns64, valid ? from + s * kSub * 3 * step + 64 * m : row,
-                   valid);
+        cp_async16((to ^ (s * 32)) + m * kColumns64,
+                   valid ? from + s * kSub * 3 * step + 64 * m : row, valid);
       }
   }
   // dv (value columns 64 m + 16 warp + g + 8 r, four tokens of each sub-chunk) times the
@@ -414,6 +414,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       fence_async_proxy();  // wgmma reads what other threads have stored before the barrier
       pair_scores(smem, warp, lane, uint32_t(reset >> (32 * pair)));
       barrier_sync(kHelper, kHelperThreads);
+      // Before dv: its registers are free for the values' gates.
       if (kGated) slopes.copy(a, here, pair);
       cp_async_commit();
       cp_async_wait<2>();  // all but q and slopes
@@ -421,8 +422,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         mbarrier_arrive_warp(smem + kFirst);
       } else if (more) {
         keys_loaded();
-        if constexpr (kGated)
-          copies.gate_values<kValueGate>(a, 0, 0, all ? kPair : next_left(0));
+        if constexpr (kGated) copies.gate_values<kValueGate>(a, 0, 0, all ? kPair : next_left(0));
         values_loaded();
       }
 

@@ -11,7 +11,8 @@ constexpr int kStateThreads = 32 * kWarps, kHelpers = 4, kHelperThreads = 32 * k
 constexpr int kThreads = kStateThreads + kHelperThreads;
 // What the block starts with, 168 a thread, is all that there is to share out.
 constexpr int kHelperRegisters = 72;
-constexpr int kStateRegisters = (168 * kThreads - kHelperRegisters * kHelperThreads) / kStateThreads;
+constexpr int kStateRegisters =
+    (168 * kThreads - kHelperRegisters * kHelperThreads) / kStateThreads;
 constexpr int kPairs = kSubs / 2, kPair = 2 * kSub;  // a step: an earlier and a later sub-chunk
 constexpr uint32_t kOnes = 0x3f803f80u;              // two bf16
 constexpr int kGroup = 8;  // steps of 16 value columns whose operands are in registers at once
@@ -27,7 +28,8 @@ constexpr int kDhHalf = kH / 2;
 constexpr int kScoreBlock = kSub * 32;
 // The blocks of 16 positions of a channel in a tile of operands of A: of the earlier and of the
 // later sub-chunk's own block of A, of the one off the diagonal, and one of which no result is
-// used: it keeps numbers of the state threads.
+// used: it keeps numbers of the state threads. Once A is made, the first two of the queries' tile
+// hold what dv is multiplied with (Slopes).
 constexpr int kOperandTile = N * 128;
 enum Block16 { kEarlier, kLater, kAcross, kSpare };
 constexpr int kStashed = 9;  // pieces of 16 bytes that a state thread keeps in kStash

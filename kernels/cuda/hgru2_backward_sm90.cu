@@ -27,8 +27,8 @@
 //
 // Where the values pass through a gate (kValueGate), the helpers do that to the pieces that each of
 // them has copied: to the second pair's of the next chunk a pair after the copy, to the first
-// pair's, which the next chunk begins with, at once. The derivative goes to dv in the helpers'
-// registers, from the values, copied once more (Ungated).
+// pair's, which the next chunk begins with, at once. The derivatives are made with them, and wait
+// in device memory, where dx_i will be, for the dv of their pair (Slopes).
 //
 // Between the roles, once a chunk: loaded (h, f, and q of the second pair), values (v, and dy of
 // the second pair), gradient (D, and dy of the first pair), first (the saved h again, which the
@@ -42,12 +42,12 @@
 // Between the roles, once a pair: kDhStored (bf16(dh) is written; h, f and v are no longer read;
 // dx_q, dx_f of the pair behind are written, too), kTiles (k, q of A and of dv are written, q no
 // longer read), kState (dy and D are no longer read), stored (dx of the pair behind is read from
-// shared memory), freeDh (the tiles of dh and of A may be written again), free (the keys' tile,
-// where dv lay last). State warps enter barriers without waiting; they wait at mbarriers, for
-// helpers only, and so do not wait for each other. No state warp enters a barrier a second time
-// before the helpers have left it: it has seen freeDh and free, which they signal behind kTiles and
-// kState; at the last kDhStored, which closes the last dx, stored, which they signal behind
-// kDhStored.
+// shared memory), freeDh (the tile of dh may be written again), free (the tiles of A, which slopes
+// lay in, and the keys' tile, where dv lay last). State warps enter barriers without waiting; they
+// wait at mbarriers, for helpers only, and so do not wait for each other. No state warp enters a
+// barrier a second time before the helpers have left it: it has seen freeDh and free, which they
+// signal behind kTiles and kState; at the last kDhStored, which closes the last dx, stored, which
+// they signal behind kDhStored.
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,
@@ -67,8 +67,8 @@
 // Registers that do not fit lie in what shared memory leaves of L1, 28 KB or some 70 bytes a
 // thread. Beyond that a reload takes hundreds of cycles, and no one else is there to use them:
 // hence the addresses that are made anew (StateAddresses), the products of f that are, and kStash.
-// Without gated values and resets 48 bytes are left; with gated values, whose helpers need more
-// registers, some 120.
+// Without resets 48 bytes are left. Helpers, alone on their schedulers' slots, are bound by
+// latencies: what they do to values goes over eight at a time, when dv is not in their registers.
 //
 // Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh): x, dy and dh
 // in the layout of wgmma's 128-byte swizzle, as the operands of A; the keys of dv and A in that of

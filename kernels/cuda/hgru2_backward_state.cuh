@@ -118,7 +118,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           own_parts(up, down, query, key, decay, rest);
           pack_tiles(tiles, up, down, decay, q, tokens);
           const uint32_t operands = at.operands();
-          mbarrier_wait(smem + kFree, parity ^ 1);  // and what lay in their place is read
+          mbarrier_wait(smem + kFree, parity ^ 1);  // slopes lay there, and dv in pair_keys
           stmatrix(operands ^ (kEarlier * 32), tiles.query_d);
           stmatrix((operands + kOperandTile) ^ (kEarlier * 32), tiles.key_d);
           stmatrix((operands + kOperandTile) ^ (kAcross * 32), tiles.key_b);

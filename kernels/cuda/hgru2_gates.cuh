@@ -375,12 +375,14 @@ __device__ __forceinline__ uint4 activated(uint4 v, Act act) {
   }
   return v;
 }
-// v := act(v) of eight bf16, slope = its derivative in f16. All eight side by side, and a reciprocal
-// each: where one warp a scheduler does this, latencies count for more than special functions.
+// v := act(v) of eight bf16, slope = its derivative in f16. All eight side by side, and a
+// reciprocal each: where one warp a scheduler does this, latencies count for more than special
+// functions.
 template <Act kAct>
 __device__ __forceinline__ void activate(uint4& v, uint4& slope) {
   static_assert(kAct != Act::identity);
-  uint32_t *const p = reinterpret_cast<uint32_t*>(&v), *const d = reinterpret_cast<uint32_t*>(&slope);
+  uint32_t* const p = reinterpret_cast<uint32_t*>(&v);
+  uint32_t* const d = reinterpret_cast<uint32_t*>(&slope);
   float x[8], s[8];
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[2 * i] = low_bf16(p[i]), x[2 * i + 1] = high_bf16(p[i]);

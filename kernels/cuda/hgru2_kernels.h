@@ -66,7 +66,7 @@ struct Call {
   // backward
   const E* dy;            // (B,T,D)
   const float* dhT;       // (B,H,n,n)
-  E* dx;                  // (B,T,3D)
+  E* dx;                  // (B,T,3D); until they are written, gradients of x may be anything
   float* dh0;             // (B,H,n,n)
   float* dbound_partial;  // (parts(),B,D), null = dbound is not wanted
 

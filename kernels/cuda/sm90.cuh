@@ -79,12 +79,6 @@ __device__ __forceinline__ void registers_shrink() {
 // What this thread wrote to shared memory with ordinary stores is seen by the copy engine and by
 // wgmma after the next barrier. Behind a barrier: what others wrote before it is seen by the wgmmas
 // that this thread takes part in from here on.
-// No branch, and in order with what is written to shared memory before and after.
-__device__ __forceinline__ void st_global_if(bool condition, void* to, uint4 v) {
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.v4.b32 [%1], {%2, %3, %4, %5};}"
-               :: "r"(uint32_t(condition)), "l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
