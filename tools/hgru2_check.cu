@@ -346,6 +346,11 @@ std::vector<Case> small_cases() {
   cases.push_back(chain);
   chain.reset = 0.02;
   cases.push_back(chain);
+  // The second pair of a chunk's sub-chunks in part.
+  chain.shape = {67, 107, 4 * 128, 128};
+  cases.push_back(chain);
+  chain.shape = {1, 127, 128, 128};
+  cases.push_back(chain);
   return cases;
 }
 

@@ -83,12 +83,13 @@ namespace {
 // Shapes where measurements (`hgrn-bench gemm --sustain 300`; docs/benchmarks.md) found another
 // candidate at least 1.5 % faster than the heuristic's first, without a pause: a step runs at the
 // card's limit of power, where what counts is a product's energy, not how fast it is alone; and
-// where a whole step says the same (at 150M four of them made it slower). Zero
+// where a whole step says the same (at 150M five more made it slower). Zero
 // stands for any size; the rows of the batch (n, or k of a weight gradient) are at least kManyRows,
 // since fewer may want smaller tiles. A line takes the first of kAsked candidates with this tile
-// and cluster; a line that names a swizzle (the order of the tiles: 0 or 1) makes it of the
-// heuristic's first, since the heuristic may not rank it at all (`hgrn-bench gemm --every`). Where
-// a library has none such, the next line that fits is asked, then the heuristic's first stays.
+// and cluster; where it names a swizzle (the order of the tiles: 0 or 1) it is made of the
+// heuristic's first if none is ranked so, which the heuristic need not do (`hgrn-bench gemm
+// --every`). Where a library has none such, the next line that fits is asked, then the heuristic's
+// first stays.
 // HGRN_GEMM_CHOICES=0 leaves all to the heuristic.
 struct Choice {
   int major;  // compute capability
@@ -143,15 +144,18 @@ constexpr Choice kChoices[] = {
     weight_gradient_choice(50304, 768, k128x256, k2x1),
     // 385M: D = 1024, F = 2816
     forward_choice(3072, 1024, k128x160, k2x1, 0),
+    forward_choice(3072, 1024, k176x128, k1x2),
     forward_choice(1024, 1024, k128x128, k2x1),
     forward_choice(5632, 1024, k176x128, k1x2),
     forward_choice(1024, 2816, k256x128, k2x4),
     forward_choice(50304, 1024, k176x128, k1x2),
     input_gradient_choice(3072, 1024, k128x160, k2x1, 0),
+    input_gradient_choice(3072, 1024, k256x128, k2x4),
     input_gradient_choice(1024, 1024, k128x128, k2x1),
     input_gradient_choice(5632, 1024, k128x160, k2x1),
     weight_gradient_choice(3072, 1024, k256x96, k1x2),
     weight_gradient_choice(5632, 1024, k344x128, k1x2, 1),
+    weight_gradient_choice(5632, 1024, k128x128, k1x2),
     // 1B: D = 2048, F = 5632
     forward_choice(6144, 2048, k128x160, k2x1),
     forward_choice(2048, 2048, k128x160, k2x1),
@@ -159,10 +163,12 @@ constexpr Choice kChoices[] = {
     forward_choice(2048, 5632, k256x128, k1x2),
     forward_choice(50304, 2048, k176x128, k1x2),
     input_gradient_choice(6144, 2048, k256x128, k1x2, 0),
+    input_gradient_choice(6144, 2048, k128x256, k2x1),
     input_gradient_choice(2048, 2048, k256x128, k1x2),
     input_gradient_choice(11264, 2048, k256x128, k1x2),
     weight_gradient_choice(6144, 2048, k256x128, k1x2),
     weight_gradient_choice(11264, 2048, k344x128, k1x2, 0),
+    weight_gradient_choice(11264, 2048, k256x128, k2x4),
     weight_gradient_choice(2048, 5632, k176x256, k1x2, 1),
 };
 
@@ -174,7 +180,7 @@ bool fits(const Choice& c, int major, const GemmCall& g) {
   const auto same = [](int64_t want, int64_t size) { return want == 0 || want == size; };
   return on && c.major == major && same(c.m, g.m) && same(c.n, g.n) && same(c.k, g.k) &&
          (g.transpose_b ? g.k : g.n) >= kManyRows && c.transpose_a == g.transpose_a &&
-         c.transpose_b == g.transpose_b && c.out == g.out;
+         c.transpose_b == g.transpose_b && g.in == DType::bf16 && c.out == g.out;
 }
 
 int algorithm_config(const cublasLtMatmulAlgo_t& algo, cublasLtMatmulAlgoConfigAttributes_t name) {
@@ -310,7 +316,7 @@ int Gemm::choose(const Plan& plan, const GemmCall& c, std::vector<GemmCandidate>
     if (!fits(choice, major_, c)) continue;
     for (size_t i = 0; i < all.size(); ++i)
       if (all[i].tile == choice.tile && all[i].cluster == choice.cluster &&
-          (choice.swizzle == kAny || all[i].swizzle == choice.swizzle))
+          (choice.swizzle == kAny || (all[i].swizzle == choice.swizzle && all[i].split_k <= 1)))
         return int(i);
     if (choice.swizzle == kAny) continue;
     if (const auto one = variant(plan, c, all[0], choice.tile, choice.cluster, choice.swizzle)) {
@@ -335,6 +341,17 @@ std::optional<GemmCandidate> Gemm::variant(const Plan& plan, const GemmCall& c,
       !set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, int32_t(1)) ||
       !set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, uint32_t(CUBLASLT_REDUCTION_SCHEME_NONE)))
     return std::nullopt;
+  // The heuristic was told the alignment, this check is not.
+  for (const auto name :
+       {CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_A_BYTES, CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_C_BYTES, CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_D_BYTES}) {
+    uint32_t least = 1;
+    size_t written = 0;
+    if (cublasLtMatmulAlgoCapGetAttribute(&algo, name, &least, sizeof(least), &written) ==
+            CUBLAS_STATUS_SUCCESS &&
+        least > common_alignment(c))
+      return std::nullopt;
+  }
   cublasLtMatmulHeuristicResult_t result{};
   if (cublasLtMatmulAlgoCheck(handle_, plan.op, plan.a, plan.b, plan.d, plan.d, &algo, &result) !=
           CUBLAS_STATUS_SUCCESS ||
@@ -349,8 +366,8 @@ std::vector<GemmCandidate> Gemm::variants(const GemmCall& c, const GemmCandidate
   std::vector<GemmCandidate> out;
   for (int tile = 1; tile < CUBLASLT_MATMUL_TILE_END; ++tile)
     for (int cluster :
-         {CUBLASLT_CLUSTER_SHAPE_1x1x1, CUBLASLT_CLUSTER_SHAPE_2x1x1, CUBLASLT_CLUSTER_SHAPE_1x2x1,
-          CUBLASLT_CLUSTER_SHAPE_2x2x1, CUBLASLT_CLUSTER_SHAPE_2x4x1})
+         {CUBLASLT_CLUSTER_SHAPE_AUTO, CUBLASLT_CLUSTER_SHAPE_1x1x1, CUBLASLT_CLUSTER_SHAPE_2x1x1,
+          CUBLASLT_CLUSTER_SHAPE_1x2x1, CUBLASLT_CLUSTER_SHAPE_2x2x1, CUBLASLT_CLUSTER_SHAPE_2x4x1})
       for (int swizzle : {0, 1})
         if (const auto one = variant(*plan, c, of, tile, cluster, swizzle)) out.push_back(*one);
   return out;

@@ -55,8 +55,8 @@ class Gemm {
   void run(const GemmCall& call);
 
   // Candidates for a call, the heuristic's best first; which of them is taken, and joins them where
-  // the heuristic does not rank it; those that the library accepts though the heuristic may not
-  // rank them, in the order of tiles, clusters and swizzles; a call with one of them.
+  // the heuristic does not rank it; those that the library accepts, ranked or not, in the order of
+  // tiles, clusters and swizzles, with all else as in `of`; a call with one of them.
   std::vector<GemmCandidate> candidates(const GemmCall& call, int count);
   int choose(const GemmCall& call, std::vector<GemmCandidate>& all) const;
   std::vector<GemmCandidate> variants(const GemmCall& call, const GemmCandidate& of) const;

@@ -78,6 +78,9 @@ std::vector<ProductTrial> CudaOps::time_product(const Product& p, const ProductT
   if (what.every) {  // the clock does not matter much here, nor what caches hold
     std::vector<std::pair<double, GemmCandidate>> others;
     for (const GemmCandidate& one : gemm_->variants(c, all[0])) {
+      if (std::any_of(all.begin(), all.end(),
+                      [&](const GemmCandidate& ranked) { return ranked.text() == one.text(); }))
+        continue;
       double us = 0;
       for (int r = 0; r < 2; ++r) {  // the first loads the kernel
         const int64_t from = mark();

@@ -267,8 +267,8 @@ struct Stores {
 // The derivatives of the values' gate of a pair, for dv. gate_values() has left them in device
 // memory, since there they are made a chunk ahead, from what it has at hand, and shared memory has
 // no room until the product of A is done: then they come to the blocks of its queries that only it
-// has read, eight rows a 16-byte column, a block for eight positions. A warp copies what it reads,
-// the value columns 64 m + 16 warp ..., and so waits for no other.
+// has read: eight rows for 16 bytes of value columns, in them 16 bytes for eight positions each. A
+// warp copies what it reads, the value columns 64 m + 16 warp ..., and so waits for no other.
 struct Slopes {
   static constexpr int kColumns64 = 8 * 8 * 128;  // to a column 64 further
   uint32_t smem;

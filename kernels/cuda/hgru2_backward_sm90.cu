@@ -22,8 +22,8 @@
 //     D, which takes nothing from them and is made once a chunk, for all of its sub-chunks; and all
 //     traffic with device memory: loads ahead, dx from shared memory.
 //
-// What dk_e and dg_e take of the gates waits in shared memory while the later sub-chunk has the
-// registers (kStash): made from dq's part first, it is least.
+// What dk_e and dg_e take of the gates, and what there is of them, waits in shared memory while the
+// later sub-chunk has the registers (kStash): made from dq's part first, it is least.
 //
 // Where the values pass through a gate (kValueGate), the helpers do that to the pieces that each of
 // them has copied: to the second pair's of the next chunk a pair after the copy, to the first
@@ -67,8 +67,8 @@
 // Registers that do not fit lie in what shared memory leaves of L1, 28 KB or some 70 bytes a
 // thread. Beyond that a reload takes hundreds of cycles, and no one else is there to use them:
 // hence the addresses that are made anew (StateAddresses), the products of f that are, and kStash.
-// Without resets 48 bytes are left. Helpers, alone on their schedulers' slots, are bound by
-// latencies: what they do to values goes over eight at a time, when dv is not in their registers.
+// Without resets 48 bytes are left. Helpers, one a scheduler, are bound by latencies: what they do
+// to values goes over eight at a time, when dv is not in their registers.
 //
 // Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh): x, dy and dh
 // in the layout of wgmma's 128-byte swizzle, as the operands of A; the keys of dv and A in that of

@@ -377,7 +377,8 @@ __device__ __forceinline__ uint4 activated(uint4 v, Act act) {
 }
 // v := act(v) of eight bf16, slope = its derivative in f16. All eight side by side, and a
 // reciprocal each: where one warp a scheduler does this, latencies count for more than special
-// functions.
+// functions. (Sigmoids may differ in the last bit of fp32; -infinity, which it clamps, is NaN
+// here.)
 template <Act kAct>
 __device__ __forceinline__ void activate(uint4& v, uint4& slope) {
   static_assert(kAct != Act::identity);

@@ -1,4 +1,4 @@
-// The matrix products of a training step, each by every algorithm that the backend's library ranks.
+// The matrix products of a training step, each by many algorithms of the backend's library.
 #include <algorithm>
 
 #include "bench.h"
