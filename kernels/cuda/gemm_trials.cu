@@ -2,6 +2,8 @@
 // loses against the best, for `hgrn-bench gemm` and the table in gemm.cu.
 // Test: tests/ops/test_linear.cpp
 #include <algorithm>
+#include <set>
+#include <string>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
@@ -77,10 +79,10 @@ std::vector<ProductTrial> CudaOps::time_product(const Product& p, const ProductT
   const int chosen = gemm_->choose(c, all);
   if (what.every) {  // the clock does not matter much here, nor what caches hold
     std::vector<std::pair<double, GemmCandidate>> others;
+    std::set<std::string> known;
+    for (const GemmCandidate& ranked : all) known.insert(ranked.text());
     for (const GemmCandidate& one : gemm_->variants(c, all[0])) {
-      if (std::any_of(all.begin(), all.end(),
-                      [&](const GemmCandidate& ranked) { return ranked.text() == one.text(); }))
-        continue;
+      if (!known.insert(one.text()).second) continue;
       double us = 0;
       for (int r = 0; r < 2; ++r) {  // the first loads the kernel
         const int64_t from = mark();

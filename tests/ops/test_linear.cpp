@@ -159,13 +159,14 @@ TEST_CASE("linear: the candidates of a product, of which one is taken", "[ops][g
       for (const ProductTrial& t : sustained) CHECK(t.us > 0);
       // Those that the library does not rank, too.
       const auto every = b->time_product({kind, 256, 128, 384, true}, {4, 3, 0, true});
-      std::set<std::string> names;
-      for (const ProductTrial& t : every) {
-        CHECK(t.us > 0);
-        names.insert(t.algorithm);
-      }
-      CHECK(names.size() == every.size());
+      CHECK(every.size() >= trials.size());
       CHECK(every.size() <= trials.size() + 4);
+      std::set<std::string> names;
+      for (size_t i = 0; i < every.size(); ++i) {
+        CHECK(every[i].us > 0);
+        const bool is_new = names.insert(every[i].algorithm).second;
+        if (i >= trials.size()) CHECK(is_new);
+      }
       if (backend.bf16()) CHECK(every.size() > trials.size());
       CHECK(std::count_if(every.begin(), every.end(), [](const auto& t) { return t.chosen; }) == 1);
     }
