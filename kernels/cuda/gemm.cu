@@ -9,10 +9,10 @@
 #include "cuda/gemm.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/gemm_choices.h"
 #include "cuda/vec.cuh"
 
 namespace hgrn {
@@ -79,109 +79,6 @@ GemmCall weight_gradient_call(DType act, int64_t N, int64_t I, int64_t O) {
 }
 
 namespace {
-
-// Shapes where measurements (`hgrn-bench gemm --sustain 300`; docs/benchmarks.md) found another
-// candidate at least 1.5 % faster than the heuristic's first, without a pause: a step runs at the
-// card's limit of power, where what counts is a product's energy, not how fast it is alone; and
-// where a whole step says the same (at 150M five more made it slower). Zero
-// stands for any size; the rows of the batch (n, or k of a weight gradient) are at least kManyRows,
-// since fewer may want smaller tiles. A line takes the first of kAsked candidates with this tile
-// and cluster; where it names a swizzle (the order of the tiles: 0 or 1) it is made of the
-// heuristic's first if none is ranked so, which the heuristic need not do (`hgrn-bench gemm
-// --every`). Where a library has none such, the next line that fits is asked, then the heuristic's
-// first stays.
-// HGRN_GEMM_CHOICES=0 leaves all to the heuristic.
-struct Choice {
-  int major;  // compute capability
-  int64_t m, n, k;
-  bool transpose_a, transpose_b;
-  DType out;
-  cublasLtMatmulTile_t tile;
-  cublasLtClusterShape_t cluster;
-  int swizzle;
-};
-constexpr int kAny = -1;  // swizzle: as the heuristic ranks it
-constexpr int kAsked = 16;
-constexpr int64_t kManyRows = 4096;
-constexpr Choice forward_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
-                                cublasLtClusterShape_t cluster, int swizzle = kAny) {
-  return {9, out, 0, in, true, false, DType::bf16, tile, cluster, swizzle};
-}
-constexpr Choice input_gradient_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
-                                       cublasLtClusterShape_t cluster, int swizzle = kAny) {
-  return {9, in, 0, out, false, false, DType::bf16, tile, cluster, swizzle};
-}
-constexpr Choice weight_gradient_choice(int64_t out, int64_t in, cublasLtMatmulTile_t tile,
-                                        cublasLtClusterShape_t cluster, int swizzle = kAny) {
-  return {9, in, out, 0, false, true, DType::f32, tile, cluster, swizzle};
-}
-constexpr auto k64x256 = CUBLASLT_MATMUL_TILE_64x256, k144x128 = CUBLASLT_MATMUL_TILE_144x128,
-               k176x256 = CUBLASLT_MATMUL_TILE_176x256, k344x128 = CUBLASLT_MATMUL_TILE_344x128,
-               k256x96 = CUBLASLT_MATMUL_TILE_256x96, k128x128 = CUBLASLT_MATMUL_TILE_128x128,
-               k128x160 = CUBLASLT_MATMUL_TILE_128x160, k176x128 = CUBLASLT_MATMUL_TILE_176x128,
-               k128x256 = CUBLASLT_MATMUL_TILE_128x256, k256x128 = CUBLASLT_MATMUL_TILE_256x128;
-constexpr auto k2x1 = CUBLASLT_CLUSTER_SHAPE_2x1x1, k1x2 = CUBLASLT_CLUSTER_SHAPE_1x2x1,
-               k2x4 = CUBLASLT_CLUSTER_SHAPE_2x4x1;
-constexpr Choice kChoices[] = {
-    // 44M: D = 512, F = 1365 stored as 1408
-    forward_choice(1536, 512, k128x160, k2x1),
-    forward_choice(512, 512, k128x160, k2x1),
-    forward_choice(512, 1408, k128x160, k2x1),
-    forward_choice(50304, 512, k176x128, k2x1),
-    forward_choice(50304, 512, k176x128, k1x2),
-    input_gradient_choice(512, 512, k128x160, k2x1),
-    weight_gradient_choice(512, 1408, k64x256, k2x1),
-    // 150M: D = 768, F = 2048
-    forward_choice(2304, 768, k144x128, k1x2),
-    forward_choice(2304, 768, k128x160, k1x2),
-    forward_choice(768, 768, k128x160, k1x2),
-    forward_choice(4096, 768, k128x160, k2x1),
-    forward_choice(768, 2048, k128x128, k2x1),
-    forward_choice(50304, 768, k176x128, k1x2),
-    input_gradient_choice(2304, 768, k128x160, k1x2),
-    input_gradient_choice(768, 768, k128x160, k1x2),
-    input_gradient_choice(4096, 768, k128x160, k1x2),
-    weight_gradient_choice(50304, 768, k128x256, k2x1),
-    // 385M: D = 1024, F = 2816
-    forward_choice(3072, 1024, k128x160, k2x1, 0),
-    forward_choice(3072, 1024, k176x128, k1x2),
-    forward_choice(1024, 1024, k128x128, k2x1),
-    forward_choice(5632, 1024, k176x128, k1x2),
-    forward_choice(1024, 2816, k256x128, k2x4),
-    forward_choice(50304, 1024, k176x128, k1x2),
-    input_gradient_choice(3072, 1024, k128x160, k2x1, 0),
-    input_gradient_choice(3072, 1024, k256x128, k2x4),
-    input_gradient_choice(1024, 1024, k128x128, k2x1),
-    input_gradient_choice(5632, 1024, k128x160, k2x1),
-    weight_gradient_choice(3072, 1024, k256x96, k1x2),
-    weight_gradient_choice(5632, 1024, k344x128, k1x2, 1),
-    weight_gradient_choice(5632, 1024, k128x128, k1x2),
-    // 1B: D = 2048, F = 5632
-    forward_choice(6144, 2048, k128x160, k2x1),
-    forward_choice(2048, 2048, k128x160, k2x1),
-    forward_choice(11264, 2048, k128x160, k2x1),
-    forward_choice(2048, 5632, k256x128, k1x2),
-    forward_choice(50304, 2048, k176x128, k1x2),
-    input_gradient_choice(6144, 2048, k256x128, k1x2, 0),
-    input_gradient_choice(6144, 2048, k128x256, k2x1),
-    input_gradient_choice(2048, 2048, k256x128, k1x2),
-    input_gradient_choice(11264, 2048, k256x128, k1x2),
-    weight_gradient_choice(6144, 2048, k256x128, k1x2),
-    weight_gradient_choice(11264, 2048, k344x128, k1x2, 0),
-    weight_gradient_choice(11264, 2048, k256x128, k2x4),
-    weight_gradient_choice(2048, 5632, k176x256, k1x2, 1),
-};
-
-bool fits(const Choice& c, int major, const GemmCall& g) {
-  static const bool on = [] {
-    const char* set = std::getenv("HGRN_GEMM_CHOICES");
-    return !set || *set != '0';
-  }();
-  const auto same = [](int64_t want, int64_t size) { return want == 0 || want == size; };
-  return on && c.major == major && same(c.m, g.m) && same(c.n, g.n) && same(c.k, g.k) &&
-         (g.transpose_b ? g.k : g.n) >= kManyRows && c.transpose_a == g.transpose_a &&
-         c.transpose_b == g.transpose_b && g.in == DType::bf16 && c.out == g.out;
-}
 
 int algorithm_config(const cublasLtMatmulAlgo_t& algo, cublasLtMatmulAlgoConfigAttributes_t name) {
   // The cluster is 16 bits wide, the others are 32: zeroed first, this is right for both.
@@ -312,13 +209,13 @@ int Gemm::choose(const GemmCall& c, std::vector<GemmCandidate>& all) const {
 }
 
 int Gemm::choose(const Plan& plan, const GemmCall& c, std::vector<GemmCandidate>& all) const {
-  for (const Choice& choice : kChoices) {
-    if (!fits(choice, major_, c)) continue;
+  for (const GemmChoice& choice : gemm_choices(major_, c)) {
     for (size_t i = 0; i < all.size(); ++i)
       if (all[i].tile == choice.tile && all[i].cluster == choice.cluster &&
-          (choice.swizzle == kAny || (all[i].swizzle == choice.swizzle && all[i].split_k <= 1)))
+          (choice.swizzle == kAnySwizzle ||
+           (all[i].swizzle == choice.swizzle && all[i].split_k <= 1)))
         return int(i);
-    if (choice.swizzle == kAny) continue;
+    if (choice.swizzle == kAnySwizzle) continue;
     if (const auto one = variant(plan, c, all[0], choice.tile, choice.cluster, choice.swizzle)) {
       all.push_back(*one);
       return int(all.size()) - 1;
@@ -392,9 +289,8 @@ Gemm::Plan& Gemm::plan_for(const GemmCall& c) {
   if (known != plans_.end()) return *known->second;
 
   std::unique_ptr<Plan> plan = describe(c);
-  bool listed = false;
-  for (const Choice& choice : kChoices) listed = listed || fits(choice, major_, c);
-  std::vector<GemmCandidate> all = ask(*plan, c, listed || c.c ? kAsked : 1);
+  std::vector<GemmCandidate> all =
+      ask(*plan, c, c.c || !gemm_choices(major_, c).empty() ? kAskedCandidates : 1);
   plan->algo = all[size_t(choose(*plan, c, all))].algo;
   return *plans_.emplace(key, std::move(plan)).first->second;
 }

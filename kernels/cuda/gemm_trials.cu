@@ -1,5 +1,5 @@
 // How fast cuBLASLt's candidates do a product of linear layers: what the heuristic's first choice
-// loses against the best, for `hgrn-bench gemm` and the table in gemm.cu.
+// loses against the best, for `hgrn-bench gemm` and gemm_choices.cpp.
 // Test: tests/ops/test_linear.cpp
 #include <algorithm>
 #include <set>
