@@ -23,7 +23,7 @@
 // owns the value columns 16w..16w+15, and the warps exchange bf16(dh) and the k tile through shared
 // memory. Twin: kernels/cpu/hgru2.cpp   Test: tools/hgru2_check.cu
 #include "cuda/cuda_check.h"
-#include "cuda/hgru2_gates.cuh"
+#include "cuda/hgru2_gradients.cuh"
 #include "cuda/hgru2_kernels.h"
 
 namespace hgrn::hgru2 {

@@ -1,8 +1,9 @@
 // The gradients of a pair's earlier sub-chunk in the state warps of hgru2_backward_sm90.cu: those
 // that need nothing of the later one, and the rest behind it. In one piece, for a sub-chunk of
-// which everything is known, they are channel_gradients() of hgru2_gates.cuh.
+// which everything is known, they are channel_gradients() of hgru2_gradients.cuh.
 #pragma once
 #include "cuda/hgru2_backward_roles.cuh"
+#include "cuda/hgru2_gradients.cuh"
 
 namespace hgrn::hgru2::backward_roles {
 

@@ -103,7 +103,7 @@ struct Copies {
     for (int i = 0; i < kTokens; ++i) {
       const uint32_t at = place_of(pair, i) + kV * kPart;
       uint4 v = ld_shared4(at), slope;
-      activate<kValueGate>(v, slope);
+      activate_with_slope<kValueGate>(v, slope);
       st_shared(at, v);
       st_global_if(left > 8 * i, slopes + i * 8 * 3 * 2 * step, slope);
     }
