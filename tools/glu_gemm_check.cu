@@ -300,7 +300,8 @@ void check_case(Checker& checker, cublasHandle_t handle, const Case& c, bool by_
   round_kernel<<<1024, 256>>>(dh, want, c.N * F);
   glu<true>(elementwise, dh, gu_in, c);
   const auto backward = [&](bf16* dgu_out, bf16* h_out, const bf16* at) {
-    glu_gemm::backward(dgu_out, h_out, in.dy, at, in.down, c.N, F, c.D, c.act, g_options, nullptr);
+    glu_gemm::backward(dgu_out, h_out, nullptr, in.dy, at, in.down, c.N, F, c.D, c.act, g_options,
+                       nullptr);
   };
   for (bf16* out : dgu) backward(out, nullptr, gu_in);
   CUDA_CHECK(cudaDeviceSynchronize());
@@ -366,8 +367,8 @@ void time_case(cublasHandle_t handle, const Case& c) {
   rows[2].gemm = rows[1].gemm, rows[2].glu = rows[1].glu;
   for (Row* r : {&rows[1], &rows[2]})
     r->fused = median_us([&] {
-      glu_gemm::backward(dgu, r == &rows[2] ? h : nullptr, in.dy, gu, in.down, c.N, c.F, c.D, c.act,
-                         g_options, nullptr);
+      glu_gemm::backward(dgu, r == &rows[2] ? h : nullptr, nullptr, in.dy, gu, in.down, c.N, c.F,
+                         c.D, c.act, g_options, nullptr);
     });
   for (const Row& r : rows) {
     const double apart = r.gemm + r.glu;

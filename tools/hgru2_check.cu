@@ -346,6 +346,13 @@ std::vector<Case> small_cases() {
   cases.push_back(chain);
   chain.reset = 0.02;
   cases.push_back(chain);
+  // Two whole heads a CTA, and fewer CTAs than multiprocessors.
+  Case whole;
+  whole.regime = kRegimes[0];
+  whole.shape = {34, 50, 4 * 128, 128};
+  whole.states = true;
+  whole.options = {Act::sigmoid, Act::silu, 1.0f};
+  cases.push_back(whole);
   // The second pair of a chunk's sub-chunks in part.
   chain.shape = {67, 107, 4 * 128, 128};
   cases.push_back(chain);

@@ -71,8 +71,8 @@ class CpuOps final : public Ops {
 
   // gemm.cpp: with the GLU of rows that are in cache, where layers are narrow
   void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
-  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h, Tensor gu,
-                           Tensor w, Act act, bool again) override;
+  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad db_gu, Tensor dy, Tensor h,
+                           Tensor gu, Tensor w, Act act, bool again) override;
 
   // glu.cpp
   void glu_forward(Tensor h, Tensor gu, Act act) override;

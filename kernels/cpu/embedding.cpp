@@ -9,7 +9,7 @@
 namespace hgrn {
 namespace {
 
-constexpr int64_t kColumns = 64;  // a backward task: whole cache lines, whole dropout quads
+constexpr int64_t kColumns = 64;  // a backward task: whole cache lines, whole calls of Philox
 
 void check_shapes(Tensor x, Tensor tokens, Tensor w) {
   check(x.cols() == w.cols() && x.rows() == tokens.numel() && x.dtype == w.dtype,

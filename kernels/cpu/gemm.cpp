@@ -186,8 +186,8 @@ void CpuOps::linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c) {
 
 void CpuOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) {
   const int64_t rows = dy.rows(), O = dy.cols();
-  check(w.shape.rank == 2 && O == w.rows() &&
-            (!dx || (dx.cols() == w.cols() && dx.rows() == rows)) &&
+  const bool weights = w.shape.rank == 2 && O == w.rows();  // of no interest to db
+  check(((!dx && !dw) || weights) && (!dx || (dx.cols() == w.cols() && dx.rows() == rows)) &&
             (!dw || (dw.to.numel() == w.numel() && x.cols() == w.cols() && x.rows() == rows)) &&
             (!db || db.to.numel() == O),
         "linear_backward: dx {}, dw {}, db {}, dy {}, x {}, w {} do not fit", dx.shape.str(),
@@ -224,12 +224,12 @@ void CpuOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor 
   });
 }
 
-void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                                 Tensor gu, Tensor w, Act act, bool again) {
+void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad db_gu, Tensor dy,
+                                 Tensor h, Tensor gu, Tensor w, Act act, bool again) {
   const int64_t rows = dy.rows(), F = w.cols();
   const GemmOf<float> p{kPlain, kPlain, rows, F, dy.cols(), nullptr, nullptr, nullptr, nullptr};
   if (dy.dtype != DType::f32 || !is_narrow(p))
-    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act, again);
+    return Ops::glu_linear_backward(dgu, dh, dw, db, db_gu, dy, h, gu, w, act, again);
   check(dy.cols() == w.rows() && gu.cols() == 2 * F && gu.rows() == rows &&
             dgu.numel() == gu.numel() && (!again || (h.rows() == rows && h.cols() == F)),
         "glu_linear_backward: dgu {}, dy {}, h {}, gu {}, w {} do not fit", dgu.shape.str(),
@@ -247,6 +247,7 @@ void CpuOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor
     }
   });
   linear_backward({}, dw, db, dy, h, w);
+  if (db_gu) linear_backward({}, {}, db_gu, dgu, {}, {});
 }
 
 }  // namespace hgrn

@@ -7,6 +7,8 @@
 
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2.h"
+#include "cuda/hopper.h"
+#include "cuda/partial_rows.h"
 #if __has_include(<nccl.h>)
 #include <nccl.h>
 #endif
@@ -149,6 +151,11 @@ void* CudaOps::alloc(size_t bytes, std::string_view what) {
 // repeats.
 void CudaOps::free(void* p) {
   if (cudaFree(p) != cudaSuccess) cudaGetLastError();
+}
+
+void CudaOps::add_rows(Grad out, const float* partial, int64_t rows, int64_t cols) {
+  add_partial_rows(out.to.ptr<float>(), partial, rows, cols, out.fresh, hopper_code(prop_.major),
+                   stream_);
 }
 
 char* CudaOps::scratch(size_t bytes) {

@@ -78,8 +78,8 @@ class CudaOps final : public Ops {
   void glu_forward(Tensor h, Tensor gu, Act act) override;
   void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h) override;
   void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
-  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h, Tensor gu,
-                           Tensor w, Act act, bool again) override;
+  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad db_gu, Tensor dy, Tensor h,
+                           Tensor gu, Tensor w, Act act, bool again) override;
 
   void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
                      double grad_scale) override;
@@ -118,8 +118,8 @@ class CudaOps final : public Ops {
                          bool residual);
   void norm_forward_any(Tensor sum, Tensor y, Tensor stats, Tensor x, Tensor branch, Tensor w,
                         Tensor b, Norm kind, float eps, const Dropout& drop);
-  // out (cols) += column sums of partial (rows, cols), both f32, rows in order.
-  void add_partial_rows(Grad out, const float* partial, int64_t rows, int64_t cols);
+  // add_partial_rows() of partial_rows.h on stream_.
+  void add_rows(Grad out, const float* partial, int64_t rows, int64_t cols);
   // out (O) += column sums of dy (N,O) in act_dtype(); partial has partial_rows rows.
   int64_t column_sum_rows(int64_t N, int64_t O) const;
   void add_column_sums(Grad out, float* partial, int64_t partial_rows, const void* dy, int64_t N,

@@ -1,4 +1,4 @@
-// Casts, the lower bounds of the forget gates, and the last stage of column sums.
+// Casts and the lower bounds of the forget gates.
 //   s = softmax of gamma over layers;  beta[l] = s[1] + ... + s[l]                  (paper Eq. 3)
 //   ds[j] = sum_{l >= j} dbeta[l], ds[0] = 0;  dgamma += s (ds - sum_j s[j] ds[j])
 // gamma, beta (L,D). One thread a channel, in double: L D elements once a step cost nothing.
@@ -7,7 +7,6 @@
 
 #include "cuda/cuda_check.h"
 #include "cuda/cuda_ops.h"
-#include "cuda/launch.cuh"
 #include "cuda/vec.cuh"
 
 namespace hgrn {
@@ -75,40 +74,6 @@ __global__ __launch_bounds__(kThreads) void lower_bound_backward_kernel(
   }
 }
 
-// A CTA takes 8 columns, one 32-byte sector of a row: 128 groups of 8 threads take the rows in
-// turn, then their sums are added in order. Narrow, so that a few hundred columns fill the card.
-constexpr int kPartialCols = 8, kPartialRows = 128;
-
-__global__ __launch_bounds__(kPartialCols* kPartialRows) void add_partial_rows_kernel(
-    float* out, const float* partial, int64_t rows, int64_t cols, bool fresh) {
-  wait_for_previous();
-  __shared__ float sums[kPartialRows][kPartialCols];
-  const int lane = threadIdx.x % kPartialCols, group = threadIdx.x / kPartialCols;
-  const int64_t col = int64_t(blockIdx.x) * kPartialCols + lane;
-  // Rows of a batch are on their way together, also in a short last one: the usual number of rows,
-  // a few for each CTA of the kernel before, makes one batch.
-  constexpr int kAhead = 8;
-  float total = 0;
-  const int64_t step = kPartialRows * cols;
-  const float* from = partial + group * cols + col;
-#pragma unroll 1
-  for (int64_t row = group; row < rows && col < cols; row += kAhead * kPartialRows) {
-    float v[kAhead];
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k, from += step)
-      v[k] = row + k * kPartialRows < rows ? *from : 0.0f;
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) total += v[k];
-  }
-  sums[group][lane] = total;
-  __syncthreads();
-  for (int half = kPartialRows / 2; half > 0; half /= 2) {
-    if (group < half) sums[group][lane] += sums[group + half][lane];
-    __syncthreads();
-  }
-  if (group == 0 && col < cols) out[col] = (fresh ? 0.0f : out[col]) + sums[0][lane];
-}
-
 template <class F>
 void dispatch_float(DType t, F&& f) {
   if (t == DType::f64) return f(std::type_identity<double>{});
@@ -152,14 +117,6 @@ void CudaOps::lower_bound_backward(Grad dgamma, Tensor dbeta, Tensor gamma) {
   lower_bound_backward_kernel<<<unsigned((D + kThreads - 1) / kThreads), kThreads, 0, stream_>>>(
       dgamma.to.ptr<float>(), dbeta.ptr<float>(), gamma.ptr<float>(), L, D, dgamma.fresh);
   CUDA_CHECK(cudaGetLastError());
-}
-
-void CudaOps::add_partial_rows(Grad out, const float* partial, int64_t rows, int64_t cols) {
-  if (cols == 0) return;
-  const unsigned blocks = unsigned((cols + kPartialCols - 1) / kPartialCols);
-  // Early on any stream: the kernel reads nothing before its wait.
-  launch(add_partial_rows_kernel, dim3(blocks), dim3(kPartialCols * kPartialRows), 0, stream_,
-         hopper_code(prop_.major), out.to.ptr<float>(), partial, rows, cols, out.fresh);
 }
 
 }  // namespace hgrn

@@ -315,23 +315,35 @@ void Gemm::run(const GemmCall& c, const GemmCandidate& candidate) {
 
 namespace {
 
+constexpr int kColumnSumCtas = 4;  // an SM: enough loads are on their way, and all run at once
+
 // partial[blockIdx.y] (O) = column sums of rows blockIdx.y, + gridDim.y, ... of dy (N,O).
 template <class T, int kVec>
-__global__ __launch_bounds__(256) void column_sum_kernel(float* partial, const T* dy, int64_t N,
-                                                         int64_t O) {
+__global__ __launch_bounds__(256, kColumnSumCtas) void column_sum_kernel(float* partial,
+                                                                         const T* dy, int64_t N,
+                                                                         int64_t O) {
   __shared__ float sums[8][32][kVec + 1];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t col = (int64_t(blockIdx.x) * 32 + lane) * kVec;
   float total[kVec] = {};
-  if (col < O) {
-#pragma unroll 4
-    for (int64_t row = int64_t(blockIdx.y) * 8 + warp; row < N; row += int64_t(gridDim.y) * 8) {
-      float v[kVec];
-      load<kVec>(v, dy + row * O + col);
+  constexpr int kAhead = sizeof(T) == 2 ? 8 : 4;
+  const int64_t step = int64_t(gridDim.y) * 8;
+  if (col < O)
+#pragma unroll 1
+    for (int64_t row = int64_t(blockIdx.y) * 8 + warp; row < N; row += kAhead * step) {
+      Pack<T, kVec> packs[kAhead];
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) total[i] += v[i];
+      for (int k = 0; k < kAhead; ++k)
+        if (row + k * step < N) packs[k].load(dy + (row + k * step) * O + col);
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (row + k * step >= N) break;
+        float v[kVec];
+        packs[k].unpack(v);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) total[i] += v[i];
+      }
     }
-  }
 #pragma unroll
   for (int i = 0; i < kVec; ++i) sums[warp][lane][i] = total[i];
   __syncthreads();
@@ -397,12 +409,12 @@ void CudaOps::linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, 
   }
 }
 
-// Enough CTAs to fill the card, of at least 32 rows each.
+// As many CTAs as the card holds, of at least 32 rows each: one more would run alone.
 int64_t CudaOps::column_sum_rows(int64_t N, int64_t O) const {
   const int64_t a_block = 32 * (O % kWide == 0 ? kWide : 1);
   const int64_t column_blocks = (O + a_block - 1) / a_block;
-  const int64_t wanted = int64_t(prop_.multiProcessorCount) * 8 / column_blocks + 1;
-  return std::clamp<int64_t>((N + 31) / 32, 1, wanted);
+  const int64_t places = int64_t(prop_.multiProcessorCount) * kColumnSumCtas;
+  return std::clamp<int64_t>((N + 31) / 32, 1, std::max<int64_t>(1, places / column_blocks));
 }
 
 void CudaOps::add_column_sums(Grad out, float* partial, int64_t partial_rows, const void* dy,
@@ -417,7 +429,7 @@ void CudaOps::add_column_sums(Grad out, float* partial, int64_t partial_rows, co
       CUDA_CHECK(cudaGetLastError());
     });
   });
-  add_partial_rows(out, partial, partial_rows, O);
+  add_rows(out, partial, partial_rows, O);
 }
 
 }  // namespace hgrn

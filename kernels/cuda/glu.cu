@@ -191,21 +191,25 @@ void CudaOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor
                     stream_);
 }
 
-void CudaOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                                  Tensor gu, Tensor w, Act act, bool again) {
+void CudaOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad db_gu, Tensor dy,
+                                  Tensor h, Tensor gu, Tensor w, Act act, bool again) {
   const int64_t N = dy.rows(), D = dy.cols(), F = w.cols();
   if (!fused_glu(N, F, D, {dgu.data, dy.data, h.data, gu.data, w.data}))
-    return Ops::glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act, again);
+    return Ops::glu_linear_backward(dgu, dh, dw, db, db_gu, dy, h, gu, w, act, again);
   check(w.rows() == D && dgu.rows() == N && dgu.cols() == 2 * F && h.rows() == N && h.cols() == F &&
-            gu.rows() == N && gu.cols() == 2 * F,
-        "glu_linear_backward: dgu {}, dy {}, h {}, gu {}, w {}", dgu.shape.str(), dy.shape.str(),
-        h.shape.str(), gu.shape.str(), w.shape.str());
+            gu.rows() == N && gu.cols() == 2 * F && (!db_gu || db_gu.to.numel() == 2 * F),
+        "glu_linear_backward: dgu {}, dy {}, h {}, gu {}, w {}, db_gu {}", dgu.shape.str(),
+        dy.shape.str(), h.shape.str(), gu.shape.str(), w.shape.str(), db_gu.to.shape.str());
   check(dgu.dtype == act_dtype_ && dy.dtype == act_dtype_ && h.dtype == act_dtype_ &&
             gu.dtype == act_dtype_ && w.dtype == act_dtype_,
         "glu_linear_backward: dgu, dy, h, gu and w must be {}", name_of(act_dtype_));
-  glu_gemm::backward(dgu.ptr<bf16>(), again ? h.ptr<bf16>() : nullptr, dy.ptr<bf16>(),
+  const int64_t rows = glu_gemm::column_sum_rows(N);
+  float* sums = nullptr;
+  if (db_gu) sums = reinterpret_cast<float*>(scratch(size_t(rows * 2 * F) * sizeof(float)));
+  glu_gemm::backward(dgu.ptr<bf16>(), again ? h.ptr<bf16>() : nullptr, sums, dy.ptr<bf16>(),
                      gu.ptr<bf16>(), w.ptr<bf16>(), N, F, D, act,
                      {.sms = prop_.multiProcessorCount}, stream_);
+  if (db_gu) add_rows(db_gu, sums, rows, 2 * F);
   linear_backward({}, dw, db, dy, h, {});
 }
 

@@ -27,10 +27,12 @@ void forward(__nv_bfloat16* h, __nv_bfloat16* gu, const __nv_bfloat16* x, const 
              const __nv_bfloat16* bias, int64_t N, int64_t F, int64_t D, Act act,
              const Options& options, cudaStream_t stream);
 // dgu (N,2F) = the gradient of the GLU at gu (N,2F) for dh (N,F) = dy (N,D) w (D,F);
-// h (N,F, or null) = what forward wrote, bit for bit
-void backward(__nv_bfloat16* dgu, __nv_bfloat16* h, const __nv_bfloat16* dy,
+// h (N,F, or null) = what forward wrote, bit for bit; sums (column_sum_rows(N), 2F, or null): its
+// column sums are those of dgu before it is rounded
+void backward(__nv_bfloat16* dgu, __nv_bfloat16* h, float* sums, const __nv_bfloat16* dy,
               const __nv_bfloat16* gu, const __nv_bfloat16* w, int64_t N, int64_t F, int64_t D,
               Act act, const Options& options, cudaStream_t stream);
+int64_t column_sum_rows(int64_t N);
 
 }  // namespace glu_gemm
 }  // namespace hgrn

@@ -1,7 +1,8 @@
 // The two products of the GLU on Hopper with the GLU in them, bf16 with fp32 sums.
 //   forward   gu (N,2F) = [g|u] = x (N,D) w (2F,D)^T + b, h (N,F) = a(g) u
 //   backward  dh (N,F) = dy (N,D) w (D,F), dg = dh u a'(g), du = dh a(g); dh itself is not written,
-//             but on demand h, for a caller that did not keep it
+//             but on demand h, for a caller that did not keep it, and what a bias of gu takes: sums
+//             of dg and du over the rows that a warp has in a tile
 // g, u and dh are rounded to bf16 before the GLU, so that its results are those of glu.cu.
 //
 // A persistent CTA an SM computes tiles of 128 rows and 256 columns: forward 128 of the gate and
@@ -75,6 +76,7 @@ static_assert(kStageBytes % 1024 == 0 && kBytes <= 227 * 1024);
 
 struct Call {
   bf16 *h, *gu_out, *dgu;    // forward: h, gu_out; backward: dgu, and h or null
+  float* sums;               // backward: (row_blocks, kGluWarps, 2F), or null
   const bf16 *gu_in, *bias;  // backward: gu_in; forward: bias, null = absent
   int64_t N;
   int F, steps;  // steps: of kDepth
@@ -245,9 +247,10 @@ __device__ __forceinline__ uint32_t glu(uint32_t g, uint32_t u) {
   return pack_bf16(value(low_bf16(g), low_bf16(u)), value(high_bf16(g), high_bf16(u)));
 }
 
-// g and u of two neighbouring elements become dg and du; h is what glu() makes of them.
+// g and u of two neighbouring elements become dg and du, before they are rounded: {{dg, du}, ...};
+// h is what glu() makes of them.
 template <Act kAct>
-__device__ __forceinline__ void glu_gradient(uint32_t& g, uint32_t& u, uint32_t dh, uint32_t& h) {
+__device__ __forceinline__ float4 glu_gradient(uint32_t& g, uint32_t& u, uint32_t dh, uint32_t& h) {
   const auto gradient = [](float gate, float up, float d) -> float3 {
     if constexpr (kAct == Act::identity) return {d * up, d * gate, up * gate};
     const float s = sigmoid(gate);
@@ -260,6 +263,7 @@ __device__ __forceinline__ void glu_gradient(uint32_t& g, uint32_t& u, uint32_t 
   g = pack_bf16(low.x, high.x);
   u = pack_bf16(low.y, high.y);
   h = pack_bf16(low.z, high.z);
+  return {low.x, high.x, low.y, high.y};
 }
 
 // h of a tile. A warp takes two rows at a time, a lane 8 columns of one.
@@ -312,7 +316,7 @@ __device__ __forceinline__ void prefetch_half(const Call& call, int64_t row, int
 // at any time, in 88 registers a thread. Fewer are slower: 6 rows by a fifth and more where D is at
 // most 1024. There a prefetch to L2 half a tile ahead helps, too; where the products of a tile take
 // longer, the loads have time, and more requests only disturb (tools/glu_gemm_check.cu).
-template <Act kAct, bool kAgain>
+template <Act kAct, bool kAgain, bool kSums>
 __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t smem, int warp) {
   constexpr int kBatch = 11;
   constexpr int kTurns = (kGroupRows + kBatch * kGluWarps - 1) / (kBatch * kGluWarps);  // a half
@@ -344,6 +348,7 @@ __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t sme
   for (; tiles.valid(); tiles.next(), parity ^= 1) {
     const bool more = tiles.index + int(gridDim.x) < tiles.total;
     const Tile after = more ? tiles.at(tiles.index + int(gridDim.x)) : Tile{call.N, 0};
+    float sums[2][8] = {};  // of dg and du, of this warp's rows of the tile
 #pragma unroll 1
     for (int turn = 0; turn < kGroups * kTurns; ++turn) {
       const int group = turn / kTurns, first = (turn % kTurns * kGluWarps + warp) * kBatch;
@@ -370,11 +375,17 @@ __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t sme
         const uint4 dh = next_dh;
         if (i + 1 < kBatch) next_dh = gradient_at(i + 1);
         uint4 h;
-        glu_gradient<kAct>(g[i].x, u[i].x, dh.x, h.x);
-        glu_gradient<kAct>(g[i].y, u[i].y, dh.y, h.y);
-        glu_gradient<kAct>(g[i].z, u[i].z, dh.z, h.z);
-        glu_gradient<kAct>(g[i].w, u[i].w, dh.w, h.w);
+        const float4 pairs[4] = {glu_gradient<kAct>(g[i].x, u[i].x, dh.x, h.x),
+                                 glu_gradient<kAct>(g[i].y, u[i].y, dh.y, h.y),
+                                 glu_gradient<kAct>(g[i].z, u[i].z, dh.z, h.z),
+                                 glu_gradient<kAct>(g[i].w, u[i].w, dh.w, h.w)};
         if (i < here.rows) {
+          if constexpr (kSums)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              sums[0][2 * j] += pairs[j].x, sums[0][2 * j + 1] += pairs[j].y;
+              sums[1][2 * j] += pairs[j].z, sums[1][2 * j + 1] += pairs[j].w;
+            }
           *reinterpret_cast<uint4*>(to) = g[i];
           *reinterpret_cast<uint4*>(to + F) = u[i];
           if constexpr (kAgain) *reinterpret_cast<uint4*>(h_to) = h;
@@ -385,12 +396,22 @@ __device__ __forceinline__ void glu_backward_warp(const Call& call, uint32_t sme
       here = next;
       if (turn % kTurns == kTurns - 1) mbarrier_arrive_warp(smem + kOutEmpty + group * 8);
     }
+    if constexpr (kSums)
+      if (const int column = tile.column + lane * 8; column < F) {
+        float* const to = call.sums + (tile.row / kRows * kGluWarps + warp) * pitch + column;
+#pragma unroll
+        for (int part = 0; part < 2; ++part)
+#pragma unroll
+          for (int j = 0; j < 8; j += 4)
+            *reinterpret_cast<float4*>(to + part * F + j) =
+                make_float4(sums[part][j], sums[part][j + 1], sums[part][j + 2], sums[part][j + 3]);
+      }
     tile = after;
   }
 }
 
-// kOption: forward, there is a bias; backward, h is wanted again.
-template <bool kBackward, Act kAct, bool kOption>
+// kOption: forward, there is a bias; backward, h is wanted again. kSums: backward, sums are wanted.
+template <bool kBackward, Act kAct, bool kOption, bool kSums>
 __global__ __launch_bounds__(kThreads,
                              1) void glu_gemm_kernel(const __grid_constant__ CUtensorMap left,
                                                      const __grid_constant__ CUtensorMap right,
@@ -419,7 +440,7 @@ __global__ __launch_bounds__(kThreads,
     product_group<kBackward, kHasBias>(call, smem, warp / 4 - 1);
   } else if (warp > 0) {
     if constexpr (kBackward)
-      glu_backward_warp<kAct, kOption>(call, smem, warp - 1);
+      glu_backward_warp<kAct, kOption, kSums>(call, smem, warp - 1);
     else
       glu_forward_warp<kAct>(call, smem, warp - 1);
   } else if (threadIdx.x == 0) {
@@ -428,10 +449,10 @@ __global__ __launch_bounds__(kThreads,
 #endif
 }
 
-template <bool kBackward, Act kAct, bool kOption>
+template <bool kBackward, Act kAct, bool kOption, bool kSums>
 void launch_kernel(Call call, const CUtensorMap& left, const CUtensorMap& right,
                    const Options& options, cudaStream_t stream) {
-  const auto kernel = glu_gemm_kernel<kBackward, kAct, kOption>;
+  const auto kernel = glu_gemm_kernel<kBackward, kAct, kOption, kSums>;
   static const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   CUDA_CHECK(allowed);
@@ -448,10 +469,16 @@ void launch_kernel(Call call, const CUtensorMap& left, const CUtensorMap& right,
 template <bool kBackward>
 void dispatch_kernel(const Call& call, const CUtensorMap& left, const CUtensorMap& right, Act act,
                      const Options& options, cudaStream_t stream) {
+  const auto with_option = [&](auto a, auto option) {
+    if constexpr (kBackward)
+      if (call.sums)
+        return launch_kernel<true, a(), option(), true>(call, left, right, options, stream);
+    launch_kernel<kBackward, a(), option(), false>(call, left, right, options, stream);
+  };
   const auto with_act = [&](auto a) {
     if (kBackward ? call.h != nullptr : call.bias != nullptr)
-      return launch_kernel<kBackward, a(), true>(call, left, right, options, stream);
-    launch_kernel<kBackward, a(), false>(call, left, right, options, stream);
+      return with_option(a, std::true_type{});
+    with_option(a, std::false_type{});
   };
   switch (act) {
     case Act::identity: return with_act(std::integral_constant<Act, Act::identity>{});
@@ -487,12 +514,17 @@ void forward(bf16* h, bf16* gu, const bf16* x, const bf16* w, const bf16* bias, 
   dispatch_kernel<false>(call, left, right, act, options, stream);
 }
 
-void backward(bf16* dgu, bf16* h, const bf16* dy, const bf16* gu, const bf16* w, int64_t N,
-              int64_t F, int64_t D, Act act, const Options& options, cudaStream_t stream) {
+int64_t column_sum_rows(int64_t N) {
+  return (N + kRows - 1) / kRows * kGluWarps;
+}
+
+void backward(bf16* dgu, bf16* h, float* sums, const bf16* dy, const bf16* gu, const bf16* w,
+              int64_t N, int64_t F, int64_t D, Act act, const Options& options,
+              cudaStream_t stream) {
   const CUtensorMap left = matrix_map(dy, N, D, kRows);
   const CUtensorMap right = matrix_map(w, D, F, 64);
   Call call{};
-  call.dgu = dgu, call.h = h, call.gu_in = gu;
+  call.dgu = dgu, call.h = h, call.gu_in = gu, call.sums = sums;
   call.N = N, call.F = int(F), call.steps = int((D + kDepth - 1) / kDepth);
   dispatch_kernel<true>(call, left, right, act, options, stream);
 }

@@ -7,6 +7,7 @@
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/partial_rows.h"
 
 namespace hgrn {
 namespace {
@@ -34,6 +35,11 @@ class CudaHgru2 final : public SeqKernel {
         cudaDeviceGetAttribute(&smem_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device));
     sm90_ = hopper_kernels(major_);
+    if (!sm90_) return;
+    void* flags = nullptr;
+    CUDA_CHECK(cudaMalloc(&flags, size_t(sms_) * sizeof(uint32_t)));
+    flags_.reset(static_cast<uint32_t*>(flags));
+    CUDA_CHECK(cudaMemsetAsync(flags, 0, size_t(sms_) * sizeof(uint32_t), stream_));
   }
 
   int64_t packed_width(const SeqShape& s) const override { return 3 * s.D; }
@@ -50,7 +56,7 @@ class CudaHgru2 final : public SeqKernel {
     const Split forward = split(s, true), backward = split(s, false);
     const int64_t slots = chain(s).slots;
     const int64_t most =
-        std::max({int64_t(1), forward.boundaries(heads), backward.boundaries(heads), slots});
+        std::max({int64_t(1), forward.boundaries(heads), backward.boundaries(heads), slots - 1});
     const int64_t parts = std::max(backward.segments, slots ? 2 : 1);
     return {{"hgru2.states", {s.B, s.H(), chunks, s.n, s.n}, DType::bf16},
             {"hgru2.dbound_partial", {parts, s.B, s.D}, DType::f32},
@@ -114,8 +120,10 @@ class CudaHgru2 final : public SeqKernel {
   }
 
   hgru2::Chain chain(const SeqShape& s) const {
-    if (!sm90_ || s.n != 128 || !tensor_cores(s)) return {};
-    return {s.B * s.H() > sms_ ? sms_ : 0};
+    const int64_t heads = s.B * s.H();
+    if (!sm90_ || s.n != 128 || !tensor_cores(s) || heads <= sms_) return {};
+    const int64_t chunks = heads * ((s.T + 63) / 64), longest = (chunks + sms_ - 1) / sms_;
+    return {int((chunks + longest - 1) / longest)};
   }
 
   static void check_shape(const SeqShape& s) {
@@ -164,7 +172,7 @@ class CudaHgru2 final : public SeqKernel {
 
   template <class E>
   void lay_out(Call<E>& c, const SeqShape& s, bool forward) const {
-    if (c.sm90) c.chain = chain(s);
+    if (c.sm90) c.chain = chain(s), c.flags = flags_.get();
     if (!c.chain.slots) c.split = split(s, forward);
   }
 
@@ -217,13 +225,17 @@ class CudaHgru2 final : public SeqKernel {
       if (tensor_cores(s)) hgru2::backward_tensor(c, stream_), done = true;
     if (!done) hgru2::backward_plain(c, stream_);
     if (out.dbound)
-      hgru2::add_bound_gradient(static_cast<float*>(out.dbound.data), c.dbound_partial,
-                                c.parts() * s.B, s.D, stream_);
+      add_partial_rows(static_cast<float*>(out.dbound.data), c.dbound_partial, c.parts() * s.B, s.D,
+                       /*fresh=*/false, hopper_code(major_), stream_);
   }
 
   DType dtype_;
   int sms_ = 0, smem_limit_ = 0, major_ = 0;
   bool sm90_ = false;
+  struct Free {
+    void operator()(void* p) const { cudaFree(p); }
+  };
+  std::unique_ptr<uint32_t, Free> flags_;  // (SMs), of the launches, which follow each other
   cudaStream_t stream_;
 };
 

@@ -354,11 +354,10 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   cp_async_wait<1>();
   keys_loaded();
   const Slopes slopes{smem, warp, lane};
-  if constexpr (kGated) {
+  if constexpr (kGated)
 #pragma unroll 1
-    for (int pair = kPairs - 1; pair >= 0; --pair)
+    for (int pair = kPairs - 1; pair > 0; --pair)
       copies.gate_values<kValueGate>(a, pair, pair + 1, left_of(pair));
-  }
   cp_async_wait<0>();  // q and dy of the first pair, too, for which no one waits later
   values_loaded();
   // Of dv, a row a position: where a warp stores its value columns, what a thread reads.
@@ -387,7 +386,11 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
     const uint64_t reset = kReset ? resets.bits() : 0;
     cp_async_wait<0>();
     fence_async_proxy();
-    barrier_sync(kHelper, kHelperThreads);  // v and dy are here, and gated
+    // v and dy are here, and gated.
+    if (kGated)
+      barrier_sync(kFirstGated, kThreads);
+    else
+      barrier_sync(kHelper, kHelperThreads);
     chunk_gradients(smem_bytes, smem, warp, lane, reset);
     mbarrier_arrive_warp(smem + kGradient);
 #pragma unroll 1
@@ -422,7 +425,6 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         mbarrier_arrive_warp(smem + kFirst);
       } else if (more) {
         keys_loaded();
-        if constexpr (kGated) copies.gate_values<kValueGate>(a, 0, 0, all ? kPair : next_left(0));
         values_loaded();
       }
 

@@ -87,6 +87,28 @@ __device__ __forceinline__ void start_dh(float (&dh)[N / 8][4], const Call<__nv_
   }
 }
 
+// A chunk's first values, of its first pair, through their gate: 32 tokens, 16 bytes of two of them
+// a thread. The derivatives go to where dx_i will be, as Copies::gate_values does with the rest.
+template <Act kValueGate>
+__device__ __forceinline__ void gate_first_values(const Call<__nv_bfloat16>& a, uint32_t smem,
+                                                  const Piece& work, int chunk, int tid_) {
+  const int tid = opaque(tid_), token = tid >> 4, column16 = tid & 15, T = int(a.T);
+  const int first = chunk * kChunk + token, step = int(a.D);
+  const uint32_t at = smem + kRaw + kV * kPart + row_offset(position_of(token), column16);
+  __nv_bfloat16* const slopes =
+      a.dx + ((work.b * a.T + first) * 3 + 2) * step + work.head * N + column16 * 8;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    uint4 v = ld_shared4(at + s * kSubRows), slope;
+    activate_with_slope<kValueGate>(v, slope);
+    st_shared(at + s * kSubRows, v);
+    st_global_if(first + s * kSub < T, slopes + s * kSub * 3 * step, slope);
+  }
+  fence_async_proxy();  // wgmma reads them
+  barrier_arrive(kFirstGated, kThreads);
+  barrier_sync(kHandOver, kStateThreads);
+}
+
 // h before the chunk's second pair, in place of the saved one. values: the mbarrier of v.
 template <class TokensOf>
 __device__ __forceinline__ void advance_state(const StateAddresses& at, const float (&bound)[2],

@@ -25,10 +25,11 @@
 // What dk_e and dg_e take of the gates, and what there is of them, waits in shared memory while the
 // later sub-chunk has the registers (kStash): made from dq's part first, it is least.
 //
-// Where the values pass through a gate (kValueGate), the helpers do that to the pieces that each of
-// them has copied: to the second pair's of the next chunk a pair after the copy, to the first
-// pair's, which the next chunk begins with, at once. The derivatives are made with them, and wait
-// in device memory, where dx_i will be, for the dv of their pair (Slopes).
+// Where the values pass through a gate (kValueGate), the helpers do that to the second pair's of
+// the next chunk, a pair after they have copied them; the first pair's, with which a chunk begins,
+// and for which the state warps would wait, these take themselves (kFirstGated). The derivatives
+// are made with them, and wait in device memory, where dx_i will be, for the dv of their pair
+// (Slopes).
 //
 // Between the roles, once a chunk: loaded (h, f, and q of the second pair), values (v, and dy of
 // the second pair), gradient (D, and dy of the first pair), first (the saved h again, which the
@@ -97,13 +98,15 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
     for (int i = 0; i < kMbarriers; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
   }
   __syncthreads();
+  wait_for_previous();
   if (threadIdx.x < kStateThreads) {
     registers_grow<kStateRegisters>();
-    state_warp<kQueryGate, kReset>(a, smem_bytes);
+    state_warp<kQueryGate, kValueGate, kReset>(a, smem_bytes);
   } else {
     registers_shrink<kHelperRegisters>();
     helper_warp<kValueGate, kReset>(a, smem_bytes);
   }
+  lower_flag(a);
 #endif
 }
 
@@ -111,15 +114,13 @@ template <Act kQueryGate, Act kValueGate, bool kReset>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   const auto kernel = backward_kernel<kQueryGate, kValueGate, kReset>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
-  CUDA_CHECK(cudaGetLastError());
+  hgrn::launch(kernel, c.ctas(), kThreads, kBytes, stream, /*early=*/true, c);
 }
 
 }  // namespace
 
 void backward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
-  clear_flags(c, stream);
   dispatch_gates(c, [&](auto query, auto values, auto reset) {
     launch<query(), values(), reset()>(c, stream);
   });

@@ -22,9 +22,9 @@ __device__ __forceinline__ void products_again(Decay& o, const KeyGates& key,
   }
 }
 
-// kQueryGate: the queries' gate. kReset: there may be resets; without, the gates are one piece of
-// code without branches, in which latencies overlap.
-template <Act kQueryGate, bool kReset>
+// kQueryGate, kValueGate: the queries' and the values' gate. kReset: there may be resets; without,
+// the gates are one piece of code without branches, in which latencies overlap.
+template <Act kQueryGate, Act kValueGate, bool kReset>
 __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
                                            unsigned char* smem_bytes) {
   const uint32_t smem = opaque_address(smem_bytes);
@@ -60,6 +60,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       };
       if (kReset) resets.load(a, work.b, chunk - 1, lane);
       mbarrier_wait(smem + kLoaded, chunk_parity);
+      if constexpr (kValueGate != Act::identity)
+        gate_first_values<kValueGate>(a, smem, work, chunk, tid);
       advance_state(at, bound, rest, q, tokens_of, smem + kValues, chunk_parity, rows);
 
 #pragma unroll 1

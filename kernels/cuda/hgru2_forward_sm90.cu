@@ -442,6 +442,7 @@ __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bf
     }
   }
   __syncthreads();
+  wait_for_previous();
   if (threadIdx.x < kRole) {
     registers_shrink<kGateRegisters>();
     gate_warp<kQueryGate, kReset>(a, smem_bytes);
@@ -449,6 +450,7 @@ __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bf
     registers_grow<kStateRegisters>();
     state_warp<kValueGate, kReset>(a, smem_bytes);
   }
+  lower_flag(a);
 #endif
 }
 
@@ -456,15 +458,13 @@ template <Act kQueryGate, Act kValueGate, bool kReset>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   const auto kernel = forward_kernel<kQueryGate, kValueGate, kReset>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
-  CUDA_CHECK(cudaGetLastError());
+  hgrn::launch(kernel, c.ctas(), kThreads, kBytes, stream, /*early=*/true, c);
 }
 
 }  // namespace
 
 void forward_sm90(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
-  clear_flags(c, stream);
   dispatch_gates(c, [&](auto query, auto values, auto reset) {
     launch<query(), values(), reset()>(c, stream);
   });

@@ -24,15 +24,17 @@ Split plan_split(int64_t heads, int64_t T, int64_t slots);
 
 // How the Hopper kernels lay heads over SMs where there are more heads than those: the chunks of
 // all heads, in the order of the work, stand in a row that is cut into as many equal runs as there
-// are slots, a CTA each. A run begins inside a head and ends inside another, and a head is cut once
-// at most. A CTA does the part at the run's end first, whose state the next CTA wants for its last
-// part: by then it is there, because all runs are as long. It goes from head to head without a
-// pause: what the next one needs is on its way before this one is done. A CTA waits for the one
-// before it alone, which has started by then, as CTAs start in the order of their numbers. An SM
-// that another kernel holds makes a run start when the first ones end: heads in a CTA each would
-// share that out better, and cost each time what a CTA's start costs.
+// are slots, a CTA each: as many as SMs, or fewer where more would make the longest run no shorter
+// (128 of 132 for 512 heads of eight chunks: four whole heads each). A run begins inside a head and
+// ends inside another, and a head is cut once at most. A CTA does the part at the run's end first,
+// whose state the next CTA wants for its last part: by then it is there, because all runs are as
+// long. It goes from head to head without a pause: what the next one needs is on its way before
+// this one is done. A CTA waits for the one before it alone, which has started by then, as CTAs
+// start in the order of their numbers. An SM that another kernel holds makes a run start when the
+// first ones end: heads in a CTA each would share that out better, and cost each time what a CTA's
+// start costs.
 struct Chain {
-  int slots = 0;  // SMs; 0: no chain
+  int slots = 0;  // CTAs; 0: no chain
 };
 
 // CTAs an SM holds of the tensor-core kernels, as their __launch_bounds__ and shared memory say.
@@ -58,8 +60,9 @@ struct Call {
   Split split;           // tensor cores only
   Chain chain;           // sm90 only, and then nothing is split
   bool sm90;             // the Hopper kernels are wanted and the card is one: hgru2.cu
-  // (split.boundaries() or chain.slots, n+1, n), scratch: hgru2_scan.cu, hgru2_range.cuh
+  // (split.boundaries() or chain.slots - 1, n+1, n), scratch: hgru2_scan.cu, hgru2_range.cuh
   float* boundaries;
+  uint32_t* flags;  // (chain.slots), zero between launches
   // forward
   E* y;       // (B,T,D)
   float* hT;  // (B,H,n,n)
@@ -104,9 +107,5 @@ void backward_plain(const Call<E>& call, cudaStream_t stream);
 // of 16. early: see launch.cuh.
 template <class E>
 bool step_token(const Call<E>& call, bool early, cudaStream_t stream);
-
-// dbound[d] += sum over rows of partial[row][d], in the order of the rows.
-void add_bound_gradient(float* dbound, const float* partial, int64_t rows, int64_t D,
-                        cudaStream_t stream);
 
 }  // namespace hgrn::hgru2

@@ -323,15 +323,6 @@ void launch_key(const Call<E>& c, cudaStream_t stream) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-__global__ void add_bound_gradient_kernel(float* dbound, const float* partial, int64_t rows,
-                                          int64_t D) {
-  const int64_t d = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (d >= D) return;
-  float sum = 0.0f;
-  for (int64_t row = 0; row < rows; ++row) sum += partial[row * D + d];
-  dbound[d] += sum;
-}
-
 }  // namespace
 
 template <class E>
@@ -352,12 +343,5 @@ template void forward_plain(const Call<float>&, cudaStream_t);
 template void forward_plain(const Call<__nv_bfloat16>&, cudaStream_t);
 template void backward_plain(const Call<float>&, cudaStream_t);
 template void backward_plain(const Call<__nv_bfloat16>&, cudaStream_t);
-
-void add_bound_gradient(float* dbound, const float* partial, int64_t rows, int64_t D,
-                        cudaStream_t stream) {
-  add_bound_gradient_kernel<<<unsigned((D + 127) / 128), 128, 0, stream>>>(dbound, partial, rows,
-                                                                           D);
-  CUDA_CHECK(cudaGetLastError());
-}
 
 }  // namespace hgrn::hgru2

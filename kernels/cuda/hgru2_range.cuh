@@ -5,16 +5,16 @@
 // there are more heads than SMs, on a run of several heads one after the other (Chain,
 // hgru2_kernels.h), the first and the last of them in part. The state of a head that is cut so is
 // handed over in fp32 through device memory: the CTA that is done with its first chunks leaves it
-// in a slot of `boundaries` and raises that slot's flag; the one with the rest waits for the flag.
-// boundaries: slots - 1 blocks of state in the order of the threads' registers, then the flags,
-// which the launcher clears.
-// Twin: none (the CPU kernels take a head as a whole)   Test: tools/hgru2_check.cu
+// in a slot of `boundaries`, in the order of its threads' registers, and raises that slot's flag;
+// the one with the rest waits for the flag and lowers it again for the next launch. Twin: none (the
+// CPU kernels take a head as a whole)   Test: tools/hgru2_check.cu
 #pragma once
 #include <type_traits>
 
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_gates.cuh"
 #include "cuda/hgru2_kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/sm90.cuh"
 
 namespace hgrn::hgru2 {
@@ -96,12 +96,6 @@ class Pieces {
   int end_head_ = 0, done_ = 0, first_whole_ = 0;  // and begins with chunk `done` of that one
 };
 
-// The flag of a slot.
-__device__ __forceinline__ uint32_t* flag_of(const Call<__nv_bfloat16>& a, int slot) {
-  const int64_t block = int64_t(a.n + 1) * a.n;
-  return reinterpret_cast<uint32_t*>(a.boundaries + (a.chain.slots - 1) * block) + slot;
-}
-
 // A role's accumulators to and from a slot; `thread` of kThreads. All of them call these.
 template <int kThreads, int kTiles>
 __device__ __forceinline__ void hand_over(const Call<__nv_bfloat16>& a, int slot,
@@ -113,12 +107,12 @@ __device__ __forceinline__ void hand_over(const Call<__nv_bfloat16>& a, int slot
     to[j * kThreads + thread] = make_float4(state[j][0], state[j][1], state[j][2], state[j][3]);
   __threadfence();
   barrier_sync(barrier, kThreads);
-  if (thread == 0) store_release(flag_of(a, slot), 1);
+  if (thread == 0) store_release(a.flags + slot, 1);
 }
 template <int kThreads, int kTiles>
 __device__ __forceinline__ void take_over(float (&state)[kTiles][4], const Call<__nv_bfloat16>& a,
                                           int slot, int thread) {
-  wait_until_set(flag_of(a, slot));
+  wait_until_set(a.flags + slot);
   const float4* const from =
       reinterpret_cast<const float4*>(a.boundaries + slot * int64_t(a.n + 1) * a.n);
 #pragma unroll
@@ -126,6 +120,13 @@ __device__ __forceinline__ void take_over(float (&state)[kTiles][4], const Call<
     const float4 v = __ldcg(from + j * kThreads + thread);
     state[j][0] = v.x, state[j][1] = v.y, state[j][2] = v.z, state[j][3] = v.w;
   }
+}
+
+// The end of a CTA, all threads: the flag that it has waited for, if any, is ready for the next
+// launch.
+__device__ __forceinline__ void lower_flag(const Call<__nv_bfloat16>& a) {
+  __syncthreads();
+  if (threadIdx.x == 0 && a.chain.slots && blockIdx.x > 0) a.flags[blockIdx.x - 1] = 0;
 }
 
 // Tiles of a sub-chunk whose rows are 16 bytes longer than their 128 columns: the row of a token,
@@ -156,13 +157,6 @@ void dispatch_gates(const Call<__nv_bfloat16>& c, const Launch& launch) {
     with_query(std::integral_constant<Act, Act::silu>{});
   else
     with_query(std::integral_constant<Act, Act::sigmoid>{});
-}
-
-// Before a launch with a chain.
-inline void clear_flags(const Call<__nv_bfloat16>& a, cudaStream_t stream) {
-  if (a.chain.slots)
-    CUDA_CHECK(cudaMemsetAsync(a.boundaries + (a.chain.slots - 1) * int64_t(a.n + 1) * a.n, 0,
-                               a.chain.slots * sizeof(uint32_t), stream));
 }
 
 }  // namespace hgrn::hgru2

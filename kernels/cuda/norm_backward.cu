@@ -363,8 +363,8 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
       if (db) a.partial_db = partial + int64_t(grid.blocks) * D;
       kernel<<<grid.blocks, grid.threads, grid.shared, stream_>>>(a, extra...);
       CUDA_CHECK(cudaGetLastError());
-      add_partial_rows(dw, a.partial_dw, grid.blocks, D);
-      if (db) add_partial_rows(db, a.partial_db, grid.blocks, D);
+      add_rows(dw, a.partial_dw, grid.blocks, D);
+      if (db) add_rows(db, a.partial_db, grid.blocks, D);
     };
     // Two packs: with more a lane has too few rows on their way (docs/benchmarks_history.md).
     // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one,

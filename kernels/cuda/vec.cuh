@@ -156,6 +156,7 @@ __device__ __forceinline__ float rounded(float v) {
 // core/rng.h's Dropout with what the host works out once a launch.
 struct DropMask {
   float p, scale;
+  uint32_t threshold;  // in the upper half
   uint64_t key;
   int64_t row0;
   const int64_t* clock;
@@ -165,6 +166,7 @@ struct DropMask {
   DropMask(const Dropout& d)
       : p(d.p),
         scale(d.scale()),
+        threshold(d.threshold() << 16),
         key(d.key()),
         row0(d.row0),
         clock(d.p > 0 ? d.clock : nullptr),
@@ -185,20 +187,27 @@ struct DropMask {
   // Multiplies columns col .. col+kVec-1 of the row by 0 or scale. col % kVec == 0.
   template <int kVec>
   __device__ __forceinline__ void apply(float (&v)[kVec], int64_t row, int64_t col) const {
-    static_assert(kVec == 1 || kVec % 4 == 0);
+    static_assert(kVec == 1 || kVec == 4 || kVec % 8 == 0);
     if (p == 0) return;
+    const auto keep = [&](float x, uint32_t upper) {
+      return upper >= threshold ? x * scale : 0.0f;
+    };
     if constexpr (kVec == 1) {
-      const Philox bits = Dropout::bits(key, row0 + row, col / 4);
-      const int i = int(col % 4);  // selects: a run-time index would move bits to local memory
+      const Philox bits = Dropout::bits(key, row0 + row, col / 8);
+      const int i = int(col % 8 / 2);  // selects: a run-time index would move bits to local memory
       const uint32_t b = i == 0 ? bits.v[0] : i == 1 ? bits.v[1] : i == 2 ? bits.v[2] : bits.v[3];
-      v[0] = uniform01(b) >= p ? v[0] * scale : 0.0f;
+      v[0] = keep(v[0], col % 2 ? b : b << 16);  // bits below the upper half change nothing
     } else {
 #pragma unroll
-      for (int q = 0; q < kVec / 4; ++q) {
-        const Philox bits = Dropout::bits(key, row0 + row, col / 4 + q);
+      for (int from = 0; from < kVec; from += 8) {
+        const Philox bits = Dropout::bits(key, row0 + row, (col + from) / 8);
+        const bool right = kVec == 4 && col % 8 != 0;
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          v[4 * q + i] = uniform01(bits.v[i]) >= p ? v[4 * q + i] * scale : 0.0f;
+        for (int i = 0; i < 8 && i < kVec; i += 2) {
+          const uint32_t b = right ? bits.v[(i / 2 + 2) % 4] : bits.v[i / 2];
+          v[from + i] = keep(v[from + i], b << 16);
+          v[from + i + 1] = keep(v[from + i + 1], b);
+        }
       }
     }
   }

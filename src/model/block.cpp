@@ -159,15 +159,16 @@ void Block::backward(const Acts& a, const Scratch& s, const Weights& w, const Mi
     return a.again ? NormAgain{normed, w.w(bias)} : NormAgain{};
   };
 
-  ops_.glu_linear_backward(s.dgate_up, s.dhidden, w.dw(down_), w.dw(down_bias_), s.dbranch,
-                           a.hidden, a.gate_up, w.w(down_), config_.hidden_act, a.again);
+  ops_.glu_linear_backward(s.dgate_up, s.dhidden, w.dw(down_), w.dw(down_bias_),
+                           w.dw(gate_up_bias_), s.dbranch, a.hidden, a.gate_up, w.w(down_),
+                           config_.hidden_act, a.again);
   // The gradients of a norm's input come before those of the weights that it feeds, which want its
   // output: here and in the mixer.
   ops_.linear_backward(s.dnorm, {}, {}, s.dgate_up, {}, w.w(gate_up_));
   ops_.residual_norm_backward(s.dresid, dropped, w.dw(norm2_), w.dw(norm2_bias_), s.dnorm, a.resid2,
                               w.w(norm2_), a.stats2, config_.norm, at_site(drop, mixer_site()),
                               made_again(a.norm2, norm2_bias_));
-  ops_.linear_backward({}, w.dw(gate_up_), w.dw(gate_up_bias_), s.dgate_up, a.norm2, w.w(gate_up_));
+  ops_.linear_backward({}, w.dw(gate_up_), {}, s.dgate_up, a.norm2, w.w(gate_up_));
 
   mixer_.backward(s.dnorm, s.dbranch, w, call);
   // What was added to form resid1: the GLU branch of the block before, or for the first block the

@@ -24,11 +24,12 @@ void Ops::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, 
   glu_forward(h, gu, act);
 }
 
-void Ops::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                              Tensor gu, Tensor w, Act act, bool again) {
+void Ops::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad db_gu, Tensor dy,
+                              Tensor h, Tensor gu, Tensor w, Act act, bool again) {
   linear_backward(dh, {}, {}, dy, {}, w);
   glu_backward(dgu, dh, gu, act, again ? h : Tensor());
   linear_backward({}, dw, db, dy, h, w);
+  if (db_gu) linear_backward({}, {}, db_gu, dgu, {}, {});
 }
 
 int64_t Ops::download_later(Tensor src) {

@@ -143,7 +143,8 @@ class Ops {
   // ---- linear: y (N,O) = x (N,I) w^T + b + c;  w (O,I), b (O) or absent, c (N,O) or absent, not
   // y. The sum with c is formed before y is rounded.
   virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b, Tensor c = {}) = 0;
-  // dx = dy w (absent: skipped); dw += dy^T x; db += column sums of dy
+  // dx = dy w; dw += dy^T x; db += column sums of dy; those absent are skipped. For db alone x and
+  // w may be absent.
   virtual void linear_backward(Tensor dx, Grad dw, Grad db, Tensor dy, Tensor x, Tensor w) = 0;
 
   // ---- norm over the columns. stats (N,2) = mean (0 for rms), 1/sqrt(variance + eps)
@@ -169,12 +170,12 @@ class Ops {
   virtual void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h = {}) = 0;
   // gu (N,2F) = linear(x (N,D)) with w (2F,D), b (2F) or absent; h (N,F) = act(g) * u
   virtual void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act);
-  // The gradient of y = linear(h) with w (D,F), h = act(g) * u, back to dgu (N,2F) =; dw +=, db +=
-  // (or absent). dh (N,F) is for what lies between and may be left unwritten. again: h was not
-  // kept, it is written before it is read, with the bits of linear_glu_forward; it may then be dh
-  // itself.
-  virtual void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                                   Tensor gu, Tensor w, Act act, bool again = false);
+  // The gradient of y = linear(h) with w (D,F), h = act(g) * u, back to dgu (N,2F) =; dw +=, db +=,
+  // and db_gu (2F) +=, of the bias that went into gu (both or either absent). dh (N,F) is for what
+  // lies between and may be left unwritten. again: h was not kept, it is written before it is read,
+  // with the bits of linear_glu_forward; it may then be dh itself.
+  virtual void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad db_gu, Tensor dy,
+                                   Tensor h, Tensor gu, Tensor w, Act act, bool again = false);
 
   // ---- cross-entropy with its gradient, in place
   // nll (N) stat_dtype() = -log softmax(logits[:, :V])[target], 0 where target < 0.

@@ -85,7 +85,7 @@ class PlanOps final : public Ops {
   void glu_forward(Tensor, Tensor, Act) override { not_run(); }
   void glu_backward(Tensor, Tensor, Tensor, Act, Tensor) override { not_run(); }
   void linear_glu_forward(Tensor, Tensor, Tensor, Tensor, Tensor, Act) override { not_run(); }
-  void glu_linear_backward(Tensor, Tensor, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Act,
+  void glu_linear_backward(Tensor, Tensor, Grad, Grad, Grad, Tensor, Tensor, Tensor, Tensor, Act,
                            bool) override {
     not_run();
   }

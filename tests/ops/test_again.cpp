@@ -104,8 +104,10 @@ void check_glu_linear(Bench& b, int64_t N, int64_t F, int64_t D, Act act, bool b
     const Tensor again = ask == Ask::no ? h : ask == Ask::apart ? apart : dh;
     const Tensor dgu = b.real({N, 2 * F}, Values(size_t(N * 2 * F), NAN));
     const Tensor dw = b.zeros({D, F}, master), db = bias ? b.zeros({D}, master) : Tensor();
-    b->glu_linear_backward(dgu, dh, dw, db, dy, again, gu, down, act, ask != Ask::no);
-    std::vector<Values> got = {b.read(dgu), b.read(dw), bias ? b.read(db) : Values()};
+    const Tensor db_gu = bias ? b.zeros({2 * F}, master) : Tensor();
+    b->glu_linear_backward(dgu, dh, dw, db, db_gu, dy, again, gu, down, act, ask != Ask::no);
+    std::vector<Values> got = {b.read(dgu), b.read(dw), bias ? b.read(db) : Values(),
+                               bias ? b.read(db_gu) : Values()};
     if (ask == Ask::no) plain = got;
     CHECK(same(got, plain));
     CHECK(same(b.read(again), b.read(h)));

@@ -41,7 +41,16 @@ void check_all(Bench& b, int64_t D) {
   check_fresh(b, "linear", {{kO, D}, {kO}},
               [&](const std::vector<Grad>& g) { b->linear_backward(dx, g[0], g[1], dy, x, w); });
   check_fresh(b, "bias alone", {{kO}},
-              [&](const std::vector<Grad>& g) { b->linear_backward({}, {}, g[0], dy, {}, w); });
+              [&](const std::vector<Grad>& g) { b->linear_backward({}, {}, g[0], dy, {}, {}); });
+
+  // With 192 columns and more, the kernels that have the GLU in them. (Its product is "linear"'s.)
+  for (const int64_t O : {kO, int64_t(192)}) {
+    const Tensor gu = act(kN, 2 * D, 11), h = act(kN, D, 12), down = act(O, D, 13);
+    const Tensor dgu = act(kN, 2 * D, 14), dh = act(kN, D, 15), dout = act(kN, O, 16);
+    check_fresh(b, "glu and linear", {{O}, {2 * D}}, [&](const std::vector<Grad>& g) {
+      b->glu_linear_backward(dgu, dh, {}, g[0], g[1], dout, h, gu, down, Act::silu);
+    });
+  }
 
   const Tensor weight = master({D}, 5), stats = b.empty({kN, 2}, b->stat_dtype());
   const Tensor y = act(kN, D, 6), dnorm = act(kN, D, 7);

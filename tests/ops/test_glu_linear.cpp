@@ -14,7 +14,7 @@ constexpr Act kActs[] = {Act::identity, Act::silu, Act::sigmoid};
 
 struct Case {
   int64_t N, F, D;
-  Values x, w, b, gu, h, dy, down, dw0, db0;
+  Values x, w, b, gu, h, dy, down, dw0, db0, db_gu0;
   Case(int64_t n, int64_t f, int64_t d) : N(n), F(f), D(d) {
     unsigned seed = unsigned(n * 7 + f * 3 + d);
     const auto fill = [&](int64_t count, double sd) {
@@ -23,7 +23,7 @@ struct Case {
     const double fan_in = 1 / std::sqrt(double(D));
     x = fill(N * D, 1), w = fill(2 * F * D, 2 * fan_in), b = fill(2 * F, 1);
     gu = fill(N * 2 * F, 2), h = fill(N * F, 1), dy = fill(N * D, 1);
-    down = fill(D * F, fan_in), dw0 = fill(D * F, 1), db0 = fill(D, 1);
+    down = fill(D * F, fan_in), dw0 = fill(D * F, 1), db0 = fill(D, 1), db_gu0 = fill(2 * F, 1);
   }
 };
 
@@ -39,16 +39,18 @@ Forward forward(Bench& b, const Case& c, Act act, bool bias) {
 }
 
 struct Backward {
-  Values dgu, dw, db;
+  Values dgu, dw, db, db_gu;
 };
 Backward backward(Bench& b, const Case& c, Act act, bool bias = true) {
   const Tensor dgu = b.real({c.N, 2 * c.F}, Values(size_t(c.N * 2 * c.F), NAN));
   const Tensor dh = b.empty({c.N, c.F}, b->act_dtype());
   const Tensor dw = b.real({c.D, c.F}, c.dw0, b->master_dtype());
   const Tensor db = bias ? b.real({c.D}, c.db0, b->master_dtype()) : Tensor();
-  b->glu_linear_backward(dgu, dh, dw, db, b.real({c.N, c.D}, c.dy), b.real({c.N, c.F}, c.h),
+  const Tensor db_gu = bias ? b.real({2 * c.F}, c.db_gu0, b->master_dtype()) : Tensor();
+  b->glu_linear_backward(dgu, dh, dw, db, db_gu, b.real({c.N, c.D}, c.dy), b.real({c.N, c.F}, c.h),
                          b.real({c.N, 2 * c.F}, c.gu), b.real({c.D, c.F}, c.down), act);
-  return {b.read(dgu), b.read(dw), bias ? b.read(db) : Values()};
+  if (!bias) return {b.read(dgu), b.read(dw), {}, {}};
+  return {b.read(dgu), b.read(dw), b.read(db), b.read(db_gu)};
 }
 
 void check_case(const Case& c, Act act, bool bias) {
@@ -70,8 +72,10 @@ void check_case(const Case& c, Act act, bool bias) {
       CHECK(relative_error(dgot.dgu, g.dgu) < backend.reduced);
       CHECK(relative_error(dgot.dw, g.dw) < backend.reduced);
       if (bias) CHECK(relative_error(dgot.db, g.db) < backend.reduced);
+      if (bias) CHECK(relative_error(dgot.db_gu, g.db_gu) < backend.reduced);
       CHECK(dgot.dgu == dagain.dgu);
       CHECK(dgot.dw == dagain.dw);
+      CHECK(dgot.db_gu == dagain.db_gu);
     }
 }
 
@@ -114,7 +118,11 @@ TEST_CASE("glu_linear: gradients against central differences", "[ops]") {
       return dot(bench.read(y), c.dy);
     };
     const Values numeric = numeric_gradient(loss, c.gu);
-    CHECK(relative_error(backward(bench, c, act).dgu, numeric) < kGradientTolerance);
+    const Backward got = backward(bench, c, act);
+    CHECK(relative_error(got.dgu, numeric) < kGradientTolerance);
+    Values db_gu = c.db_gu0;
+    for (size_t i = 0; i < numeric.size(); ++i) db_gu[i % db_gu.size()] += numeric[i];
+    CHECK(relative_error(got.db_gu, db_gu) < kGradientTolerance);
   }
 }
 

@@ -14,8 +14,7 @@ namespace {
 
 double kept(const Dropout& d, int64_t row, int64_t col) {  // the factor of core/rng.h
   if (d.p == 0) return 1;
-  const Philox bits = Dropout::bits(d.key(), d.row0 + row, col / 4);
-  return uniform01(bits.v[col % 4]) >= d.p ? double(d.scale()) : 0.0;
+  return double(d.factor(d.key(), d.row0 + row, col));
 }
 
 Dropout some_dropout(float p) {

@@ -69,6 +69,13 @@ std::vector<int32_t> random_tokens(int64_t count, int64_t limit) {
   return tokens;
 }
 
+// That of a training step.
+Dropout model_dropout(const Config& c) {
+  Dropout d;
+  d.p = float(c.model.dropout), d.seed = 1;
+  return d;
+}
+
 // Median microseconds of one of several calls that follow each other, on the device's own clock.
 double median_us(Ops& ops, const std::function<void()>& f) {
   constexpr int kWarmup = 2, kRuns = 11;
@@ -151,6 +158,8 @@ void time_rowwise(Ops& ops, const Timer& timer, const Config& c) {
   const Tensor sum = pool.make({N, D}, act), stats = pool.make({N, 2}, ops.stat_dtype());
   const Tensor w = pool.make({D}, master), dw = pool.make({D}, master);
   const Norm kind = c.model.norm;
+  const Dropout drop = model_dropout(c);
+  const Tensor dbranch = drop.p > 0 ? x : Tensor();
   timer("norm forward", {N, D}, 0, 2 * row,
         [&] { ops.norm_forward(y, stats, x, w, {}, kind, 1e-6f); });
   timer("norm backward", {N, D}, 0, 3 * row,
@@ -159,11 +168,13 @@ void time_rowwise(Ops& ops, const Timer& timer, const Config& c) {
     ops.norm_backward(y, dw, {}, b, x, w, stats, kind, {sum, {}});
   });
   timer("residual_norm forward", {N, D}, 0, 4 * row,
-        [&] { ops.residual_norm_forward(sum, y, stats, x, b, w, {}, kind, 1e-6f, {}); });
-  timer("residual_norm backward", {N, D}, 0, 4 * row,
-        [&] { ops.residual_norm_backward(y, {}, dw, {}, b, sum, w, stats, kind, {}); });
-  timer("residual_norm backward + y", {N, D}, 0, 5 * row, [&] {
-    ops.residual_norm_backward(y, {}, dw, {}, b, sum, w, stats, kind, {}, {x, {}});
+        [&] { ops.residual_norm_forward(sum, y, stats, x, b, w, {}, kind, 1e-6f, drop); });
+  const double both = dbranch ? row : 0;  // written a second time, dropped out
+  timer("residual_norm backward", {N, D}, 0, 4 * row + both,
+        [&] { ops.residual_norm_backward(y, dbranch, dw, {}, b, sum, w, stats, kind, drop); });
+  const Tensor again = pool.make({N, D}, act);
+  timer("residual_norm backward + y", {N, D}, 0, 5 * row + both, [&] {
+    ops.residual_norm_backward(y, dbranch, dw, {}, b, sum, w, stats, kind, drop, {again, {}});
   });
   const Tensor gu = pool.make({N, 2 * F}, act), h = pool.make({N, F}, act);
   const Tensor dgu = pool.make({N, 2 * F}, act);
@@ -171,9 +182,15 @@ void time_rowwise(Ops& ops, const Timer& timer, const Config& c) {
   timer("glu forward", {N, F}, 0, 3 * glu, [&] { ops.glu_forward(h, gu, c.model.hidden_act); });
   timer("glu backward", {N, F}, 0, 5 * glu,
         [&] { ops.glu_backward(dgu, h, gu, c.model.hidden_act); });
-  const Tensor again = pool.make({N, F}, act);
+  const Tensor h_again = pool.make({N, F}, act);
   timer("glu backward + h", {N, F}, 0, 6 * glu,
-        [&] { ops.glu_backward(dgu, h, gu, c.model.hidden_act, again); });
+        [&] { ops.glu_backward(dgu, h, gu, c.model.hidden_act, h_again); });
+  if (!c.model.bias) return;
+  const Tensor db = pool.make({3 * D}, master), dqfi = pool.make({N, 3 * D}, act);
+  timer("bias gradient out", {N, D}, 0, row,
+        [&] { ops.linear_backward({}, {}, db.slice(0, D), x, {}, {}); });
+  timer("bias gradient q,f,i", {N, 3 * D}, 0, 3 * row,
+        [&] { ops.linear_backward({}, {}, db, dqfi, {}, {}); });
 }
 
 void time_ends(Ops& ops, const Timer& timer, const Config& c) {
@@ -189,18 +206,19 @@ void time_ends(Ops& ops, const Timer& timer, const Config& c) {
   const Tensor ids = pool.ids(tokens), x = pool.make({N, D}, act);
   const Tensor w = pool.make({Vp, D}, act), dw = pool.make({Vp, D}, master);
   const double rows = a * (double(N) + different) * double(D);
-  timer("embedding forward", {N, D}, 0, rows, [&] { ops.embedding_forward(x, ids, w, 1, {}); });
+  const Dropout drop = model_dropout(c);
+  timer("embedding forward", {N, D}, 0, rows, [&] { ops.embedding_forward(x, ids, w, 1, drop); });
   const int64_t size = ops.embedding_order_size(N, Vp, D);
   const Tensor order = size > 0 ? pool.ids(std::vector<int32_t>(size_t(size))) : Tensor();
   if (order) {
-    ops.embedding_forward(x, ids, w, 1, {}, order);  // for backward
+    ops.embedding_forward(x, ids, w, 1, drop, order);  // for backward
     timer("embedding forward + order", {N, D}, 0, rows,
-          [&] { ops.embedding_forward(x, ids, w, 1, {}, order); });
+          [&] { ops.embedding_forward(x, ids, w, 1, drop, order); });
   }
   timer("embedding backward", {N, D}, 0, a * double(N * D) + 8 * different * double(D),
-        [&] { ops.embedding_backward(dw, x, ids, 1, {}, order); });
+        [&] { ops.embedding_backward(dw, x, ids, 1, drop, order); });
   timer("embedding backward, fresh", {N, D}, 0, a * double(N * D) + 4 * double(Vp * D),
-        [&] { ops.embedding_backward(Grad(dw, true), x, ids, 1, {}, order); });
+        [&] { ops.embedding_backward(Grad(dw, true), x, ids, 1, drop, order); });
   const int64_t slice = std::min<int64_t>(N, 4096);
   const Tensor logits = pool.make({slice, Vp}, act), nll = pool.make({slice}, ops.stat_dtype());
   timer("cross_entropy", {slice, V}, 0, 2 * a * double(slice * V),

@@ -117,10 +117,10 @@ void TimedOps::linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tenso
   timed(linear_name("+ glu forward", gu, w, x),
         [&] { ops_.linear_glu_forward(h, gu, x, w, b, act); });
 }
-void TimedOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h,
-                                   Tensor gu, Tensor w, Act act, bool again) {
+void TimedOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad db_gu, Tensor dy,
+                                   Tensor h, Tensor gu, Tensor w, Act act, bool again) {
   timed(linear_name("+ glu backward", dy, w, h),
-        [&] { ops_.glu_linear_backward(dgu, dh, dw, db, dy, h, gu, w, act, again); });
+        [&] { ops_.glu_linear_backward(dgu, dh, dw, db, db_gu, dy, h, gu, w, act, again); });
 }
 void TimedOps::cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab,
                              bool backward, double grad_scale) {

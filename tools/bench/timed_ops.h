@@ -71,8 +71,8 @@ class TimedOps final : public Ops {
   void glu_forward(Tensor h, Tensor gu, Act act) override;
   void glu_backward(Tensor dgu, Tensor dh, Tensor gu, Act act, Tensor h) override;
   void linear_glu_forward(Tensor h, Tensor gu, Tensor x, Tensor w, Tensor b, Act act) override;
-  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Tensor dy, Tensor h, Tensor gu,
-                           Tensor w, Act act, bool again) override;
+  void glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad db_gu, Tensor dy, Tensor h,
+                           Tensor gu, Tensor w, Act act, bool again) override;
   void cross_entropy(Tensor nll, Tensor logits, Tensor targets, int64_t vocab, bool backward,
                      double grad_scale) override;
   void lower_bound_forward(Tensor beta, Tensor gamma) override;
