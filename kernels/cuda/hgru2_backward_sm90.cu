@@ -98,7 +98,6 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
     for (int i = 0; i < kMbarriers; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
   }
   __syncthreads();
-  wait_for_previous();
   if (threadIdx.x < kStateThreads) {
     registers_grow<kStateRegisters>();
     state_warp<kQueryGate, kValueGate, kReset>(a, smem_bytes);
@@ -114,7 +113,8 @@ template <Act kQueryGate, Act kValueGate, bool kReset>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   const auto kernel = backward_kernel<kQueryGate, kValueGate, kReset>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  hgrn::launch(kernel, c.ctas(), kThreads, kBytes, stream, /*early=*/true, c);
+  kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
+  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace

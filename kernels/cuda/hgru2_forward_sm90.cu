@@ -442,7 +442,6 @@ __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Call<__nv_bf
     }
   }
   __syncthreads();
-  wait_for_previous();
   if (threadIdx.x < kRole) {
     registers_shrink<kGateRegisters>();
     gate_warp<kQueryGate, kReset>(a, smem_bytes);
@@ -458,7 +457,8 @@ template <Act kQueryGate, Act kValueGate, bool kReset>
 void launch(const Call<__nv_bfloat16>& c, cudaStream_t stream) {
   const auto kernel = forward_kernel<kQueryGate, kValueGate, kReset>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  hgrn::launch(kernel, c.ctas(), kThreads, kBytes, stream, /*early=*/true, c);
+  kernel<<<c.ctas(), kThreads, kBytes, stream>>>(c);
+  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace

@@ -14,7 +14,6 @@
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2_gates.cuh"
 #include "cuda/hgru2_kernels.h"
-#include "cuda/launch.cuh"
 #include "cuda/sm90.cuh"
 
 namespace hgrn::hgru2 {
