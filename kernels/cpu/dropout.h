@@ -8,7 +8,7 @@
 
 namespace hgrn::cpu {
 
-constexpr int kCalls = 16, kColumns = 8 * kCalls;
+constexpr int kCalls = 8, kColumns = 8 * kCalls;  // what a task of the embedding's backward has
 
 // words[i][q] = philox(key, row, first + q).v[i]
 inline void philox_calls(uint32_t (&words)[4][kCalls], uint64_t key, uint64_t row, uint64_t first) {

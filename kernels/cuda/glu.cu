@@ -204,13 +204,17 @@ void CudaOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad 
             gu.dtype == act_dtype_ && w.dtype == act_dtype_,
         "glu_linear_backward: dgu, dy, h, gu and w must be {}", name_of(act_dtype_));
   const int64_t rows = glu_gemm::column_sum_rows(N);
-  float* sums = nullptr;
-  if (db_gu) sums = reinterpret_cast<float*>(scratch(size_t(rows * 2 * F) * sizeof(float)));
+  const size_t bytes = size_t(rows * 2 * F) * sizeof(float);
+  // Where the plan has no room for them (more than 64 Ki rows of the 1B model), a pass of their
+  // own.
+  const bool sums_fit = !planned_scratch_ || bytes <= planned_scratch_.bytes();
+  float* const sums = db_gu && sums_fit ? reinterpret_cast<float*>(scratch(bytes)) : nullptr;
   glu_gemm::backward(dgu.ptr<bf16>(), again ? h.ptr<bf16>() : nullptr, sums, dy.ptr<bf16>(),
                      gu.ptr<bf16>(), w.ptr<bf16>(), N, F, D, act,
                      {.sms = prop_.multiProcessorCount}, stream_);
-  if (db_gu) add_rows(db_gu, sums, rows, 2 * F);
+  if (sums) add_rows(db_gu, sums, rows, 2 * F);
   linear_backward({}, dw, db, dy, h, {});
+  if (db_gu && !sums) linear_backward({}, {}, db_gu, dgu, {}, {});
 }
 
 }  // namespace hgrn

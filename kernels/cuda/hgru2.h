@@ -10,8 +10,9 @@ namespace hgrn {
 
 // act_dtype: dtype of x, y and their gradients, bf16 or f32; states are f32. Tensor cores serve
 // bf16 with n = 64 and 128 (n = 128 where a block has 213 KiB of shared memory: sm_90), plain
-// recurrences the rest, n = 1..256. All work goes to `stream`, which outlives the kernel; nothing
-// is allocated: what a call needs lies in saved(), part of which is scratch of each direction.
+// recurrences the rest, n = 1..256. All work goes to `stream`, which outlives the kernel; what
+// a call needs lies in saved(), part of which is scratch of each direction. The kernel itself keeps
+// a flag a multiprocessor in device memory.
 // Without saved tensors, forward does not split few long sequences over the card.
 // The gradient of a reset token's gate is zero, as is everything that would flow across it. The
 // tensor-core kernels clamp gates at e^-8: an absolute error of at most 3.4e-4 of the state.

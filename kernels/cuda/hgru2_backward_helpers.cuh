@@ -264,11 +264,12 @@ struct Stores {
   }
 };
 
-// The derivatives of the values' gate of a pair, for dv. gate_values() has left them in device
-// memory, since there they are made a chunk ahead, from what it has at hand, and shared memory has
-// no room until the product of A is done: then they come to the blocks of its queries that only it
-// has read: eight rows for 16 bytes of value columns, in them 16 bytes for eight positions each. A
-// warp copies what it reads, the value columns 64 m + 16 warp ..., and so waits for no other.
+// The derivatives of the values' gate of a pair, for dv. gate_values() and gate_first_values() have
+// left them in device memory, since they are made with the values, up to a chunk ahead, and shared
+// memory has no room until the product of A is done: then they come to the blocks of its queries
+// that only it has read: eight rows for 16 bytes of value columns, in them 16 bytes for eight
+// positions each. A warp copies what it reads, the value columns 64 m + 16 warp ..., and so waits
+// for no other.
 struct Slopes {
   static constexpr int kColumns64 = 8 * 8 * 128;  // to a column 64 further
   uint32_t smem;
@@ -328,7 +329,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   copies.go_to(a, here);
   // h and f have arrived.
   const auto keys_loaded = [&] { mbarrier_arrive_warp(smem + kLoaded); };
-  // The values have, and are gated; and dy of the last pair.
+  // The values have, the second pair's gated; and dy of that pair.
   const auto values_loaded = [&] {
     fence_async_proxy();  // wgmma reads what this thread has copied and gated
     mbarrier_arrive_warp(smem + kValues);

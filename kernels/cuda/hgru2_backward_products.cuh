@@ -106,7 +106,7 @@ __device__ __forceinline__ void gate_first_values(const Call<__nv_bfloat16>& a, 
   }
   fence_async_proxy();  // wgmma reads them
   barrier_arrive(kFirstGated, kThreads);
-  barrier_sync(kHandOver, kStateThreads);
+  barrier_sync(kAmongState, kStateThreads);
 }
 
 // h before the chunk's second pair, in place of the saved one. values: the mbarrier of v.
@@ -215,7 +215,7 @@ __device__ __forceinline__ void pair_products(float (&iq)[4][4], float (&ik)[4][
 __device__ __forceinline__ void end_piece(const Call<__nv_bfloat16>& a, const Piece& work,
                                           const float (&dh)[N / 8][4], const float (&dbound)[2],
                                           int own, int g, int q, int tid) {
-  if (work.to >= 0) hand_over<kStateThreads>(a, work.to, dh, tid, kHandOver);
+  if (work.to >= 0) hand_over<kStateThreads>(a, work.to, dh, tid, kAmongState);
   if (a.dh0 && work.first == 0)
 #pragma unroll
     for (int j = 0; j < N / 8; ++j)

@@ -31,24 +31,25 @@
 // are made with them, and wait in device memory, where dx_i will be, for the dv of their pair
 // (Slopes).
 //
-// Between the roles, once a chunk: loaded (h, f, and q of the second pair), values (v, and dy of
-// the second pair), gradient (D, and dy of the first pair), first (the saved h again, which the
-// state warps have advanced to the second pair in its place, and q of the first pair). A chunk
-// begins with f and v of its first pair, the last that the one before is done with: f is taken to
-// registers at the start of a pair, so that f, v and h are refilled as soon as the pair's first
-// products are done; q when its gates are, dy when its last products are. It makes no difference
-// whether the next chunk is of the same head or of the next one. (In a CTA's first chunk q and all
-// of dy come with the values.)
+// Between the roles, once a chunk: kFirstGated (see above), loaded (h, f, and q of the second
+// pair), values (v, and dy of the second pair), gradient (D, and dy of the first pair), first (the
+// saved h again, which the state warps have advanced to the second pair in its place, and q of the
+// first pair). A chunk begins with f and v of its first pair, the last that the one before is done
+// with: f is taken to registers at the start of a pair, so that f, v and h are refilled as soon as
+// the pair's first products are done; q when its gates are, dy when its last products are. It makes
+// no difference whether the next chunk is of the same head or of the next one. (In a CTA's first
+// chunk q and all of dy come with the values.)
 //
 // Between the roles, once a pair: kDhStored (bf16(dh) is written; h, f and v are no longer read;
 // dx_q, dx_f of the pair behind are written, too), kTiles (k, q of A and of dv are written, q no
 // longer read), kState (dy and D are no longer read), stored (dx of the pair behind is read from
 // shared memory), freeDh (the tile of dh may be written again), free (the tiles of A, which slopes
 // lay in, and the keys' tile, where dv lay last). State warps enter barriers without waiting; they
-// wait at mbarriers, for helpers only, and so do not wait for each other. No state warp enters a
-// barrier a second time before the helpers have left it: it has seen freeDh and free, which they
-// signal behind kTiles and kState; at the last kDhStored, which closes the last dx, stored, which
-// they signal behind kDhStored.
+// wait at mbarriers, for helpers only, and so do not wait for each other, but for the first values
+// that they gate (kAmongState). No state warp enters a barrier a second time before the helpers
+// have left it: it has seen freeDh and free, which they signal behind kTiles and kState; gradient,
+// behind kFirstGated; at the last kDhStored, which closes the last dx, stored, which they signal
+// behind kDhStored.
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,

@@ -124,8 +124,9 @@ __device__ __forceinline__ void take_over(float (&state)[kTiles][4], const Call<
 // The end of a CTA, all threads: the flag that it has waited for, if any, is ready for the next
 // launch.
 __device__ __forceinline__ void lower_flag(const Call<__nv_bfloat16>& a) {
+  if (!a.chain.slots) return;
   __syncthreads();
-  if (threadIdx.x == 0 && a.chain.slots && blockIdx.x > 0) a.flags[blockIdx.x - 1] = 0;
+  if (threadIdx.x == 0 && blockIdx.x > 0) a.flags[blockIdx.x - 1] = 0;
 }
 
 // Tiles of a sub-chunk whose rows are 16 bytes longer than their 128 columns: the row of a token,

@@ -3,6 +3,8 @@
 // nothing in the graph writes, and then wait in wait_for_previous(). The later launches of one
 // operation wait before all else: they only come sooner. The embedding's forward kernel runs beside
 // the sort before it, of which it needs nothing; its last CTA waits, so that the two end in order.
+// None comes early behind a product of cuBLASLt: a multiprocessor may be free while another CTA of
+// that one's cluster still runs, and what such a kernel does at its end is not ours to know.
 #pragma once
 #include <cuda_runtime.h>
 

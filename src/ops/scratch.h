@@ -21,8 +21,9 @@ inline int64_t gpu_embedding_order(int64_t N, int64_t V, int64_t D) {
 }
 
 // Bytes for a training step over N rows of width D: the embedding's backward keeps two partial rows
-// for every piece; partial sums of norms and biases, a few rows a CTA, lie below the constant. An
-// operation that needs more, of an unusual shape, allocates once.
+// for every piece; partial sums of norms and biases, a few rows a CTA, lie below the constant,
+// those of the GLU's bias are made where they fit. An operation that needs more, of an unusual
+// shape, allocates once.
 inline size_t gpu_scratch_bytes(int64_t N, int64_t D) {
   return (size_t(32) << 20) + size_t(N) * size_t(D) * 2 * sizeof(float) / kEmbeddingPiece;
 }

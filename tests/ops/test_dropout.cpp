@@ -6,7 +6,7 @@ using namespace hgrn::test;
 
 namespace {
 
-constexpr int64_t kN = 64, kD = 94;  // the last quad of a row is cut
+constexpr int64_t kN = 64, kD = 94;  // the last eight columns of a row are cut
 
 Dropout drop_with(float p, int64_t row0 = 0) {
   return {p, 1234, 17, 3, row0};

@@ -1,5 +1,6 @@
 // A fresh Grad is written whatever stood there, NaN included; the result is what adding to zeros
 // gives. Of every operation that has gradients of weights, on every backend.
+#include "environment.h"
 #include "ops/op_test.h"
 
 using namespace hgrn;
@@ -43,8 +44,9 @@ void check_all(Bench& b, int64_t D) {
   check_fresh(b, "bias alone", {{kO}},
               [&](const std::vector<Grad>& g) { b->linear_backward({}, {}, g[0], dy, {}, {}); });
 
-  // With 192 columns and more, the kernels that have the GLU in them. (Its product is "linear"'s.)
-  for (const int64_t O : {kO, int64_t(192)}) {
+  // With 192 columns the kernels that have the GLU in them, too. (Its product is "linear"'s.)
+  for (const auto& [fused, O] : {std::pair{"0", kO}, std::pair{"1", int64_t(192)}}) {
+    const EnvSetting setting("HGRN_FUSED_GLU", fused);
     const Tensor gu = act(kN, 2 * D, 11), h = act(kN, D, 12), down = act(O, D, 13);
     const Tensor dgu = act(kN, 2 * D, 14), dh = act(kN, D, 15), dout = act(kN, O, 16);
     check_fresh(b, "glu and linear", {{O}, {2 * D}}, [&](const std::vector<Grad>& g) {
