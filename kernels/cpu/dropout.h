@@ -1,6 +1,7 @@
 // Dropout factors of one row: 0 or Dropout::scale() for each column, as core/rng.h defines them.
-// The generator is written out over kCalls counters side by side, so that it vectorises. Test:
-// tests/ops/test_dropout.cpp
+// The generator is written out over kCalls counters side by side, so that it vectorises.
+//
+// Test: tests/ops/test_dropout.cpp
 #pragma once
 #include <algorithm>
 

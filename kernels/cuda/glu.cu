@@ -205,8 +205,8 @@ void CudaOps::glu_linear_backward(Tensor dgu, Tensor dh, Grad dw, Grad db, Grad 
         "glu_linear_backward: dgu, dy, h, gu and w must be {}", name_of(act_dtype_));
   const int64_t rows = glu_gemm::column_sum_rows(N);
   const size_t bytes = size_t(rows * 2 * F) * sizeof(float);
-  // Where the plan has no room for them (more than 64 Ki rows of the 1B model), a pass of their
-  // own.
+  // Where the plan has no room for them (at the 1B model's widths, from 60 Ki rows on), a pass of
+  // their own.
   const bool sums_fit = !planned_scratch_ || bytes <= planned_scratch_.bytes();
   float* const sums = db_gu && sums_fit ? reinterpret_cast<float*>(scratch(bytes)) : nullptr;
   glu_gemm::backward(dgu.ptr<bf16>(), again ? h.ptr<bf16>() : nullptr, sums, dy.ptr<bf16>(),

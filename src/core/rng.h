@@ -44,10 +44,10 @@ HGRN_HD inline uint64_t mix64(uint64_t x) {
 
 // Which elements a dropout layer keeps. Element (row, col) of a tensor is dropped where its 16
 // random bits are below threshold(), p in units of 2^-16, and else multiplied by scale(): with that
-// p, so that the mean stays exact. Eight elements a Philox call: in the norms, which move memory,
-// four cost a fifth of the time. `row0` is the global row of the tensor's first row (sample index
-// in the global batch times T), so that splitting a batch over ranks or micro-batches changes no
-// mask.
+// p, so that the mean stays exact. Eight elements a Philox call: with four, the residual norms took
+// a tenth longer (docs/benchmarks_history.md). `row0` is the global row of the tensor's first row
+// (sample index in the global batch times T), so that splitting a batch over ranks or micro-batches
+// changes no mask.
 struct Dropout {
   float p = 0;        // 0: off
   uint64_t seed = 0;  // train.seed

@@ -23,6 +23,14 @@ def lacks(*packages):
     return [p for p in packages if importlib.util.find_spec(p) is None]
 
 
+def bench_or_skip(test):
+    """The path of hgrn-bench, where it was built; skips the test where not."""
+    bench = os.environ.get("HGRN_BENCH", str(Path(HGRN).parent / "hgrn-bench"))
+    if not os.access(bench, os.X_OK):
+        test.skipTest(f"{bench} was not built")
+    return bench
+
+
 def run(*command, code=0, cwd=ROOT, **environment):
     """stdout of a command that must end with `code`."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HGRN": HGRN, "PYTHON": sys.executable,

@@ -15,7 +15,7 @@ import xml.dom.minidom
 from pathlib import Path
 
 # First: it puts tools/ on the path.
-from support import HGRN, ROOT, TINY, TOOLS, as_sets, lacks, learnable, run, write_shard
+from support import HGRN, ROOT, TINY, TOOLS, as_sets, bench_or_skip, lacks, learnable, run, write_shard
 
 import plot
 import position_ppl
@@ -143,9 +143,7 @@ class Scaling(unittest.TestCase):
     """scripts/bench_scaling.sh on CPU ranks with a tiny model: every part runs, and its table says so."""
 
     def test_every_part(self):
-        bench = os.environ.get("HGRN_BENCH", str(Path(HGRN).parent / "hgrn-bench"))
-        if not os.access(bench, os.X_OK):
-            self.skipTest(f"{bench} was not built")
+        bench_or_skip(self)  # the script runs it
         with tempfile.TemporaryDirectory() as d:
             config = {"model": {"vocab_size": 257, "hidden_size": 64, "num_hidden_layers": 3,
                                 "expand_ratio": 16, "intermediate_size": 128},

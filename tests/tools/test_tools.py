@@ -17,7 +17,7 @@ import xml.dom.minidom
 from pathlib import Path
 
 # First: it puts tools/ on the path.
-from support import HGRN, ROOT, TOOLS, lacks, learnable, run, write_shard
+from support import HGRN, ROOT, TOOLS, bench_or_skip, lacks, learnable, run, write_shard
 
 import plot
 import position_ppl
@@ -199,9 +199,7 @@ class WikitextStyle(unittest.TestCase):
 
 class BenchOps(unittest.TestCase):
     def test_memory_bound_operations_stand_beside_a_copy(self):
-        bench = os.environ.get("HGRN_BENCH", str(Path(HGRN).parent / "hgrn-bench"))
-        if not os.access(bench, os.X_OK):
-            self.skipTest(f"{bench} was not built")
+        bench = bench_or_skip(self)
         with tempfile.TemporaryDirectory() as d:
             table = Path(d, "ops.json")
             run(bench, "ops", "--config", ROOT / "configs/quickstart.json", "--device", "cpu",
