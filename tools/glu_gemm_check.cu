@@ -5,8 +5,9 @@
 //   build/glu_gemm_check [small] [accuracy] [time]     default: all three
 //
 // small: shapes at the edges of tiles, against sums in double. accuracy: the shapes of the models,
-// against cuBLAS with its result in fp32. For each: every element; the rows behind the last are
-// left alone; twice the same bits; where elements are wrong, which. time: medians of 30 launches.
+// against cuBLAS with its result in fp32. For each: every element, and the sums of the gradient's
+// columns; the rows behind the last are left alone; twice the same bits; where elements are wrong,
+// which. time: medians of 30 launches.
 // With -DHGRN_BOUNDED_WAITS=1 a wait that does not end is reported after a second or so.
 // Exits 1 if anything is wrong.
 #include <cublas_v2.h>
@@ -197,6 +198,30 @@ __global__ void differ_kernel(unsigned long long* count, const uint16_t* a, cons
     if (a[i] != (b ? b[i] : 0xffff)) atomicAdd(count, 1ull);
 }
 
+struct ColumnSum {
+  double got, want, bar;
+};
+// The sums of the columns of `sums` (sum_rows, columns) beside those of dgu (rows, columns).
+// The former are of dg and du before they are rounded, the latter of what was stored: each element
+// is off by up to 2^-8 of itself, half of a bf16's last place. Of few rows, 2^-8 of all magnitudes
+// is the bar. Of many it would not notice that a row of `sums` is missing, nor need it be so far:
+// elements are rounded up as often as down, and a sum of independent errors of at most a passes
+// 7 sqrt(sum a^2) once in 2e10 columns (Hoeffding). A row of `sums` has fewer than 64 elements
+// added in fp32, each time within 2^-24 of their magnitudes.
+__global__ void column_sums_kernel(ColumnSum* out, const float* sums, int64_t sum_rows,
+                                   const bf16* dgu, int64_t rows, int64_t columns) {
+  const int64_t c = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  if (c >= columns) return;
+  double got = 0, want = 0, magnitudes = 0, squares = 0;
+  for (int64_t r = 0; r < sum_rows; ++r) got += double(sums[r * columns + c]);
+  for (int64_t r = 0; r < rows; ++r) {
+    const double v = double(__bfloat162float(dgu[r * columns + c]));
+    want += v, magnitudes += fabs(v), squares += v * v;
+  }
+  const double rounding = 0x1p-8 * fmin(magnitudes, 7 * sqrt(squares));
+  out[c] = {got, want, rounding + 0x1p-18 * magnitudes + 1e-30};
+}
+
 struct Checker {
   Findings* device = nullptr;
   unsigned long long* count = nullptr;
@@ -227,6 +252,32 @@ struct Checker {
     for (unsigned n : f.by_column) std::printf(" %u", n);
     std::printf("\n");
   }
+  void column_sums(const Case& c, const char* what, const float* sums, const bf16* dgu) {
+    const int64_t columns = 2 * c.F;
+    Memory memory;
+    ColumnSum* const on_card = memory.take<ColumnSum>(columns);
+    column_sums_kernel<<<unsigned((columns + 63) / 64), 64>>>(
+        on_card, sums, glu_gemm::column_sum_rows(c.N), dgu, c.N, columns);
+    CUDA_CHECK(cudaGetLastError());
+    std::vector<ColumnSum> all(static_cast<size_t>(columns));
+    CUDA_CHECK(cudaMemcpy(all.data(), on_card, all.size() * sizeof all[0], cudaMemcpyDeviceToHost));
+    std::vector<size_t> wrong;
+    double most = 0;
+    for (size_t i = 0; i < all.size(); ++i) {
+      const double off = std::fabs(all[i].got - all[i].want);
+      most = std::max(most, off / all[i].bar);
+      if (!(off <= all[i].bar)) wrong.push_back(i);  // NaN, too
+    }
+    std::printf("  %-6s %10zu of %10zu wrong, at most %.3f of the bar  %s\n", what, wrong.size(),
+                all.size(), most, wrong.empty() ? "ok" : "WRONG");
+    if (wrong.empty()) return;
+    ++failures;
+    for (size_t i = 0; i < std::min<size_t>(8, wrong.size()); ++i) {
+      const ColumnSum& column = all[wrong[i]];
+      std::printf("    column %zu: %g, not %g within %g\n", wrong[i], column.got, column.want,
+                  column.bar);
+    }
+  }
   void differ(const char* what, const void* a, const void* b, int64_t n) {
     CUDA_CHECK(cudaMemset(count, 0, sizeof *count));
     differ_kernel<<<1024, 256>>>(count, static_cast<const uint16_t*>(a),
@@ -255,6 +306,40 @@ struct Data {
     down = filled(memory, c.D * c.F, 1 / std::sqrt(double(c.D)), 5);
   }
 };
+
+// Backward with the sums of the gradient's columns, in both of its kernels: what it makes of them,
+// and that dgu and h are those of backward without them, which are given.
+void check_sums(Checker& checker, const Case& c, const Data& in, const bf16* gu, const bf16* h,
+                const bf16* dgu) {
+  const int64_t columns = 2 * c.F, sum_rows = glu_gemm::column_sum_rows(c.N);
+  const int64_t rows = c.N + kBehind;
+  Memory memory;
+  bf16* const dgu_out = memory.take<bf16>(rows * columns);
+  bf16* const h_out = memory.take<bf16>(rows * c.F);
+  float* sums[2];
+  for (float*& s : sums) s = memory.take<float>((sum_rows + kBehind) * columns);
+  for (const bool again : {false, true}) {
+    for (float* s : sums) {
+      CUDA_CHECK(cudaMemset(s, 0xff, size_t((sum_rows + kBehind) * columns) * sizeof *s));
+      CUDA_CHECK(cudaMemset(dgu_out, 0xff, size_t(rows * columns) * sizeof *dgu_out));
+      CUDA_CHECK(cudaMemset(h_out, 0xff, size_t(rows * c.F) * sizeof *h_out));
+      glu_gemm::backward(dgu_out, again ? h_out : nullptr, s, in.dy, gu, in.down, c.N, c.F, c.D,
+                         c.act, g_options, nullptr);
+      CUDA_CHECK(cudaDeviceSynchronize());
+      checker.differ("dgu with sums", dgu_out, dgu, c.N * columns);
+      checker.differ("dgu with sums, behind the last row", dgu_out + c.N * columns, nullptr,
+                     kBehind * columns);
+      if (again) checker.differ("h with sums", h_out, h, c.N * c.F);
+      if (again)
+        checker.differ("h with sums, behind the last row", h_out + c.N * c.F, nullptr,
+                       kBehind * c.F);
+      checker.differ("sums behind the last row", s + sum_rows * columns, nullptr,
+                     2 * kBehind * columns);
+    }
+    checker.column_sums(c, again ? "sums,h" : "sums", sums[0], dgu);
+    checker.differ("sums, two runs", sums[0], sums[1], 2 * sum_rows * columns);
+  }
+}
 
 void check_case(Checker& checker, cublasHandle_t handle, const Case& c, bool by_cublas) {
   std::printf("%s: N=%lld F=%lld D=%lld act=%d%s\n", c.name, (long long)c.N, (long long)c.F,
@@ -318,6 +403,7 @@ void check_case(Checker& checker, cublasHandle_t handle, const Case& c, bool by_
   checker.differ("h again", h[0], h[1], c.N * F);
   checker.differ("h again, behind the last row", h[1] + c.N * F, nullptr, kBehind * F);
   checker.differ("dgu with h again", dgu[0], dgu[1], c.N * 2 * F);
+  check_sums(checker, c, in, gu[0], h[0], dgu[0]);
 }
 
 // ---- time

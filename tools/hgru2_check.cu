@@ -4,10 +4,10 @@
 //   build/hgru2_check [accuracy] [time] [small] [hopper] [compare]     default: accuracy and time
 //
 // accuracy: every gate regime, T, head size, with and without h0, dhT and resets; a table of rms
-// errors over the rms of the reference, the same call twice bit for bit, and step() over the same
-// tokens. time: medians of 30 launches. small: a few tiny shapes, for compute-sanitizer. hopper: of
-// the accuracy cases those at n = 128. compare: the times of the kernels that HGRN_HGRU2_SM90
-// chooses between, in turn.
+// errors over the rms of the reference, the same call twice bit for bit, the flags between CTAs
+// lowered after each call, and step() over the same tokens. time: medians of 30 launches. small: a
+// few tiny shapes, for compute-sanitizer. hopper: of the accuracy cases those at n = 128. compare:
+// the times of the kernels that HGRN_HGRU2_SM90 chooses between, in turn.
 // Exits 1 if a bar is missed.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -26,6 +26,7 @@
 #include "core/rng.h"
 #include "cuda/cuda_check.h"
 #include "cuda/hgru2.h"
+#include "cuda/hgru2_kernels.h"
 #include "hgru2_buffer.h"
 #include "hgru2_reference.h"
 #include "hgru2_time.h"
@@ -37,7 +38,14 @@ namespace {
 
 constexpr float kBoundStart = 0.25f;  // dbound is added to
 
-void run_gpu(const Case& c, const Data& d, Results& out) {
+// Of a Hopper's kernels, a flag a multiprocessor. One that is still raised when a call has ended
+// would let a CTA of the next call take a state that is not there yet.
+struct Flags {
+  int64_t count = 0, raised = 0;
+};
+
+// With `flags`, forward is over before backward begins, which could lower what forward left raised.
+void run_gpu(const Case& c, const Data& d, Results& out, Flags* flags) {
   const SeqShape& s = c.shape;
   const auto kernel = make_cuda_hgru2(c.dtype, nullptr);
   Buffer x(c.dtype, {s.N(), 3 * s.D}), dy(c.dtype, {s.N(), s.D}), y(c.dtype, {s.N(), s.D});
@@ -67,8 +75,16 @@ void run_gpu(const Case& c, const Data& d, Results& out) {
   grads.dx = dx.t;
   grads.dbound = dbound.t;
   if (c.states) grads.dh0 = dh0.t;
+  const auto count_flags = [&] {
+    if (!flags) return;
+    const std::vector<uint32_t> now = cuda_hgru2_flags(*kernel);
+    flags->count = int64_t(now.size());
+    flags->raised += flags->count - std::count(now.begin(), now.end(), 0u);
+  };
   kernel->forward(s, c.options, y.t, c.states ? hT.t : Tensor(), in, saved_tensors);
+  count_flags();
   kernel->backward(s, c.options, grads, dy.t, c.states ? dhT.t : Tensor(), in, saved_tensors);
+  count_flags();
   CUDA_CHECK(cudaDeviceSynchronize());
   out[0] = y.get();
   const std::vector<double> all = dx.get();
@@ -126,6 +142,12 @@ double relative_error(const std::vector<double>& a, const std::vector<double>& r
   return std::sqrt(error / (norm + 1e-300));  // NaN stays NaN
 }
 
+// Whether CTAs hand states on: more heads than multiprocessors.
+bool has_chain(const Case& c, const Flags& flags) {
+  return flags.count > 0 && c.shape.B * c.shape.H() > flags.count && c.dtype == DType::bf16 &&
+         c.shape.n == 128 && hgru2::takes_gates_sm90(c.options);
+}
+
 double bar(const Case& c, int output) {
   if (c.dtype == DType::f32) return output == 4 ? 1e-4 : 2e-5;
   if (c.shape.T < 2048 || output > 4) return 5e-3;
@@ -171,6 +193,7 @@ int accuracy(const std::vector<Case>& cases) {
   });
 
   int failures = 0;
+  size_t chains = 0, with_flags = 0;
   double worst[2][2][kOutputs] = {};  // [bf16, f32][short, long]
   std::printf("%-15s %-4s %4s %4s %3s %3s %-16s", "regime", "type", "T", "n", "B", "H", "options");
   for (const char* name : kNames) std::printf(" %8s", name);
@@ -182,8 +205,10 @@ int accuracy(const std::vector<Case>& cases) {
     for (int64_t j = 0; j < s.B * s.D; ++j) bound_sum[j % s.D] += reference[i][4][j];
     reference[i][4] = bound_sum;
     Results out, again;
-    run_gpu(c, data[i], out);
-    run_gpu(c, data[i], again);
+    Flags flags;
+    run_gpu(c, data[i], out, &flags);
+    run_gpu(c, data[i], again, nullptr);
+    chains += has_chain(c, flags), with_flags += flags.count > 0;
     std::string options;
     if (c.states) options += "h0 ";
     if (c.reset > 0) options += "reset ";
@@ -221,6 +246,10 @@ int accuracy(const std::vector<Case>& cases) {
         pass = pass && e <= bar(c, o);
       }
     }
+    if (flags.raised > 0) {
+      std::printf(" %lld FLAGS LEFT RAISED", (long long)flags.raised);
+      pass = false;
+    }
     std::printf(" %s\n", pass ? "ok" : "FAIL");
     failures += !pass;
   }
@@ -231,6 +260,14 @@ int accuracy(const std::vector<Case>& cases) {
         std::printf("  %s %.2e", kNames[o], worst[type][length][o]);
       std::printf("\n");
     }
+  if (with_flags > 0) {
+    std::printf("flags between CTAs: %zu cases with a chain, %zu without\n", chains,
+                count - chains);
+    if (chains == 0 || chains == count) {
+      std::printf("one of both is missing FAIL\n");
+      ++failures;
+    }
+  }
   std::printf("%zu cases, %d failed\n", count, failures);
   return failures;
 }

@@ -105,6 +105,15 @@ class CudaHgru2 final : public SeqKernel {
       run_step<float>(s, o, y, h, from);
   }
 
+  std::vector<uint32_t> flags() const {
+    std::vector<uint32_t> host(flags_ ? size_t(sms_) : 0);
+    if (host.empty()) return host;
+    CUDA_CHECK(cudaMemcpyAsync(host.data(), flags_.get(), host.size() * sizeof(uint32_t),
+                               cudaMemcpyDeviceToHost, stream_));
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    return host;
+  }
+
  private:
   // n = 128 needs the shared memory of sm_90; an sm_80 card runs it with the plain kernels.
   bool tensor_cores(const SeqShape& s) const {
@@ -243,6 +252,10 @@ class CudaHgru2 final : public SeqKernel {
 
 std::unique_ptr<SeqKernel> make_cuda_hgru2(DType act_dtype, cudaStream_t stream) {
   return std::make_unique<CudaHgru2>(act_dtype, stream);
+}
+
+std::vector<uint32_t> cuda_hgru2_flags(const SeqKernel& kernel) {
+  return dynamic_cast<const CudaHgru2&>(kernel).flags();
 }
 
 }  // namespace hgrn

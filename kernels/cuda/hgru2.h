@@ -2,7 +2,9 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "ops/seq_kernel.h"
 
@@ -17,5 +19,10 @@ namespace hgrn {
 // The gradient of a reset token's gate is zero, as is everything that would flow across it. The
 // tensor-core kernels clamp gates at e^-8: an absolute error of at most 3.4e-4 of the state.
 std::unique_ptr<SeqKernel> make_cuda_hgru2(DType act_dtype, cudaStream_t stream);
+
+// Those flags, once the work on the stream is done, for tools/hgru2_check.cu: a launch relies on
+// the one before to have left them 0. Empty where the card's kernels need none. `kernel` is one of
+// make_cuda_hgru2().
+std::vector<uint32_t> cuda_hgru2_flags(const SeqKernel& kernel);
 
 }  // namespace hgrn

@@ -1,4 +1,5 @@
 // Twin of src/ops/ops.cpp and kernels/cuda/glu_gemm_sm90.cu: the block's products with the GLU.
+#include <algorithm>
 #include <cstdlib>
 #include <tuple>
 
@@ -145,4 +146,39 @@ TEST_CASE("glu_linear: widths that the fused kernels do not take", "[ops][gpu]")
 
 TEST_CASE("glu_linear: more tiles than a card has multiprocessors", "[ops][gpu]") {
   check_case(Case(4000, 1416, 192), Act::silu, true);  // backward, too: 192 tiles
+}
+
+// The fused kernels leave partial sums of the bias' gradient in the planned scratch. Where it is
+// too small they are not made, and the sums are those of a pass over dgu as it was rounded.
+TEST_CASE("glu_linear: a scratch that is too small for the sums of the bias", "[ops][gpu]") {
+  constexpr int64_t kAmple = 1 << 20, kSmall = 256;  // less than one row of partial sums
+  constexpr uint8_t kMark = 7;
+  const Case c(300, 136, 264);
+  Bench ref(reference_ops());
+  const Backward want = backward(ref, c, Act::silu);
+  for (const Backend& backend : backends())
+    for (const char* fused : {"0", "1"}) {
+      const EnvSetting setting("HGRN_FUSED_GLU", fused);
+      INFO(backend.name << " fused=" << fused);
+      Bench b(backend.open());
+      const Tensor room = b.bytes(std::vector<uint8_t>(kAmple, kMark));
+      b->use_scratch(room);
+      const Backward ample = backward(b, c, Act::silu);
+      std::vector<uint8_t> bytes(kAmple, kMark);
+      b->upload(room, bytes.data());
+      b->use_scratch(room.slice(0, kSmall));
+      const Backward small = backward(b, c, Act::silu);
+      CHECK(relative_error(ample.db_gu, want.db_gu) < backend.reduced);
+      CHECK(relative_error(small.db_gu, want.db_gu) < backend.reduced);
+      CHECK(relative_error(small.db_gu, ample.db_gu) < backend.reduced);
+      CHECK(small.dgu == ample.dgu);
+      CHECK(small.dw == ample.dw);
+      CHECK(small.db == ample.db);
+      // The same bits, which sums of dgu before it is rounded would not have.
+      const Tensor pass = b.real({2 * c.F}, c.db_gu0, b->master_dtype());
+      b->linear_backward({}, {}, pass, b.real({c.N, 2 * c.F}, small.dgu), {}, {});
+      CHECK(small.db_gu == b.read(pass));
+      b->download(bytes.data(), room);
+      CHECK(std::count(bytes.begin() + kSmall, bytes.end(), kMark) == kAmple - kSmall);
+    }
 }
