@@ -11,7 +11,7 @@ namespace hgrn::cpu {
 
 constexpr int kCalls = 8, kColumns = 8 * kCalls;  // what a task of the embedding's backward has
 
-// words[i][q] = philox(key, row, first + q).v[i]
+// words[i][q] = Dropout::bits(key, row, first + q).v[i]
 inline void philox_calls(uint32_t (&words)[4][kCalls], uint64_t key, uint64_t row, uint64_t first) {
   uint32_t c0[kCalls], c1[kCalls], c2[kCalls], c3[kCalls];
   for (int q = 0; q < kCalls; ++q) {
@@ -20,7 +20,7 @@ inline void philox_calls(uint32_t (&words)[4][kCalls], uint64_t key, uint64_t ro
     c2[q] = uint32_t(row), c3[q] = uint32_t(row >> 32);
   }
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < kDropoutRounds; ++round) {
 #pragma omp simd
     for (int q = 0; q < kCalls; ++q) {
       const uint64_t p0 = uint64_t(0xD2511F53u) * c0[q], p1 = uint64_t(0xCD9E8D57u) * c2[q];

@@ -22,12 +22,12 @@
 namespace hgrn {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kForwardBlocks = 4, kWarpRows = 4;  // of forward
 constexpr int kColumnThreads = 128, kColumnBlocks = 7;  // the latter: what 72 registers allow
 constexpr int kPiece = kEmbeddingPiece;                 // sorted rows; a lane each
 constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / 32;
-constexpr int kSortBatch = 256;  // rows that a warp reads at once
-constexpr int kMaxRange = 512;   // tokens a CTA of the sort; 64 KiB of counts
+constexpr int kSortBatch = 256;                         // rows that a warp reads at once
+constexpr int64_t kMaxRange = kSortThreads;             // tokens a CTA of the sort, a thread each
 constexpr int64_t kMostRows = 0x7fffffff - 2 * kPiece;  // numbered in 32 bits
 
 // Where the parts of `order` lie (gpu_embedding_order in ops/scratch.h).
@@ -40,35 +40,46 @@ struct Order {
       : row(data), token(data + N), start(token + N), arrived(start + V + 1) {}
 };
 
+// A warp: kWarpRows rows, which share what the mask's key costs, two of them at a time.
 template <class T, int kVec>
-__global__ __launch_bounds__(kThreads) void embedding_forward_kernel(T* x, const int* tokens,
-                                                                     const T* w, int64_t N,
-                                                                     int64_t D, float scale,
-                                                                     DropMask mask) {
+__global__ __launch_bounds__(kThreads, kForwardBlocks) void embedding_forward_kernel(
+    T* x, const int* tokens, const T* w, int64_t N, int64_t D, float scale, DropMask mask) {
   // The sort, where it comes before, must be done when this kernel is: its last CTA waits.
   if (blockIdx.x == gridDim.x - 1) wait_for_previous();
+  constexpr int kPair = 2, kColumns = 2, stride = 32 * kVec;
+  const int64_t first =
+      (int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) * int64_t(kWarpRows);
+  if (first >= N) return;
+  const int lane = threadIdx.x % 32;
+  const int lane_token = lane < kWarpRows && first + lane < N ? tokens[first + lane] : -1;
   const DropMask drop = mask.now();
-  constexpr int kAhead = 4;
-  const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  if (row >= N) return;
-  const T* from = w + int64_t(tokens[row]) * D;
-  T* to = x + row * D;
-  constexpr int stride = 32 * kVec;
-  for (int64_t at = threadIdx.x % 32 * kVec; at < D; at += stride * kAhead) {
-    Pack<T, kVec> packs[kAhead];
+#pragma unroll 1
+  for (int pair = 0; pair < kWarpRows; pair += kPair) {
+    int token[kPair];
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k)
-      if (at + k * stride < D) packs[k].load(from + at + k * stride);
+    for (int r = 0; r < kPair; ++r) token[r] = __shfl_sync(kFullMask, lane_token, pair + r);
+#pragma unroll 1
+    for (int64_t at = lane * kVec; at < D; at += stride * kColumns) {
+      Pack<T, kVec> packs[kPair][kColumns];
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      const int64_t col = at + k * stride;
-      if (col >= D) continue;
-      float v[kVec];
-      packs[k].unpack(v);
+      for (int r = 0; r < kPair; ++r)
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) v[i] *= scale;
-      drop.apply(v, row, col);
-      store<kVec>(to + col, v);
+        for (int k = 0; k < kColumns; ++k)
+          if (at + k * stride < D && token[r] >= 0)
+            packs[r][k].load(w + int64_t(token[r]) * D + at + k * stride);
+#pragma unroll
+      for (int r = 0; r < kPair; ++r)
+#pragma unroll
+        for (int k = 0; k < kColumns; ++k) {
+          const int64_t row = first + pair + r, col = at + k * stride;
+          if (col >= D || token[r] < 0) continue;
+          float v[kVec];
+          packs[r][k].unpack(v);
+#pragma unroll
+          for (int i = 0; i < kVec; ++i) v[i] *= scale;
+          drop.apply(v, row, col);
+          store<kVec>(x + row * D + col, v);
+        }
     }
   }
 }
@@ -195,6 +206,40 @@ __device__ void write_zeros(float* dw, const int* start, int first, int V, int D
     store<kVec>(dw + int64_t(first + __ffs(int(absent)) - 1) * D + col, zeros);
 }
 
+// The random bits of two rows at a lane's columns, by all lanes of a warp. Four columns are half of
+// what a Philox call serves: the even lane draws the first row's, the odd one the second's, and
+// each hands on the other's half.
+template <int kVec>
+class PairBits {
+ public:
+  __device__ __forceinline__ PairBits(const DropMask& drop, int row0, int row1, int col)
+      : drop_(drop), row_{row0, row1}, col_(col) {
+    static_assert(kVec == 1 || kVec == 4);
+    if constexpr (kVec == 4) {
+      if (drop.p == 0) return;
+      const bool odd = threadIdx.x % 2 != 0;
+      const Philox own = drop.bits(odd ? row1 : row0, col);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t mine = odd ? own.v[i + 2] : own.v[i];
+        const uint32_t other = __shfl_xor_sync(kFullMask, odd ? own.v[i] : own.v[i + 2], 1);
+        words_[0][i] = odd ? other : mine, words_[1][i] = odd ? mine : other;
+      }
+    }
+  }
+  __device__ __forceinline__ void apply(float (&v)[kVec], int i) const {
+    if constexpr (kVec == 1)
+      drop_.apply(v, row_[i], col_);
+    else if (drop_.p != 0)
+      drop_.apply(v, words_[i]);
+  }
+
+ private:
+  const DropMask& drop_;
+  const int row_[2], col_;
+  uint32_t words_[2][2];
+};
+
 // By every warp that has left its part of the run of token t in `partial`.
 template <int kVec, bool kFresh>
 __device__ void finish_run(float* dw, const float* partial, const Order& order, int t, int D,
@@ -306,20 +351,24 @@ __global__ __launch_bounds__(kColumnThreads,
       if ((ends_here & ~parts_here) >> k & 1) table[k].load(dw + int64_t(tokens[k]) * D + col);
     }
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (at + k >= end || col >= D) continue;
-      float v[kVec];
-      packs[k].unpack(v);
-      drop.apply(v, rows[k], col);
+    for (int pair = 0; pair < kAhead; pair += 2) {
+      const PairBits<kVec> bits(drop, rows[pair], rows[pair + 1], col);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) sum[j] += v[j];
-      if (!(ends_here >> k & 1)) continue;
-      if (parts_here >> k & 1)
-        store<kVec>(partial + (2 * int64_t(piece) + (tail >> (at + k) & 1)) * D + col, sum);
-      else
-        table[k].store_with(dw + int64_t(tokens[k]) * D + col, scale, sum);
+      for (int k = pair; k < pair + 2; ++k) {
+        if (at + k >= end || col >= D) continue;
+        float v[kVec];
+        packs[k].unpack(v);
+        bits.apply(v, k - pair);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) sum[j] = 0;
+        for (int j = 0; j < kVec; ++j) sum[j] += v[j];
+        if (!(ends_here >> k & 1)) continue;
+        if (parts_here >> k & 1)
+          store<kVec>(partial + (2 * int64_t(piece) + (tail >> (at + k) & 1)) * D + col, sum);
+        else
+          table[k].store_with(dw + int64_t(tokens[k]) * D + col, scale, sum);
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) sum[j] = 0;
+      }
     }
   }
 #pragma unroll 1
@@ -330,11 +379,13 @@ __global__ __launch_bounds__(kColumnThreads,
 }
 
 void sort_tokens(const Order& order, const int* tokens, int64_t N, int64_t V, int64_t D,
-                 cudaStream_t stream) {
-  // The more CTAs, the more often all tokens are read.
-  const int range = int(std::min<int64_t>(kMaxRange, ((V + 63) / 64 + 31) / 32 * 32));
+                 size_t shared_bytes /*that a CTA may have*/, cudaStream_t stream) {
   const size_t batches =
       size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
+  const auto room = int64_t((shared_bytes / kSortWarps - batches) / sizeof(int) / 32 * 32);
+  // The more CTAs, the more often all tokens are read; the fewer, the longer each is at its counts.
+  const int64_t by_rows = std::max<int64_t>(512, N / 64 / 32 * 32);
+  const int range = int(std::min({kMaxRange, room, by_rows, ((V + 63) / 64 + 31) / 32 * 32}));
   const size_t bytes = kSortWarps * (size_t(range) * sizeof(int) + batches);
   CUDA_CHECK(cudaFuncSetAttribute(embedding_sort_kernel,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
@@ -361,13 +412,15 @@ void CudaOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, 
         "embedding_forward: x {}, tokens {}, w {}, order {}", x.shape.str(), tokens.shape.str(),
         w.shape.str(), order.shape.str());
   if (N == 0 || D == 0) return;
-  if (order) sort_tokens({order.ptr<int32_t>(), N, V}, tokens.ptr<int32_t>(), N, V, D, stream_);
+  if (order)
+    sort_tokens({order.ptr<int32_t>(), N, V}, tokens.ptr<int32_t>(), N, V, D,
+                prop_.sharedMemPerBlockOptin, stream_);
   // With the sort before, which starts when all before it is done: nothing else is waited for.
   const bool early = order && hopper_code(prop_.major);
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_width(D, {x.data, w.data}, [&](auto width) {
-      constexpr int kRows = kThreads / 32;
+      constexpr int kRows = kThreads / 32 * kWarpRows;
       const auto kernel = embedding_forward_kernel<T, width()>;
       launch(kernel, dim3(unsigned((N + kRows - 1) / kRows)), dim3(kThreads), 0, stream_, early,
              x.ptr<T>(), tokens.ptr<int32_t>(), w.ptr<T>(), N, D, scale, DropMask(drop));
@@ -392,7 +445,8 @@ void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale,
   char* const at = scratch(order_bytes + size_t(2 * pieces * D) * sizeof(float));
   const Order sorted(order ? order.ptr<int32_t>() : reinterpret_cast<int*>(at), N, V);
   float* const partial = reinterpret_cast<float*>(at + order_bytes);
-  if (!order) sort_tokens(sorted, tokens.ptr<int32_t>(), N, V, D, stream_);
+  if (!order)
+    sort_tokens(sorted, tokens.ptr<int32_t>(), N, V, D, prop_.sharedMemPerBlockOptin, stream_);
   // After the sort, on any stream: nothing is read before the wait.
   const bool early = !order && hopper_code(prop_.major);
   dispatch(act_dtype_, [&](auto type) {

@@ -315,22 +315,25 @@ void Gemm::run(const GemmCall& c, const GemmCandidate& candidate) {
 
 namespace {
 
-constexpr int kColumnSumCtas = 4;  // an SM: enough loads are on their way, and all run at once
+// Enough loads are on their way, all CTAs run at once, and they are few: so are the partial rows.
+constexpr int kColumnSumThreads = 512, kColumnSumWarps = kColumnSumThreads / 32;
+constexpr int kColumnSumCtas = 2;  // an SM
 
 // partial[blockIdx.y] (O) = column sums of rows blockIdx.y, + gridDim.y, ... of dy (N,O).
 template <class T, int kVec>
-__global__ __launch_bounds__(256, kColumnSumCtas) void column_sum_kernel(float* partial,
-                                                                         const T* dy, int64_t N,
-                                                                         int64_t O) {
-  __shared__ float sums[8][32][kVec + 1];
+__global__ __launch_bounds__(kColumnSumThreads,
+                             kColumnSumCtas) void column_sum_kernel(float* partial, const T* dy,
+                                                                    int64_t N, int64_t O) {
+  __shared__ float sums[kColumnSumWarps][32][kVec + 1];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t col = (int64_t(blockIdx.x) * 32 + lane) * kVec;
   float total[kVec] = {};
   constexpr int kAhead = sizeof(T) == 2 ? 8 : 4;
-  const int64_t step = int64_t(gridDim.y) * 8;
+  const int64_t step = int64_t(gridDim.y) * kColumnSumWarps;
   if (col < O)
 #pragma unroll 1
-    for (int64_t row = int64_t(blockIdx.y) * 8 + warp; row < N; row += kAhead * step) {
+    for (int64_t row = int64_t(blockIdx.y) * kColumnSumWarps + warp; row < N;
+         row += kAhead * step) {
       Pack<T, kVec> packs[kAhead];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k)
@@ -352,7 +355,7 @@ __global__ __launch_bounds__(256, kColumnSumCtas) void column_sum_kernel(float* 
   for (int i = 0; i < kVec; ++i) {
     if (col + i >= O) continue;
     float t = 0;
-    for (int k = 0; k < 8; ++k) t += sums[k][lane][i];
+    for (int k = 0; k < kColumnSumWarps; ++k) t += sums[k][lane][i];
     partial[int64_t(blockIdx.y) * O + col + i] = t;
   }
 }
@@ -425,7 +428,7 @@ void CudaOps::add_column_sums(Grad out, float* partial, int64_t partial_rows, co
       constexpr int kVec = width();
       const dim3 blocks(unsigned((O + 32 * kVec - 1) / (32 * kVec)), unsigned(partial_rows));
       column_sum_kernel<T, kVec>
-          <<<blocks, 256, 0, stream_>>>(partial, static_cast<const T*>(dy), N, O);
+          <<<blocks, kColumnSumThreads, 0, stream_>>>(partial, static_cast<const T*>(dy), N, O);
       CUDA_CHECK(cudaGetLastError());
     });
   });

@@ -40,7 +40,7 @@ struct Copies {
   __device__ __forceinline__ Copies(const Call<__nv_bfloat16>& a, uint32_t smem, int thread_)
       : any(a.x), D(int(a.D)), token(thread_ / 16), thread(thread_) {
     raw = smem + kRaw + row_offset(position_of(token), thread % 16);
-    state = smem + kStates + thread * 16;
+    state = smem + kStates;
   }
   // To a chunk's last pair.
   __device__ __forceinline__ void go_to(const Call<__nv_bfloat16>& a, const Place& place) {
@@ -108,11 +108,13 @@ struct Copies {
       st_global_if(left > 8 * i, slopes + i * 8 * 3 * 2 * step, slope);
     }
   }
-  __device__ __forceinline__ void saved_state(const void* states, int64_t index) const {
-    const uint4* const from = static_cast<const uint4*>(states) + index * (kH / 16) + thread;
-#pragma unroll
-    for (int k = 0; k < kH / 16 / kHelperThreads; ++k)
-      cp_async16(state + k * kHelperThreads * 16, from + k * kHelperThreads, true);
+  // h, in one piece, by one thread; `loaded` counts its bytes. State warps have written there.
+  __device__ __forceinline__ void saved_state(const void* states, int64_t index,
+                                              uint32_t loaded) const {
+    if (thread != 0) return;
+    fence_async_proxy();
+    mbarrier_expect_more(loaded, kH);
+    bulk_load(state, static_cast<const char*>(states) + index * kH, kH, loaded);
   }
 };
 
@@ -340,7 +342,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   if (thread < 2 * kSub)
     st_shared(smem + kScores + pair_offset(thread >> 1, 2 + (thread & 1)), make_uint4(0, 0, 0, 0));
   const auto left_of = [&](int pair) { return here.left(T, pair) - copies.token; };
-  copies.saved_state(a.states, here.saved(pieces));
+  copies.saved_state(a.states, here.saved(pieces), smem + kLoaded);
 #pragma unroll 1
   for (int pair = kPairs - 1; pair >= 0; --pair, copies.back(1)) copies.keys(pair, left_of(pair));
   cp_async_commit();
@@ -404,7 +406,9 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
         stores.go_to(a, here);
       else
         stores.back();
-      if (pair > 0 || more) copies.saved_state(a.states, (pair > 0 ? here : next).saved(pieces));
+      if (pair > 0 || more)
+        copies.saved_state(a.states, (pair > 0 ? here : next).saved(pieces),
+                           smem + (pair > 0 ? kFirst : kLoaded));
       if (more) all ? copies.keys(pair, kPair) : copies.keys(pair, next_left(pair));
       cp_async_commit();
       // The next chunk's values of the pair behind, refilled in the last turn, while the state

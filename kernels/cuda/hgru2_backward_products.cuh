@@ -233,6 +233,7 @@ __device__ __forceinline__ void end_piece(const Call<__nv_bfloat16>& a, const Pi
       if (q == 0) {
         out[work.part * a.B * a.D] = sum;
         if (work.whole)
+#pragma unroll 1
           for (int part = 1; part < a.parts(); ++part) out[part * a.B * a.D] = 0.0f;
       }
     }

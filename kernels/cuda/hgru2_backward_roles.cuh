@@ -2,6 +2,7 @@
 // it is addressed, the barriers between them, their block and its resets.
 #pragma once
 #include "cuda/hgru2_range.cuh"
+#include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
 
 namespace hgrn::hgru2::backward_roles {

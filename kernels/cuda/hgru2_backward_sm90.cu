@@ -38,7 +38,9 @@
 // with: f is taken to registers at the start of a pair, so that f, v and h are refilled as soon as
 // the pair's first products are done; q when its gates are, dy when its last products are. It makes
 // no difference whether the next chunk is of the same head or of the next one. (In a CTA's first
-// chunk q and all of dy come with the values.)
+// chunk q and all of dy come with the values.) h comes in one piece by the copy engine, whose bytes
+// count at `loaded` and `first`; q, f, v and dy, whose rows are spread, by the helpers' cp.async
+// (by the engine, in boxes of 16 rows, they took 5 % longer: docs/benchmarks_history.md).
 //
 // Between the roles, once a pair: kDhStored (bf16(dh) is written; h, f and v are no longer read;
 // dx_q, dx_f of the pair behind are written, too), kTiles (k, q of A and of dv are written, q no
@@ -97,6 +99,7 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
     const uint32_t smem = smem_address(smem_bytes);
 #pragma unroll
     for (int i = 0; i < kMbarriers; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
+    mbarrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x < kStateThreads) {

@@ -38,12 +38,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll 1
   for (int k = 0; k < pieces.count; ++k) {
     const Piece work = pieces.at(a, k);
-    float bound[2], rest[2], dbound[2] = {0.0f, 0.0f};
+    float bound[2], dbound[2] = {0.0f, 0.0f};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < 2; ++r)
       bound[r] = a.bound ? a.bound[work.head * N + own + g + 8 * r] : 0.0f;
-      rest[r] = 1.0f - bound[r];
-    }
     float dh[N / 8][4];
     if (work.from < 0)
       start_dh(dh, a, work, pieces.chunks, own, g, q);
@@ -62,6 +60,12 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       mbarrier_wait(smem + kLoaded, chunk_parity);
       if constexpr (kValueGate != Act::identity)
         gate_first_values<kValueGate>(a, smem, work, chunk, tid);
+      float rest[2];  // not before here: at a head's start the bounds are still on their way
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        asm volatile("" : "+f"(bound[r]));
+        rest[r] = 1.0f - bound[r];
+      }
       advance_state(at, bound, rest, q, tokens_of, smem + kValues, chunk_parity, rows);
 
 #pragma unroll 1

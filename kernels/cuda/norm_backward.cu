@@ -177,6 +177,14 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
   int to_other = slot_bytes;
 #pragma unroll 1
   for (; row < a.N; row += step) {
+    // Drawn while the row is on its way, where registers are left.
+    constexpr bool kDrawAhead = kForm == Form::branch && !kAgain;
+    Philox bits[kDrawAhead ? kPacks : 1];
+    if constexpr (kDrawAhead) {
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k)
+        if (drop.p != 0) bits[k] = drop.bits(row, first + k * stride);
+    }
     Row now;
     now.take(slot);
     Row::fetch(slot, a, row + kAhead * step, first, stride);
@@ -211,29 +219,33 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
       dots = group.sum(dots);
     else
       dots.x = group.sum(dots.x);
-    const float along = dots.x * inverse_D, mean = dots.y * inverse_D;
+    // dx = r w dy - (x - mu) along - mean, with r in both sums.
+    const float along = stats.y * stats.y * (dots.x * inverse_D);
+    const float mean = stats.y * (dots.y * inverse_D);
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int col = first + k * stride;
       const int64_t at = row * a.D + col;
       if (col >= a.D) continue;
-      float h[kWide], g[kWide], w[kWide];
-      now.x[k].unpack(h), now.dy[k].unpack(g);
+      float x[kWide], g[kWide], w[kWide], before[kWide] = {};
+      now.x[k].unpack(x), now.dy[k].unpack(g);
       load_w(w, k);
+      if constexpr (kResidual) now.dsum[k].unpack(before);
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
-        h[i] = (kLayer ? h[i] - stats.x : h[i]) * stats.y;
-        g[i] = stats.y * (w[i] * g[i] - h[i] * along - (kLayer ? mean : 0.0f));
+        const float from_mean = kLayer ? x[i] - stats.x : x[i];
+        const float rest = fmaf(-along, from_mean, kLayer ? before[i] - mean : before[i]);
+        g[i] = fmaf(stats.y, w[i] * g[i], rest);
       }
-      if constexpr (kResidual) {
-        float before[kWide];
-        now.dsum[k].unpack(before);
-#pragma unroll
-        for (int i = 0; i < kWide; ++i) g[i] = rounded<T>(g[i] + before[i]);
-      }
-      store<kWide>(a.dx + at, g);
+      Pack<T, kWide> dx;
+      dx.pack(g);
+      dx.store(a.dx + at);
       if constexpr (kForm == Form::branch) {
-        drop.apply(g, row, col);
+        dx.unpack(g);  // rounded, as a reader of dsum sees it; by pairs, which costs much less
+        if constexpr (!kDrawAhead)
+          drop.apply(g, row, col);
+        else if (drop.p != 0)
+          drop.apply(g, bits[k].v);
         store<kWide>(a.dbranch + at, g);
       }
     }

@@ -184,31 +184,35 @@ struct DropMask {
     return m;
   }
 
+  __device__ __forceinline__ Philox bits(int64_t row, int64_t col) const {
+    return Dropout::bits(key, row0 + row, col / 8);
+  }
+  // x with the factor of the random bits in the upper half of a word; those below change nothing.
+  __device__ __forceinline__ float keep(float x, uint32_t upper) const {
+    return upper >= threshold ? x * scale : 0.0f;
+  }
+  // The columns of two, four or eight that follow each other, by the words of theirs.
+  template <int kWords>
+  __device__ __forceinline__ void apply(float* v, const uint32_t (&words)[kWords]) const {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      v[2 * i] = keep(v[2 * i], words[i] << 16);
+      v[2 * i + 1] = keep(v[2 * i + 1], words[i]);
+    }
+  }
   // Multiplies columns col .. col+kVec-1 of the row by 0 or scale. col % kVec == 0.
   template <int kVec>
   __device__ __forceinline__ void apply(float (&v)[kVec], int64_t row, int64_t col) const {
-    static_assert(kVec == 1 || kVec == 4 || kVec % 8 == 0);
+    static_assert(kVec == 1 || kVec % 8 == 0);
     if (p == 0) return;
-    const auto keep = [&](float x, uint32_t upper) {
-      return upper >= threshold ? x * scale : 0.0f;
-    };
     if constexpr (kVec == 1) {
-      const Philox bits = Dropout::bits(key, row0 + row, col / 8);
+      const Philox b = bits(row, col);
       const int i = int(col % 8 / 2);  // selects: a run-time index would move bits to local memory
-      const uint32_t b = i == 0 ? bits.v[0] : i == 1 ? bits.v[1] : i == 2 ? bits.v[2] : bits.v[3];
-      v[0] = keep(v[0], col % 2 ? b : b << 16);  // bits below the upper half change nothing
+      const uint32_t word = i == 0 ? b.v[0] : i == 1 ? b.v[1] : i == 2 ? b.v[2] : b.v[3];
+      v[0] = keep(v[0], col % 2 ? word : word << 16);
     } else {
 #pragma unroll
-      for (int from = 0; from < kVec; from += 8) {
-        const Philox bits = Dropout::bits(key, row0 + row, (col + from) / 8);
-        const bool right = kVec == 4 && col % 8 != 0;
-#pragma unroll
-        for (int i = 0; i < 8 && i < kVec; i += 2) {
-          const uint32_t b = right ? bits.v[(i / 2 + 2) % 4] : bits.v[i / 2];
-          v[from + i] = keep(v[from + i], b << 16);
-          v[from + i + 1] = keep(v[from + i + 1], b);
-        }
-      }
+      for (int from = 0; from < kVec; from += 8) apply(v + from, bits(row, col + from).v);
     }
   }
 };

@@ -1,6 +1,7 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11). A number is a function of
+// Counter-based random numbers: Philox4x32 (Salmon et al., SC'11). A number is a function of
 // (key, counter) alone, so dropout masks and initial weights do not depend on threads, ranks,
 // micro-batches or the backend, and a resumed run draws what the undisturbed one would have.
+// Ten rounds, the paper's recommendation; for dropout seven, the fewest that pass BigCrush there.
 #pragma once
 #include <cstdint>
 
@@ -16,11 +17,14 @@ struct Philox {
   uint32_t v[4];
 };
 
+constexpr int kPhiloxRounds = 10, kDropoutRounds = 7;
+
+template <int kRounds = kPhiloxRounds>
 HGRN_HD inline Philox philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo) {
   uint32_t c0 = uint32_t(counter_lo), c1 = uint32_t(counter_lo >> 32);
   uint32_t c2 = uint32_t(counter_hi), c3 = uint32_t(counter_hi >> 32);
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
     const uint32_t n0 = uint32_t(p1 >> 32) ^ c1 ^ k0, n2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
     c1 = uint32_t(p1), c3 = uint32_t(p0), c0 = n0, c2 = n2;
@@ -68,7 +72,7 @@ struct Dropout {
   HGRN_HD uint64_t key() const { return mix64(seed ^ mix64(step ^ (uint64_t(site) << 48))); }
   // For columns 8 octet .. 8 octet + 7: 16 bits a column, the even one's low in its word.
   HGRN_HD static Philox bits(uint64_t key, int64_t global_row, int64_t octet) {
-    return philox(key, uint64_t(global_row), uint64_t(octet));
+    return philox<kDropoutRounds>(key, uint64_t(global_row), uint64_t(octet));
   }
   HGRN_HD uint32_t threshold() const {
     const uint32_t nearest = uint32_t(p * 65536.0f + 0.5f);

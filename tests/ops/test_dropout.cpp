@@ -38,7 +38,7 @@ TEST_CASE("dropout: every element follows the definition in core/rng.h", "[ops]"
   const Values m = mask(ref, kN, drop);
   for (int64_t r = 0; r < kN; ++r)
     for (int64_t c = 0; c < kD; ++c) {
-      const uint32_t word = philox(drop.key(), uint64_t(555 + r), uint64_t(c / 8)).v[c % 8 / 2];
+      const uint32_t word = philox<7>(drop.key(), uint64_t(555 + r), uint64_t(c / 8)).v[c % 8 / 2];
       const uint32_t bits = c % 2 ? word >> 16 : word & 0xffff;  // 0.3 in units of 2^-16: 19661
       const double expected = bits >= 19661 ? 65536.0f / (65536 - 19661) : 0;
       REQUIRE(m[size_t(r * kD + c)] == expected);

@@ -10,17 +10,53 @@ namespace hgrn::bench {
 namespace {
 constexpr int kBreakdownSteps = 5;
 
-// What two marks around nothing measure.
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v[v.size() / 2];
+}
+
+// What marks around an operation add to what it takes in a step. Where the host waits for each
+// operation: what two marks around nothing measure. Else also what a device loses that ends one
+// kernel before it starts the next: a small kernel with marks, less the same one in a recorded row.
 double mark_cost_ms(Ops& ops) {
-  constexpr int kMarks = 101;
-  ops.synchronize();
-  ops.forget_marks();
-  for (int i = 0; i < kMarks; ++i) ops.mark();
-  ops.synchronize();
-  std::vector<double> ms;
-  for (int i = 1; i < kMarks; ++i) ms.push_back(ops.elapsed_ms(i - 1, i));
-  std::sort(ms.begin(), ms.end());
-  return ms[ms.size() / 2];
+  constexpr int kCalls = 100, kRounds = 9;
+  if (!ops.asynchronous()) {
+    ops.forget_marks();
+    for (int i = 0; i <= kCalls; ++i) ops.mark();
+    std::vector<double> ms;
+    for (int i = 1; i <= kCalls; ++i) ms.push_back(ops.elapsed_ms(i - 1, i));
+    return median(std::move(ms));
+  }
+  const Shape shape{int64_t(1) << 16};
+  const size_t bytes = size_t(shape.numel()) * (sizeof(float) + sizeof(uint16_t));
+  void* const memory = ops.alloc(bytes, "a small operation");
+  const Tensor from(memory, DType::f32, shape);
+  const Tensor to(static_cast<float*>(memory) + shape.numel(), DType::bf16, shape);
+  ops.zero(from);
+  ops.cast(to, from);
+  std::vector<double> marked, bare;
+  {
+    const auto row = ops.record([&] {
+      for (int i = 0; i < kCalls; ++i) ops.cast(to, from);
+    });
+    for (int round = 0; round < kRounds; ++round) {
+      ops.synchronize();
+      ops.forget_marks();
+      ops.mark();
+      row->replay();
+      ops.mark();
+      for (int i = 0; i < kCalls; ++i) {
+        ops.mark();
+        ops.cast(to, from);
+        ops.mark();
+      }
+      ops.synchronize();
+      bare.push_back(ops.elapsed_ms(0, 1) / kCalls);
+      for (int i = 0; i < kCalls; ++i) marked.push_back(ops.elapsed_ms(2 * i + 2, 2 * i + 3));
+    }
+  }
+  ops.free(memory);
+  return std::max(0.0, median(std::move(marked)) - median(std::move(bare)));
 }
 }  // namespace
 
@@ -34,8 +70,7 @@ double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f)
     const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
     if (i >= 0) ms.push_back(took.count());
   }
-  std::sort(ms.begin(), ms.end());
-  return ms[ms.size() / 2];
+  return median(std::move(ms));
 }
 
 namespace {
@@ -105,13 +140,12 @@ class StepRun {
   int64_t step_ = 0;
 };
 
-// Median milliseconds of steps as the trainer runs them on a GPU; a mark a step.
-double ahead_ms(TimedOps& ops, StepRun& run, int steps) {
-  constexpr int kWarmup = 3;
+// Milliseconds of steps as the trainer runs them on a GPU, behind `warmup` more; a mark a step.
+std::vector<double> ahead_ms(TimedOps& ops, StepRun& run, int warmup, int steps) {
   ops.forget_marks();
   std::vector<int64_t> marks;
   run.forward_backward(true);
-  for (int i = 0; i <= steps + kWarmup; ++i) {
+  for (int i = 0; i <= steps + warmup; ++i) {
     const int64_t update = run.start_update();
     marks.push_back(ops.mark());
     run.forward_backward(true);
@@ -119,30 +153,34 @@ double ahead_ms(TimedOps& ops, StepRun& run, int steps) {
   }
   ops.synchronize();
   std::vector<double> spans;
-  for (size_t i = kWarmup + 1; i < marks.size(); ++i)
+  for (size_t i = size_t(warmup) + 1; i < marks.size(); ++i)
     spans.push_back(ops.elapsed_ms(marks[i - 1], marks[i]));
-  std::sort(spans.begin(), spans.end());
-  return spans[spans.size() / 2];
+  return spans;
 }
 
-// Of steps of their own: marks between the operations cost a little themselves.
+// Of steps of their own: marks between the operations cost a little themselves. Others as the
+// trainer runs them go between, since a card's clock falls while it is at work.
 void break_down(TimedOps& ops, StepRun& run, StepTime& r) {
-  ops.enable(true);
+  constexpr int kBetween = 3;
   std::vector<std::vector<OpShare>> runs;
-  std::vector<double> whole;
+  std::vector<double> whole, between;
   for (int i = 0; i < kBreakdownSteps; ++i) {
+    if (ops.asynchronous())
+      for (double ms : ahead_ms(ops, run, /*warmup=*/1, kBetween)) between.push_back(ms);
+    ops.enable(true);
     ops.start();
     const int64_t from = ops.mark();
     run.waiting_step();
     const int64_t to = ops.mark();
     runs.push_back(ops.finish());
     whole.push_back(ops.elapsed_ms(from, to));
+    ops.enable(false);
   }
-  ops.enable(false);
+  r.breakdown_ms = median(whole);
   const size_t middle =
-      size_t(std::min_element(whole.begin(), whole.end()) - whole.begin());  // the least disturbed
+      size_t(std::find(whole.begin(), whole.end(), r.breakdown_ms) - whole.begin());
   r.breakdown = std::move(runs[middle]);
-  r.breakdown_ms = whole[middle];
+  r.between_ms = between.empty() ? r.breakdown_ms : median(std::move(between));
   const double cost = mark_cost_ms(ops);
   r.mark_us = 1e3 * cost;
   for (OpShare& o : r.breakdown) o.ms = std::max(0.0, o.ms - cost * double(o.calls));
@@ -158,7 +196,7 @@ StepTime time_step(Ops& backend, const Config& config, int steps, int64_t micro_
   StepTime r;
   r.tokens = run.tokens();
   r.waiting_ms = median_ms(ops, 3, steps, [&] { run.waiting_step(); });
-  r.ms = ops.asynchronous() ? ahead_ms(ops, run, steps) : r.waiting_ms;
+  r.ms = ops.asynchronous() ? median(ahead_ms(ops, run, /*warmup=*/3, steps)) : r.waiting_ms;
   break_down(ops, run, r);
   r.tokens_per_s = double(r.tokens) / r.ms * 1e3;
   if (ops.peak_flops() > 0)
