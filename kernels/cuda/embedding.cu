@@ -22,7 +22,7 @@
 namespace hgrn {
 namespace {
 
-constexpr int kThreads = 256, kForwardBlocks = 4, kWarpRows = 4;  // of forward
+constexpr int kThreads = 256, kForwardBlocks = 4;       // of forward
 constexpr int kColumnThreads = 128, kColumnBlocks = 7;  // the latter: what 72 registers allow
 constexpr int kPiece = kEmbeddingPiece;                 // sorted rows; a lane each
 constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / 32;
@@ -40,44 +40,51 @@ struct Order {
       : row(data), token(data + N), start(token + N), arrived(start + V + 1) {}
 };
 
-// A warp: kWarpRows rows, which share what the mask's key costs, two of them at a time.
-template <class T, int kVec>
+// Rows of a warp, how many of them it has on their way, and of each how many packs a lane. With
+// dropout they share what the mask's key costs.
+template <bool kDrop>
+struct ForwardLayout {
+  static constexpr int kRows = kDrop ? 4 : 1, kAtOnce = kDrop ? 2 : 1, kPacks = kDrop ? 2 : 4;
+};
+
+template <class T, int kVec, bool kDrop>
 __global__ __launch_bounds__(kThreads, kForwardBlocks) void embedding_forward_kernel(
     T* x, const int* tokens, const T* w, int64_t N, int64_t D, float scale, DropMask mask) {
   // The sort, where it comes before, must be done when this kernel is: its last CTA waits.
   if (blockIdx.x == gridDim.x - 1) wait_for_previous();
-  constexpr int kPair = 2, kColumns = 2, stride = 32 * kVec;
+  using Layout = ForwardLayout<kDrop>;
+  constexpr int kAtOnce = Layout::kAtOnce, kPacks = Layout::kPacks, stride = 32 * kVec;
   const int64_t first =
-      (int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) * int64_t(kWarpRows);
+      (int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) * int64_t(Layout::kRows);
   if (first >= N) return;
   const int lane = threadIdx.x % 32;
-  const int lane_token = lane < kWarpRows && first + lane < N ? tokens[first + lane] : -1;
+  const int lane_token = lane < Layout::kRows && first + lane < N ? tokens[first + lane] : -1;
   const DropMask drop = mask.now();
 #pragma unroll 1
-  for (int pair = 0; pair < kWarpRows; pair += kPair) {
-    int token[kPair];
+  for (int from = 0; from < Layout::kRows; from += kAtOnce) {
+    int token[kAtOnce];
 #pragma unroll
-    for (int r = 0; r < kPair; ++r) token[r] = __shfl_sync(kFullMask, lane_token, pair + r);
+    for (int r = 0; r < kAtOnce; ++r) token[r] = __shfl_sync(kFullMask, lane_token, from + r);
 #pragma unroll 1
-    for (int64_t at = lane * kVec; at < D; at += stride * kColumns) {
-      Pack<T, kVec> packs[kPair][kColumns];
+    for (int64_t at = lane * kVec; at < D; at += stride * kPacks) {
+      Pack<T, kVec> packs[kAtOnce][kPacks];
 #pragma unroll
-      for (int r = 0; r < kPair; ++r)
+      for (int r = 0; r < kAtOnce; ++r)
 #pragma unroll
-        for (int k = 0; k < kColumns; ++k)
+        for (int k = 0; k < kPacks; ++k)
           if (at + k * stride < D && token[r] >= 0)
             packs[r][k].load(w + int64_t(token[r]) * D + at + k * stride);
 #pragma unroll
-      for (int r = 0; r < kPair; ++r)
+      for (int r = 0; r < kAtOnce; ++r)
 #pragma unroll
-        for (int k = 0; k < kColumns; ++k) {
-          const int64_t row = first + pair + r, col = at + k * stride;
+        for (int k = 0; k < kPacks; ++k) {
+          const int64_t row = first + from + r, col = at + k * stride;
           if (col >= D || token[r] < 0) continue;
           float v[kVec];
           packs[r][k].unpack(v);
 #pragma unroll
           for (int i = 0; i < kVec; ++i) v[i] *= scale;
-          drop.apply(v, row, col);
+          if constexpr (kDrop) drop.apply(v, row, col);
           store<kVec>(x + row * D + col, v);
         }
     }
@@ -420,10 +427,13 @@ void CudaOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, 
   dispatch(act_dtype_, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_width(D, {x.data, w.data}, [&](auto width) {
-      constexpr int kRows = kThreads / 32 * kWarpRows;
-      const auto kernel = embedding_forward_kernel<T, width()>;
-      launch(kernel, dim3(unsigned((N + kRows - 1) / kRows)), dim3(kThreads), 0, stream_, early,
-             x.ptr<T>(), tokens.ptr<int32_t>(), w.ptr<T>(), N, D, scale, DropMask(drop));
+      const auto run = [&](auto drops) {
+        constexpr int kRows = kThreads / 32 * ForwardLayout<drops()>::kRows;
+        launch(embedding_forward_kernel<T, width(), drops()>,
+               dim3(unsigned((N + kRows - 1) / kRows)), dim3(kThreads), 0, stream_, early,
+               x.ptr<T>(), tokens.ptr<int32_t>(), w.ptr<T>(), N, D, scale, DropMask(drop));
+      };
+      drop.p > 0 ? run(std::true_type{}) : run(std::false_type{});
     });
   });
 }
