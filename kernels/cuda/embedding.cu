@@ -389,7 +389,10 @@ void sort_tokens(const Order& order, const int* tokens, int64_t N, int64_t V, in
                  size_t shared_bytes /*that a CTA may have*/, cudaStream_t stream) {
   const size_t batches =
       size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
-  const auto room = int64_t((shared_bytes / kSortWarps - batches) / sizeof(int) / 32 * 32);
+  const int64_t room =
+      (int64_t(shared_bytes / kSortWarps) - int64_t(batches)) / int64_t(sizeof(int)) / 32 * 32;
+  check(room > 0, "embedding: {} rows are more than can be sorted in {} bytes of shared memory", N,
+        shared_bytes);
   // The more CTAs, the more often all tokens are read; the fewer, the longer each is at its counts.
   const int64_t by_rows = std::max<int64_t>(512, N / 64 / 32 * 32);
   const int range = int(std::min({kMaxRange, room, by_rows, ((V + 63) / 64 + 31) / 32 * 32}));
