@@ -329,7 +329,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   Place here(a, pieces, 0);  // the chunk that is worked on
   Copies copies(a, smem, thread);
   copies.go_to(a, here);
-  // h and f have arrived.
+  // f has arrived; the bytes of h count by themselves.
   const auto keys_loaded = [&] { mbarrier_arrive_warp(smem + kLoaded); };
   // The values have, the second pair's gated; and dy of that pair.
   const auto values_loaded = [&] {

@@ -78,7 +78,7 @@ __device__ __forceinline__ void registers_shrink() {
 
 // What this thread wrote to shared memory with ordinary stores is seen by the copy engine and by
 // wgmma after the next barrier. Behind a barrier: what others wrote before it is seen by the wgmmas
-// that this thread takes part in from here on.
+// that this thread takes part in, and comes before the copies that it starts, from here on.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

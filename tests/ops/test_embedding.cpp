@@ -91,7 +91,7 @@ TEST_CASE("embedding: backward of runs of every length, by forward's order and b
       const Values w = exact(normals(size_t(kTable * D), seed)),
                    dx = exact(normals(size_t(N * D), seed + 1)),
                    before = normals(size_t(kTable * D), seed + 2);
-      const Dropout drop = D == 19 ? some_dropout() : Dropout{};
+      const Dropout drop = D == 19 || seed == 2 ? some_dropout() : Dropout{};
       Bench ref(reference_ops());
       const Tensor sum = ref.zeros({kTable, D}, DType::f64);
       ref->embedding_backward(sum, ref.real({N, D}, dx), ref.ids(tokens), kScale, drop);

@@ -289,7 +289,7 @@ void check_layers(Ops& ops, bool small) {
                                  {33, 64, 50304},
                                  {1000, 1365, 192},
                                  {500, 192, 1365},
-                                 {300, 8, 50304},  // column sums: few CTAs of many rows
+                                 {300, 8, 50304},  // column sums: a CTA has all rows
                                  {512, 546, 2730}});
   for (const auto& [N, I, O] : linear)
     for (const bool bias : {false, true}) check_linear(ops, N, I, O, bias);
@@ -317,6 +317,7 @@ void check_layers(Ops& ops, bool small) {
     check_embedding(ops, 5000, 50304, 64, 0);
     check_embedding(ops, 20001, 50304, 8, 0.1f);  // a warp of the sort has several batches of rows
     check_embedding(ops, 1000, 151000, 8, 0);     // more ranges of tokens than multiprocessors
+    check_embedding(ops, 70001, 50304, 8, 0.1f);  // as many rows as a step has
   }
   for (const int64_t D : {7, 192, 1365}) check_masks(ops, 33, D);
   for (const bool backward : {true, false}) {

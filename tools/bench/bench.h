@@ -40,7 +40,7 @@ struct StepTime {
   int64_t tokens = 0;
   std::vector<OpShare> breakdown;  // of one step, the longest first, less what marks cost
   double breakdown_ms = 0;         // that whole step with its marks, on the device's own clock
-  double between_ms = 0;           // steps as for `ms` between those that were broken down
+  double between_ms = 0;           // as `ms`, of steps between those; on the CPU `ms` itself
   double mark_us = 0;              // what one operation's marks cost
 };
 // Whole optimizer steps of `micro_batches` on random tokens.

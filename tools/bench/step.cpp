@@ -42,6 +42,7 @@ double mark_cost_ms(Ops& ops) {
     for (int round = 0; round < kRounds; ++round) {
       ops.synchronize();
       ops.forget_marks();
+      row->replay();  // so that the device has work while the host goes ahead
       ops.mark();
       row->replay();
       ops.mark();
@@ -180,7 +181,7 @@ void break_down(TimedOps& ops, StepRun& run, StepTime& r) {
   const size_t middle =
       size_t(std::find(whole.begin(), whole.end(), r.breakdown_ms) - whole.begin());
   r.breakdown = std::move(runs[middle]);
-  r.between_ms = between.empty() ? r.breakdown_ms : median(std::move(between));
+  r.between_ms = between.empty() ? r.ms : median(std::move(between));
   const double cost = mark_cost_ms(ops);
   r.mark_us = 1e3 * cost;
   for (OpShare& o : r.breakdown) o.ms = std::max(0.0, o.ms - cost * double(o.calls));
