@@ -18,25 +18,19 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <vector>
 
-#include "cuda/activation.cuh"
 #include "cuda/cuda_check.h"
 #include "cuda/glu_gemm.h"
 #include "cuda/tma.cuh"
-#include "cuda/vec.cuh"
+#include "glu_gemm_reference.cuh"
+#include "glu_gemm_time.h"
 
 using namespace hgrn;
+using namespace hgrn::glu_cases;
 
 namespace {
 
-struct Case {
-  const char* name;
-  int64_t N, F, D;
-  Act act;
-  bool bias;
-};
 constexpr Case kSmall[] = {
     {"one tile", 128, 128, 192, Act::identity, false},
     {"one tile", 128, 256, 256, Act::silu, false},
@@ -50,48 +44,6 @@ constexpr Case kSmall[] = {
     {"several bands", 6100, 264, 192, Act::identity, true},
     {"fewer steps than stages", 9000, 1416, 72, Act::silu, true},
 };
-constexpr Case kModels[] = {
-    {"44M", 65536, 1408, 512, Act::identity, true}, {"150M", 53248, 2048, 768, Act::silu, false},
-    {"385M", 30720, 2816, 1024, Act::silu, false},  {"1B", 20480, 5632, 2048, Act::silu, false},
-    {"2.9B", 16384, 6912, 2560, Act::silu, false},  {"ragged", 20011, 2816, 1024, Act::silu, true},
-};
-
-// ---- memory
-struct Memory {
-  std::vector<void*> blocks;
-  ~Memory() {
-    for (void* p : blocks) cudaFree(p);
-  }
-  template <class T>
-  T* take(int64_t count) {
-    void* p = nullptr;
-    CUDA_CHECK(cudaMalloc(&p, size_t(count) * sizeof(T)));
-    blocks.push_back(p);
-    return static_cast<T*>(p);
-  }
-};
-
-__device__ uint32_t mix(uint64_t v) {
-  v = (v ^ (v >> 31)) * 0x7fb5d329728ea185ull;
-  v = (v ^ (v >> 27)) * 0x81dadef4bc2dd44dull;
-  return uint32_t(v >> 32);
-}
-// Of unit variance times scale: the sum of four uniform numbers.
-__global__ void fill_kernel(bf16* p, int64_t count, float scale, uint64_t seed) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count;
-       i += int64_t(gridDim.x) * blockDim.x) {
-    float sum = 0;
-    for (int k = 0; k < 4; ++k) sum += mix((seed * 4 + k) << 40 ^ i * 2654435761ull) * 0x1p-32f;
-    p[i] = __float2bfloat16_rn((sum - 2) * 1.7320508f * scale);
-  }
-}
-bf16* filled(Memory& memory, int64_t count, double scale, uint64_t seed) {
-  bf16* const p = memory.take<bf16>(count);
-  fill_kernel<<<1024, 256>>>(p, count, float(scale), seed);
-  CUDA_CHECK(cudaGetLastError());
-  return p;
-}
-
 // ---- references
 // out (rows, columns) = a (rows, depth) b, in double: b (columns, depth), or (depth, columns).
 __global__ void product_kernel(float* out, const bf16* a, const bf16* b, int64_t rows,
@@ -104,56 +56,6 @@ __global__ void product_kernel(float* out, const bf16* a, const bf16* b, int64_t
     sum += double(__bfloat162float(a[r * depth + k])) *
            double(__bfloat162float(b[b_rows_are_depth ? k * columns + c : c * depth + k]));
   out[i] = float(sum);
-}
-
-void cublas(cublasStatus_t s) {
-  check(s == CUBLAS_STATUS_SUCCESS, "cuBLAS: status {}", int(s));
-}
-// The same by cuBLAS, out in bf16 or fp32.
-void product(cublasHandle_t handle, void* out, cudaDataType type, const bf16* a, const bf16* b,
-             int64_t rows, int64_t columns, int64_t depth, bool b_rows_are_depth) {
-  const float one = 1, zero = 0;
-  cublas(cublasGemmEx(handle, b_rows_are_depth ? CUBLAS_OP_N : CUBLAS_OP_T, CUBLAS_OP_N,
-                      int(columns), int(rows), int(depth), &one, b, CUDA_R_16BF,
-                      int(b_rows_are_depth ? columns : depth), a, CUDA_R_16BF, int(depth), &zero,
-                      out, type, int(columns), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-}
-
-// The elementwise passes as in glu.cu.
-__device__ float2 slope(float g, Act act) {
-  if (act == Act::identity) return {g, 1.0f};
-  const float s = sigmoid<bf16>(g);
-  return act == Act::silu ? float2{g * s, s * (1 + g * (1 - s))} : float2{s, s * (1 - s)};
-}
-template <bool kBackward>
-__global__ __launch_bounds__(256) void glu_kernel(bf16* out, const bf16* dh, const bf16* gu,
-                                                  int64_t N, int64_t F, Act act) {
-  const int64_t col = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 8;
-  if (col >= F) return;
-  for (int64_t row = blockIdx.y; row < N; row += gridDim.y) {
-    float g[8], u[8], d[8];
-    load<8>(g, gu + row * 2 * F + col);
-    load<8>(u, gu + row * 2 * F + F + col);
-    if constexpr (kBackward) {
-      load<8>(d, dh + row * F + col);
-      for (int i = 0; i < 8; ++i) {
-        const float2 a = slope(g[i], act);
-        g[i] = d[i] * u[i] * a.y;
-        u[i] = d[i] * a.x;
-      }
-      store<8>(out + row * 2 * F + col, g);
-      store<8>(out + row * 2 * F + F + col, u);
-    } else {
-      for (int i = 0; i < 8; ++i) u[i] *= activate<bf16>(g[i], act);
-      store<8>(out + row * F + col, u);
-    }
-  }
-}
-template <bool kBackward>
-void glu(bf16* out, const bf16* dh, const bf16* gu, const Case& c) {
-  const dim3 blocks(unsigned((c.F / 8 + 255) / 256), unsigned(std::min<int64_t>(c.N, 16384)));
-  glu_kernel<kBackward><<<blocks, 256>>>(out, dh, gu, c.N, c.F, c.act);
-  CUDA_CHECK(cudaGetLastError());
 }
 
 __global__ void round_kernel(bf16* to, const float* from, int64_t n) {
@@ -295,18 +197,6 @@ constexpr int64_t kBehind = 64;  // rows behind the last, which must be left alo
 
 glu_gemm::Options g_options;
 
-struct Data {
-  Memory memory;
-  bf16 *x, *w, *bias, *dy, *down;
-  explicit Data(const Case& c) {
-    x = filled(memory, c.N * c.D, 1, 1);
-    w = filled(memory, 2 * c.F * c.D, 2 / std::sqrt(double(c.D)), 2);
-    bias = c.bias ? filled(memory, 2 * c.F, 1, 3) : nullptr;
-    dy = filled(memory, c.N * c.D, 1, 4);
-    down = filled(memory, c.D * c.F, 1 / std::sqrt(double(c.D)), 5);
-  }
-};
-
 // Backward with the sums of the gradient's columns, in both of its kernels: what it makes of them,
 // and that dgu and h are those of backward without them, which are given.
 void check_sums(Checker& checker, const Case& c, const Data& in, const bf16* gu, const bf16* h,
@@ -406,67 +296,6 @@ void check_case(Checker& checker, cublasHandle_t handle, const Case& c, bool by_
   check_sums(checker, c, in, gu[0], h[0], dgu[0]);
 }
 
-// ---- time
-double median_us(const std::function<void()>& f, int repeats = 30) {
-  cudaEvent_t from, to;
-  CUDA_CHECK(cudaEventCreate(&from));
-  CUDA_CHECK(cudaEventCreate(&to));
-  std::vector<float> ms;
-  for (int i = 0; i < repeats + 3; ++i) {
-    CUDA_CHECK(cudaEventRecord(from));
-    f();
-    CUDA_CHECK(cudaEventRecord(to));
-    CUDA_CHECK(cudaEventSynchronize(to));
-    float t;
-    CUDA_CHECK(cudaEventElapsedTime(&t, from, to));
-    if (i >= 3) ms.push_back(t);
-  }
-  cudaEventDestroy(from), cudaEventDestroy(to);
-  std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
-  return 1e3 * ms[ms.size() / 2];
-}
-
-// Every buffer but the weights is larger than L2.
-void time_case(cublasHandle_t handle, const Case& c) {
-  Data in(c);
-  Memory memory;
-  bf16* const gu = filled(memory, c.N * 2 * c.F, 2, 7);
-  bf16* const dgu = memory.take<bf16>(c.N * 2 * c.F);
-  bf16* const h = memory.take<bf16>(c.N * c.F);
-  const double tile = double(c.N) * c.F;
-  struct Row {
-    const char* name;
-    double flops, bytes;  // bytes of the elementwise operands that the fused form cannot avoid
-    double gemm, glu, fused;
-  } rows[3] = {{"forward", 4 * tile * c.D, 6 * tile, 0, 0, 0},
-               {"backward", 2 * tile * c.D, 8 * tile, 0, 0, 0},
-               {"and h", 2 * tile * c.D, 10 * tile, 0, 0, 0}};
-  rows[0].gemm =
-      median_us([&] { product(handle, gu, CUDA_R_16BF, in.x, in.w, c.N, 2 * c.F, c.D, false); });
-  rows[0].glu = median_us([&] { glu<false>(h, nullptr, gu, c); });
-  rows[1].gemm =
-      median_us([&] { product(handle, h, CUDA_R_16BF, in.dy, in.down, c.N, c.F, c.D, true); });
-  rows[1].glu = median_us([&] { glu<true>(dgu, h, gu, c); });
-  rows[0].fused = median_us([&] {
-    glu_gemm::forward(h, gu, in.x, in.w, in.bias, c.N, c.F, c.D, c.act, g_options, nullptr);
-  });
-  rows[2].gemm = rows[1].gemm, rows[2].glu = rows[1].glu;
-  for (Row* r : {&rows[1], &rows[2]})
-    r->fused = median_us([&] {
-      glu_gemm::backward(dgu, r == &rows[2] ? h : nullptr, nullptr, in.dy, gu, in.down, c.N, c.F,
-                         c.D, c.act, g_options, nullptr);
-    });
-  for (const Row& r : rows) {
-    const double apart = r.gemm + r.glu;
-    std::printf(
-        "%-6s %-8s | %6.1f + %6.1f = %7.1f us (product %3.0f TFLOP/s) | %7.1f us %4.0f TFLOP/s "
-        "%5.2f TB/s | %+7.1f us\n",
-        c.name, r.name, r.gemm, r.glu, apart, r.flops / r.gemm / 1e6, r.fused,
-        r.flops / r.fused / 1e6, (r.bytes + 2.0 * c.N * c.D) / r.fused / 1e6, r.fused - apart);
-  }
-  std::fflush(stdout);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -497,10 +326,7 @@ int main(int argc, char** argv) {
       for (const Case& c : kSmall) check_case(checker, handle, c, false);
     if (accuracy)
       for (const Case& c : kModels) check_case(checker, handle, c, true);
-    if (time) {
-      std::printf("model  pass     | cuBLAS + elementwise | fused | difference\n");
-      for (const Case& c : kModels) time_case(handle, c);
-    }
+    if (time) time_models(handle, g_options);
     cublasDestroy(handle);
     std::printf(checker.failures ? "%d checks FAILED\n" : "all is well\n", checker.failures);
     return checker.failures ? 1 : 0;

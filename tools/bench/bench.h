@@ -16,6 +16,7 @@ namespace hgrn::bench {
 
 // Median milliseconds of `runs` calls after `warmup`, the device waited for in each.
 double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f);
+double median(std::vector<double> v);  // of an even number the upper one
 
 struct OpTime {
   std::string name, shape;

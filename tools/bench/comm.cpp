@@ -242,8 +242,7 @@ class Steps {
   }
 
   double slowest(std::vector<double> ms) {
-    std::sort(ms.begin(), ms.end());
-    const std::vector<double> all = ranks_.gather(ms[ms.size() / 2]);
+    const std::vector<double> all = ranks_.gather(median(std::move(ms)));
     return *std::max_element(all.begin(), all.end());
   }
 

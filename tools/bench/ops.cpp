@@ -91,8 +91,7 @@ double median_us(Ops& ops, const std::function<void()>& f) {
   std::vector<double> us;
   for (int i = 0; i < kRuns; ++i)
     us.push_back(1e3 * ops.elapsed_ms(marks[size_t(i)], marks[size_t(i) + 1]));
-  std::sort(us.begin(), us.end());
-  return us[us.size() / 2];
+  return median(std::move(us));
 }
 
 struct Timer {

@@ -10,11 +10,6 @@ namespace hgrn::bench {
 namespace {
 constexpr int kBreakdownSteps = 5;
 
-double median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v[v.size() / 2];
-}
-
 // What marks around an operation add to what it takes in a step. Where the host waits for each
 // operation: what two marks around nothing measure. Else also what a device loses that ends one
 // kernel before it starts the next: a small kernel with marks, less the same one in a recorded row.
@@ -60,6 +55,11 @@ double mark_cost_ms(Ops& ops) {
   return std::max(0.0, median(std::move(marked)) - median(std::move(bare)));
 }
 }  // namespace
+
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v[v.size() / 2];
+}
 
 double median_ms(Ops& ops, int warmup, int runs, const std::function<void()>& f) {
   std::vector<double> ms;
