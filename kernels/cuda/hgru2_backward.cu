@@ -122,12 +122,10 @@ __global__ __launch_bounds__(2 * N,
   load_state(last_chunk, 2);
   cp_async_commit();
 
-  float bound[2], rest[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    bound[r] = a.bound ? a.bound[head * N + own + g + 8 * r] : 0.0f;
-    rest[r] = 1.0f - bound[r];
-  }
+  float lower[2];
+  KeyScales::load(lower, a.bound, head * N + own + g);
+  KeyScales scales;
+  scales.set(lower);
   // dh: rows c = own + g (+8), columns v = 8j + 2q (+1)
   float dh[kColumns][4];
   const auto state_at = [&](int j, int r) { return (own + g + 8 * r) * N + 8 * j + 2 * q; };
@@ -203,12 +201,12 @@ __global__ __launch_bounds__(2 * N,
         ldmatrix_trans(
             raw, (smem + Smem::kRaw + (sub * 4 + kF) * Smem::kTile + tile_major) ^ (warp * 32));
         KeyGates key;
-        key_gates(key, raw, bound, rest, q, tokens);
+        key_gates(key, raw, scales, q, tokens);
         float k_after[2][4];
 #pragma unroll
         for (int r = 0; r < 2; ++r)
 #pragma unroll
-          for (int m = 0; m < 4; ++m) k_after[r][m] = rest[r] * key.close[r][m];
+          for (int m = 0; m < 4; ++m) k_after[r][m] = key.k[r][m];
         scale_after(k_after, total[sub], key.f, q, tokens);
         cut_after(k_after, q, tokens);
         pack(key_b[sub], k_after);
@@ -268,11 +266,11 @@ __global__ __launch_bounds__(2 * N,
         float scores_d[2][4] = {};
         mma(scores_d[0], left, right[0], right[1]);
         mma(scores_d[1], left, right[2], right[3]);
-        key_gates(key, xf, bound, rest, q, tokens);
+        key_gates(key, xf, scales, q, tokens);
         decay_products(decay, key.f, q, tokens);
         query_gates<kSilu>(query, slope, xq, a.output_act, a.query_scale);
         float up[2][4], down[2][4];
-        own_parts(up, down, query, key, decay, rest);
+        own_parts(up, down, query, key, decay);
         pack_tiles(tiles, up, down, decay, q, tokens);
         float scores_a[2][4];
         partial_scores(scores_a, tiles.query_d, tiles.key_d);
@@ -427,7 +425,7 @@ __global__ __launch_bounds__(2 * N,
           return cross[r] += __shfl_xor_sync(0xffffffffu, cross[r], 2);
         };
         channel_gradients(dxq, dxf, dbound, iq, ik, gq, gk, all_columns, diag,
-                          {key, decay, query, slope, rest, tiles}, tokens, q);
+                          {key, decay, query, slope, tiles}, tokens, q);
         store_channels(dx, 3 * D, dxq, g, q, tokens.valid);
         store_channels(dx + D, 3 * D, dxf, g, q, tokens.valid);
       }
@@ -458,7 +456,7 @@ __global__ __launch_bounds__(2 * N,
   if (a.dbound_partial)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float sum = dbound[r];
+      float sum = dbound[r] * scales.inverse_rest[r];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       float* const out = a.dbound_partial + b * D + head * N + own + g + 8 * r;

@@ -14,7 +14,7 @@ struct Earlier {
   float gradient[2][4];   // what dg / f - dk has without the later sub-chunk and other lanes
   float inverse_f[2][4];  // 0 at a reset: no gradient goes through f there
   float after[2][4];      // decay to the end, 0 before a reset
-  float close[2][4], open[2][4];  // open: times 1 - bound
+  float k[2][4], open[2][4];
 };
 
 // Its gates' part.
@@ -79,8 +79,8 @@ __device__ __forceinline__ void end_earlier(float (&dxf)[2][4], float (&dbound)[
     for (int m = 0; m < 4; ++m) {
       const float dg = m == 0 ? outer[r] : outer[r] + down[r][m - 1];
       const float d =
-          x.close[r][m] * (x.gradient[r][m] +
-                           (dg * x.inverse_f[r][m] - x.after[r][m] * ik[m >> 1][2 * r + (m & 1)]));
+          x.k[r][m] * (x.gradient[r][m] +
+                       (dg * x.inverse_f[r][m] - x.after[r][m] * ik[m >> 1][2 * r + (m & 1)]));
       dbound[r] += d;
       dxf[r][m] = x.open[r][m] * d;
     }

@@ -398,7 +398,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
     mbarrier_arrive_warp(smem + kGradient);
 #pragma unroll 1
     for (int pair = kPairs - 1; pair >= 0; --pair) {
-      barrier_sync(kDhStored, kThreads);
+      barrier_sync(kRead, kThreads);
       // dx of the pair behind is written, too; h, f and v are read.
       stores.store_gates();
       mbarrier_arrive_warp(smem + kStored);
@@ -486,7 +486,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
     here = next;
     if (kReset) resets.load(a, here.b, here.chunk, lane);  // on the way while those copies are
   }
-  barrier_sync(kDhStored, kThreads);
+  barrier_sync(kRead, kThreads);
   stores.store_gates();
 }
 

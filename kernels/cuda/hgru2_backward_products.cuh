@@ -97,23 +97,25 @@ __device__ __forceinline__ void gate_first_values(const Call<__nv_bfloat16>& a, 
   const uint32_t at = smem + kRaw + kV * kPart + row_offset(position_of(token), column16);
   __nv_bfloat16* const slopes =
       a.dx + ((work.b * a.T + first) * 3 + 2) * step + work.head * N + column16 * 8;
+  uint4 slope[2];
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
-    uint4 v = ld_shared4(at + s * kSubRows), slope;
-    activate_with_slope<kValueGate>(v, slope);
+    uint4 v = ld_shared4(at + s * kSubRows);
+    activate_with_slope<kValueGate>(v, slope[s]);
     st_shared(at + s * kSubRows, v);
-    st_global_if(first + s * kSub < T, slopes + s * kSub * 3 * step, slope);
   }
   fence_async_proxy();  // wgmma reads them
   barrier_arrive(kFirstGated, kThreads);
+#pragma unroll
+  for (int s = 0; s < 2; ++s)
+    st_global_if(first + s * kSub < T, slopes + s * kSub * 3 * step, slope[s]);
   barrier_sync(kAmongState, kStateThreads);
 }
 
 // h before the chunk's second pair, in place of the saved one. values: the mbarrier of v.
 template <class TokensOf>
-__device__ __forceinline__ void advance_state(const StateAddresses& at, const float (&bound)[2],
-                                              const float (&rest)[2], int q,
-                                              const TokensOf& tokens_of, uint32_t values,
+__device__ __forceinline__ void advance_state(const StateAddresses& at, const KeyScales& scales,
+                                              int q, const TokensOf& tokens_of, uint32_t values,
                                               uint32_t parity, uint64_t rows) {
   uint32_t key_b[2][4];
   float total[2][2];
@@ -123,13 +125,13 @@ __device__ __forceinline__ void advance_state(const StateAddresses& at, const fl
     uint32_t raw[4];
     ldmatrix_trans(raw, at.raw() + raw_tile(kF, sub));
     KeyGates key;
-    key_gates(key, raw, bound, rest, q, tokens);
+    key_gates(key, raw, scales, q, tokens);
     float k_after[2][4];
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
       for (int m = 0; m < 4; ++m)
-        k_after[r][m] = (sub == 0 ? rest[r] * total[1][r] : rest[r]) * key.close[r][m];
+        k_after[r][m] = sub == 0 ? total[1][r] * key.k[r][m] : key.k[r][m];
     scale_after(k_after, total[sub], key.f, q, tokens);
     cut_after(k_after, q, tokens);
     pack(key_b[sub], k_after);
@@ -165,7 +167,12 @@ __device__ __forceinline__ void advance_state(const StateAddresses& at, const fl
                          pack_bf16(h[2 * k + 1][2], h[2 * k + 1][3])));
 }
 
-// iq = dy h^T, ik = v bf16(dh)^T, cross = sum_v h dh of a pair; bf16(dh) for the helpers.
+// Register e of step k of 16 value columns of bf16(dh).
+__device__ __forceinline__ uint32_t rounded_dh(const float (&dh)[N / 8][4], int k, int e) {
+  return pack_bf16(dh[2 * k + (e >> 1)][2 * (e & 1)], dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
+}
+
+// iq = dy h^T, ik = v bf16(dh)^T, cross = sum_v h dh of a pair.
 // [tile][..]: element [r][m] of sub-chunk s is [2 s + m/2][2r + m%2].
 __device__ __forceinline__ void pair_products(float (&iq)[4][4], float (&ik)[4][4],
                                               float (&cross)[2], const float (&dh)[N / 8][4],
@@ -175,7 +182,7 @@ __device__ __forceinline__ void pair_products(float (&iq)[4][4], float (&ik)[4][
   for (int j = 0; j < 4; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) iq[j][e] = ik[j][e] = 0.0f;
-  const uint32_t states = at.states(), dh_rows = at.dh();
+  const uint32_t states = at.states();
 #pragma unroll
   for (int k0 = 0; k0 < kWarps; k0 += kGroup) {
     uint32_t h[kGroup][4], d[kGroup][4];
@@ -185,12 +192,8 @@ __device__ __forceinline__ void pair_products(float (&iq)[4][4], float (&ik)[4][
       const uint4 h4 = ld_shared4(states + k * kStateThreads * 16);
       h[j][0] = h4.x, h[j][1] = h4.y, h[j][2] = h4.z, h[j][3] = h4.w;
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        d[j][e] =
-            pack_bf16(dh[2 * k + (e >> 1)][2 * (e & 1)], dh[2 * k + (e >> 1)][2 * (e & 1) + 1]);
+      for (int e = 0; e < 4; ++e) d[j][e] = rounded_dh(dh, k, e);
     }
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) stmatrix(at_step(dh_rows, k0 + j, kDhHalf), d[j]);
 #pragma unroll
     for (int j = 0; j < kGroup; j += 2) {
       uint32_t product[4];
@@ -211,10 +214,23 @@ __device__ __forceinline__ void pair_products(float (&iq)[4][4], float (&ik)[4][
   cross[0] = sum[0], cross[1] = sum[2];
 }
 
-// What a piece leaves: dh before it, and its part of d bound.
+// bf16(dh) for the helpers.
+__device__ __forceinline__ void store_dh(const StateAddresses& at, const float (&dh)[N / 8][4]) {
+  const uint32_t rows = at.dh();
+#pragma unroll
+  for (int k = 0; k < kWarps; ++k) {
+    uint32_t d[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) d[e] = rounded_dh(dh, k, e);
+    stmatrix(at_step(rows, k, kDhHalf), d);
+  }
+}
+
+// What a piece leaves: dh before it, and its part of d bound. What lies in local memory takes
+// hundreds of cycles here, so that as little as possible is taken from before the loop.
 __device__ __forceinline__ void end_piece(const Call<__nv_bfloat16>& a, const Piece& work,
                                           const float (&dh)[N / 8][4], const float (&dbound)[2],
-                                          int own, int g, int q, int tid) {
+                                          const KeyScales& scales, int own, int g, int q, int tid) {
   if (work.to >= 0) hand_over<kStateThreads>(a, work.to, dh, tid, kAmongState);
   if (a.dh0 && work.first == 0)
 #pragma unroll
@@ -223,20 +239,24 @@ __device__ __forceinline__ void end_piece(const Call<__nv_bfloat16>& a, const Pi
       for (int r = 0; r < 2; ++r)
         *reinterpret_cast<float2*>(a.dh0 + int64_t(work.bh) * N * N + (own + g + 8 * r) * N +
                                    8 * j + 2 * q) = make_float2(dh[j][2 * r], dh[j][2 * r + 1]);
-  if (a.dbound_partial)
+  if (!a.dbound_partial) return;
+  const int t = opaque(tid), channel = 16 * (t >> 5) + ((t & 31) >> 2);
+  const int part = int(a.B * a.D);
+  float* const out = a.dbound_partial + work.bh * N + channel;
+  // work.whole, made again
+  const bool whole = a.chain.slots ? work.from < 0 && work.to < 0 : int(blockIdx.x) < a.split.whole;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float sum = dbound[r];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      float* const out = a.dbound_partial + work.b * a.D + work.head * N + own + g + 8 * r;
-      if (q == 0) {
-        out[work.part * a.B * a.D] = sum;
-        if (work.whole)
+  for (int r = 0; r < 2; ++r) {
+    float sum = dbound[r] * scales.inverse_rest[r];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if ((t & 3) == 0) {
+      out[int64_t(work.part) * part + 8 * r] = sum;
+      if (whole)
 #pragma unroll 1
-          for (int part = 1; part < a.parts(); ++part) out[part * a.B * a.D] = 0.0f;
-      }
+        for (int p = 1; p < a.parts(); ++p) out[int64_t(p) * part + 8 * r] = 0.0f;
     }
+  }
 }
 
 }  // namespace hgrn::hgru2::backward_roles

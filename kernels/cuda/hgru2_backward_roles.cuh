@@ -20,14 +20,7 @@ constexpr int kGroup = 8;  // steps of 16 value columns whose operands are in re
 static_assert(kGroup % 2 == 0);  // two are added up before their product with ones
 enum Part { kQ, kF, kV, kDy };
 // kHelper and kAmongState: all of one role.
-enum Barrier {
-  kTiles = 1,
-  kState = 2,
-  kHelper = 3,
-  kAmongState = 4,
-  kDhStored = 5,
-  kFirstGated = 6
-};
+enum Barrier { kTiles = 1, kState = 2, kHelper = 3, kAmongState = 4, kRead = 5, kFirstGated = 6 };
 
 constexpr int kOutTile = kSub * kPitch;
 constexpr int kH = N * N * 2;

@@ -42,16 +42,15 @@
 // count at `loaded` and `first`; q, f, v and dy, whose rows are spread, by the helpers' cp.async
 // (by the engine, in boxes of 16 rows, they took 5 % longer: docs/benchmarks_history.md).
 //
-// Between the roles, once a pair: kDhStored (bf16(dh) is written; h, f and v are no longer read;
-// dx_q, dx_f of the pair behind are written, too), kTiles (k, q of A and of dv are written, q no
-// longer read), kState (dy and D are no longer read), stored (dx of the pair behind is read from
-// shared memory), freeDh (the tile of dh may be written again), free (the tiles of A, which slopes
-// lay in, and the keys' tile, where dv lay last). State warps enter barriers without waiting; they
-// wait at mbarriers, for helpers only, and so do not wait for each other, but for the first values
-// that they gate (kAmongState). No state warp enters a barrier a second time before the helpers
-// have left it: it has seen freeDh and free, which they signal behind kTiles and kState; gradient,
-// behind kFirstGated; at the last kDhStored, which closes the last dx, stored, which they signal
-// behind kDhStored.
+// Between the roles, once a pair: kRead (h, f and v are no longer read; dx_q, dx_f of the pair
+// behind are written), kTiles (bf16(dh), k, q of A and of dv are written, q no longer read), kState
+// (dy and D are no longer read), stored (dx of the pair behind is read from shared memory), freeDh
+// (the tile of dh may be written again), free (the tiles of A, which slopes lay in, and the keys'
+// tile, where dv lay last). State warps enter barriers without waiting; they wait at mbarriers, for
+// helpers only, and so do not wait for each other, but for the first values that they gate
+// (kAmongState). No state warp enters a barrier a second time before the helpers have left it: it
+// has seen freeDh and free, which they signal behind kTiles and kState; gradient, behind
+// kFirstGated; at the last kRead, which closes the last dx, stored, which they signal behind kRead.
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,
@@ -59,6 +58,9 @@
 // operands in shared memory, dv transposed: its value columns are the rows, of which a wgmma
 // needs 64. The three blocks of A are on the diagonal of a product of 64 rows and columns, a warp
 // each.
+//
+// bf16(dh) is rounded twice: for these products, and for the tile that dv is made from, which may
+// be written only when the helpers have made dv of the pair behind.
 //
 // sum_v h dh, a part of dg: the bf16 tiles of both are in registers anyway and in the same places,
 // so they are multiplied there, two steps of columns added up, and a product with ones adds the
@@ -71,7 +73,7 @@
 // Registers that do not fit lie in what shared memory leaves of L1, 28 KB or some 70 bytes a
 // thread. Beyond that a reload takes hundreds of cycles, and no one else is there to use them:
 // hence the addresses that are made anew (StateAddresses), the products of f that are, and kStash.
-// Without resets 48 bytes are left. Helpers, one a scheduler, are bound by latencies: what they do
+// Without resets 40 bytes are left. Helpers, one a scheduler, are bound by latencies: what they do
 // to values goes over eight at a time, when dv is not in their registers.
 //
 // Shared memory keeps a sub-chunk's rows in the order of positions (hgru2_gates.cuh): x, dy and dh

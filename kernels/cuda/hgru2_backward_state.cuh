@@ -8,7 +8,7 @@ namespace hgrn::hgru2::backward_roles {
 // The products of f of a thread's tokens once more: made again from what is kept anyway, they need
 // no registers meanwhile.
 __device__ __forceinline__ void products_again(Decay& o, const KeyGates& key,
-                                               const float (&bound)[2], const float (&rest)[2]) {
+                                               const KeyScales& scales) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float f[2][4];
@@ -16,7 +16,7 @@ __device__ __forceinline__ void products_again(Decay& o, const KeyGates& key,
     for (int m = 0; m < 4; ++m) {
       float open = key.open[r][m];
       asm volatile("" : "+f"(open));
-      f[r][m] = forget(open, bound[r], rest[r]);
+      f[r][m] = forget(open, scales, r);
     }
     running_products(o, f, r);
   }
@@ -38,10 +38,9 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
 #pragma unroll 1
   for (int k = 0; k < pieces.count; ++k) {
     const Piece work = pieces.at(a, k);
-    float bound[2], dbound[2] = {0.0f, 0.0f};
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      bound[r] = a.bound ? a.bound[work.head * N + own + g + 8 * r] : 0.0f;
+    float lower[2], dbound[2] = {0.0f, 0.0f};
+    KeyScales::load(lower, a.bound, work.head * N + own + g);
+    KeyScales scales = {};
     float dh[N / 8][4];
     if (work.from < 0)
       start_dh(dh, a, work, pieces.chunks, own, g, q);
@@ -60,19 +59,16 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       mbarrier_wait(smem + kLoaded, chunk_parity);
       if constexpr (kValueGate != Act::identity)
         gate_first_values<kValueGate>(a, smem, work, chunk, tid);
-      float rest[2];  // not before here: at a head's start the bounds are still on their way
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        asm volatile("" : "+f"(bound[r]));
-        rest[r] = 1.0f - bound[r];
+      if (chunk == work.end - 1) {  // not before: the bounds are still on their way
+        asm volatile("" : "+f"(lower[0]), "+f"(lower[1]));
+        scales.set(lower);
       }
-      advance_state(at, bound, rest, q, tokens_of, smem + kValues, chunk_parity, rows);
+      advance_state(at, scales, q, tokens_of, smem + kValues, chunk_parity, rows);
 
 #pragma unroll 1
       for (int pair = kPairs - 1; pair >= 0; --pair) {
         float iq[4][4], ik[4][4], cross[2];
         if (pair == 0) mbarrier_wait(smem + kFirst, chunk_parity);
-        mbarrier_wait(smem + kFreeDh, parity ^ 1);
         pair_products(iq, ik, cross, dh, at, wgmma_at(columns, raw_tile(0, 2 * pair)));
         uint32_t xf[2][4];
         {
@@ -80,7 +76,10 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           ldmatrix_trans(xf[0], raw);
           ldmatrix_trans(xf[1], raw + kSubRows);
         }
-        barrier_arrive(kDhStored, kThreads);
+        barrier_arrive(kRead, kThreads);
+        // Not before: the helpers' products of the pair behind may still read the last one.
+        mbarrier_wait(smem + kFreeDh, parity ^ 1);
+        store_dh(at, dh);
 
         float total[2][2];    // decay over the earlier and the later sub-chunk
         uint32_t query_e[4];  // q before of the earlier
@@ -102,26 +101,24 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           float query[2][4], slope[2][4];
           OperandTiles tiles;
           {
-            key_gates(key, xf[0], bound, rest, q, tokens);
+            key_gates(key, xf[0], scales, q, tokens);
             decay_products(decay, key.f, q, tokens);
-            float inverse_f[2][4], after[2][4], open[2][4];
+            float inverse_f[2][4], after[2][4];
             const uint32_t stash = at.stash();
             begin_earlier(inverse_f, after, decay, tokens, q);
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-#pragma unroll
-              for (int m = 0; m < 4; ++m) open[r][m] = rest[r] * key.open[r][m];
               keep(part(stash, r), inverse_f[r]);
               keep(part(stash, 2 + r), after[r]);
-              keep(part(stash, 4 + r), key.close[r]);
+              keep(part(stash, 4 + r), key.k[r]);
             }
-            keep(part(stash, 6), open[0]), keep(at.spare(), open[1]);
+            keep(part(stash, 6), key.open[0]), keep(at.spare(), key.open[1]);
           }
           uint32_t xq[4];
           ldmatrix_trans(xq, at.raw() + raw_tile(kQ, 2 * pair));
           query_gates<kQueryGate == Act::silu, true>(query, slope, xq, kQueryGate, a.query_scale);
           float up[2][4], down[2][4];
-          own_parts(up, down, query, key, decay, rest);
+          own_parts(up, down, query, key, decay);
           pack_tiles(tiles, up, down, decay, q, tokens);
           const uint32_t operands = at.operands();
           mbarrier_wait(smem + kFree, parity ^ 1);  // slopes lay there, and dv in pair_keys
@@ -151,8 +148,8 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           for (int i = 0; i < 2; ++i)
 #pragma unroll
             for (int e = 0; e < 4; ++e) iq_e[i][e] = iq[i][e];
-          query_gradients(dxq, sums, dk, iq_e, gq, gk, diag,
-                          {key, decay, query, slope, rest, tiles}, tokens, q);
+          query_gradients(dxq, sums, dk, iq_e, gq, gk, diag, {key, decay, query, slope, tiles},
+                          tokens, q);
           uint32_t packed[4];
           pack(packed, dxq);
           mbarrier_wait(smem + kStored, parity);  // dx of the pair behind
@@ -179,11 +176,11 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         {
           uint32_t xq[4];
           ldmatrix_trans(xq, at.raw() + raw_tile(kQ, 2 * pair + 1));
-          key_gates(key, xf[1], bound, rest, q, tokens);
+          key_gates(key, xf[1], scales, q, tokens);
           decay_products(decay, key.f, q, tokens);
           query_gates<kQueryGate == Act::silu, true>(query, slope, xq, kQueryGate, a.query_scale);
           float up[2][4], down[2][4];
-          own_parts(up, down, query, key, decay, rest);
+          own_parts(up, down, query, key, decay);
           pack_tiles(tiles, up, down, decay, q, tokens);
           float factor[2];
 #pragma unroll
@@ -257,7 +254,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
         const StateAddresses late = at.anew();
         // ---- dq, dk, dg of the later sub-chunk
         {
-          products_again(decay, key, bound, rest);
+          products_again(decay, key, scales);
           ldmatrix(tiles.key_b, at.pair_keys() ^ 32);
           const uint4 d4 = ld_shared4(at.diagonal(2 * pair + 1));
           const float diag[4] = {__uint_as_float(d4.x), __uint_as_float(d4.y),
@@ -265,7 +262,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           float dxq[2][4], dxf[2][4];
           channel_gradients(
               dxq, dxf, dbound, iq_l, ik_l, gq, gk, [&](int r) { return cross_l[2 * r]; }, diag,
-              {key, decay, query, slope, rest, tiles}, tokens, q);
+              {key, decay, query, slope, tiles}, tokens, q);
           uint32_t packed[4];
           pack(packed, dxq);
           const uint32_t out = at.out() + 2 * kOutTile;
@@ -283,7 +280,7 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
           ldmatrix(key_e, (operands + kOperandTile) ^ (kAcross * 32));
           kept(earlier.inverse_f[0], part(stash, 0)), kept(earlier.inverse_f[1], part(stash, 1));
           kept(earlier.after[0], part(stash, 2)), kept(earlier.after[1], part(stash, 3));
-          kept(earlier.close[0], part(stash, 4)), kept(earlier.close[1], part(stash, 5));
+          kept(earlier.k[0], part(stash, 4)), kept(earlier.k[1], part(stash, 5));
           kept(earlier.open[0], part(stash, 6)), kept(earlier.open[1], operands ^ (kSpare * 32));
           float up[4];
           kept(up, (operands ^ (kSpare * 32)) + kOperandTile);
@@ -305,9 +302,9 @@ __device__ __forceinline__ void state_warp(const Call<__nv_bfloat16>& a,
       chunk_parity ^= 1;
     }
 
-    end_piece(a, work, dh, dbound, own, g, q, tid);
+    end_piece(a, work, dh, dbound, scales, own, g, q, tid);
   }
-  barrier_arrive(kDhStored, kThreads);  // the last dx is written
+  barrier_arrive(kRead, kThreads);  // the last dx is written
 }
 
 }  // namespace hgrn::hgru2::backward_roles

@@ -78,12 +78,10 @@ __global__ __launch_bounds__(2 * N,
   };
   load(first_step);
 
-  float bound[2], rest[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    bound[r] = a.bound ? a.bound[h * N + own + g + 8 * r] : 0.0f;
-    rest[r] = 1.0f - bound[r];
-  }
+  float lower[2];
+  KeyScales::load(lower, a.bound, h * N + own + g);
+  KeyScales scales;
+  scales.set(lower);
   // S^T: rows v = own + g (+8), columns c = 8j + 2q (+1)
   float S[kColumns][4];
   const auto state_at = [&](int j, int e) {
@@ -149,18 +147,20 @@ __global__ __launch_bounds__(2 * N,
       ldmatrix_trans(xq, (tile + tile_major) ^ (warp * 32));
       ldmatrix_trans(xf, (tile + Smem::kTile + tile_major) ^ (warp * 32));
       KeyGates key;
-      key_gates(key, xf, bound, rest, q, tokens);
+      key_gates(key, xf, scales, q, tokens);
       Decay decay;
       decay_products(decay, key.f, q, tokens);
       float query[2][4], k[2][4];
       query_gates<kSilu>(query, xq, a.output_act);
-      scale_rows(decay, a.query_scale, rest);
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        decay.outer_up[r] *= a.query_scale, decay.outer_mid[r] *= a.query_scale;
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
           query[r][m] *= decay.up[r][m];
-          k[r][m] = decay.down[r][m] * key.close[r][m];
+          k[r][m] = decay.down[r][m] * key.k[r][m];
         }
       pack_tiles(tiles, query, k, decay, q, tokens);
       float scores[2][4];

@@ -173,12 +173,10 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
 #pragma unroll 1
   for (int k = 0; k < pieces.count; ++k) {
     const Steps piece(a, pieces, k);
-    float bound[2], rest[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      bound[r] = a.bound ? a.bound[piece.head * N + own + g + 8 * r] : 0.0f;
-      rest[r] = 1.0f - bound[r];
-    }
+    float lower[2];
+    KeyScales::load(lower, a.bound, piece.head * N + own + g);
+    KeyScales scales;
+    scales.set(lower);
     Resets resets;
     if (kReset) resets.load(a, piece.b, piece.first_step, lane);
 
@@ -207,15 +205,15 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
         const Tokens tokens{(reset >> (16 * sub)) & 0xffffu, kSub};
         OperandTiles tiles;
         KeyGates key;
-        key_gates(key, xf[sub], bound, rest, q, tokens);
+        key_gates(key, xf[sub], scales, q, tokens);
         Decay decay;
         decay_products(decay, key.f, q, tokens);
         float query[2][4], k[2][4];
         query_gates<kQueryGate == Act::silu, true>(query, xq[sub], kQueryGate);
-        scale_rows(decay, a.query_scale, rest);
         const bool multiply = multiplies(sub, tokens);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
+          decay.outer_up[r] *= a.query_scale, decay.outer_mid[r] *= a.query_scale;
           decay.total[r] *= shrunk[r];
           decay.outer_up[r] *= shrunk[r];
           if (multiply) continue;
@@ -227,7 +225,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
 #pragma unroll
           for (int m = 0; m < 4; ++m) {
             query[r][m] *= decay.up[r][m];
-            k[r][m] = decay.down[r][m] * key.close[r][m];
+            k[r][m] = decay.down[r][m] * key.k[r][m];
           }
         pack_tiles(tiles, query, k, decay, q, tokens);
         const uint32_t to = narrow_store + kTileAt + stage * kTileStage + sub * kTiles * kNarrow;

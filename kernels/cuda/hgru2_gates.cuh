@@ -2,6 +2,8 @@
 //
 //   f = bound + (1-bound) sigmoid(xf)    k = (1-bound) sigmoid(-xf)    q = scale * act(xq)
 //
+// A bound counts as at least e^-8, which changes no result by more than rounding.
+//
 // A warp owns 16 channels and works on sub-chunks of 16 tokens. A thread (lane = 4g+q) holds the
 // channels g and g+8 (index r = 0, 1) at the four tokens 4q..4q+3 (index m): 8 elements. No log and
 // no exp beyond the sigmoids: decays enter as running products of f inside the sub-chunk,
@@ -11,7 +13,7 @@
 //
 // so that before and after are <= 1 and serve every product with a state, and mid[t]/mid[s], the
 // decay between two tokens of the sub-chunk, splits into two factors that cannot overflow: at most
-// eight steps, each clamped to f >= e^-8. The clamp changes no result by more than rounding.
+// eight steps, each with f >= e^-8.
 //
 // Positions. Column j = 8i+2q+p of an MMA tile holds token 4q+2i+p, so that a thread's four tokens
 // are neighbours and a scan over the sub-chunk needs one exchange between four lanes. Tiles in
@@ -26,7 +28,7 @@ namespace hgrn::hgru2 {
 constexpr int kSub = 16;    // tokens of a sub-chunk
 constexpr int kChunk = 64;  // tokens between two saved states
 constexpr float kLog2e = 1.4426950408889634f;
-constexpr float kMinForget = 3.3546263e-4f;  // e^-8
+constexpr float kLeastBound = 3.3546263e-4f;  // e^-8
 
 // Token of row `row` (0..7) of tile i (0, 1).
 __device__ __forceinline__ int token_of(int i, int row) {
@@ -88,52 +90,63 @@ __device__ __forceinline__ float element(const uint32_t (&raw)[4], int r, int m)
   return (m & 1) ? high_bf16(v) : low_bf16(v);
 }
 
-// sigmoid(x) and exp(-x) of two neighbours. One reciprocal serves both, 1/a = b/(ab): what limits
-// the gates is the number of special functions. x counts as at least -40, where sigmoid is 4e-18,
-// so that the product stays finite. A NaN stays one, and makes its neighbour one.
-struct Sigmoids {
-  float x[2], open[2], e[2];
-  __device__ __forceinline__ explicit Sigmoids(uint32_t pair) {
-    constexpr uint32_t kLeast = 0xc220c220u;  // -40, twice
-    asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(pair) : "r"(kLeast));
-    x[0] = low_bf16(pair), x[1] = high_bf16(pair);
-    float a[2];
+// What the keys of a thread's two channels are made with: the bound, rest = 1 - bound, and what
+// lets k come out of its own exponential, rest exp(-xf).
+struct KeyScales {
+  float bound[2], rest[2], log2_rest[2], inverse_rest[2];
+  // bounds: of a head, or null: 0. channel: the thread's first.
+  __device__ __forceinline__ static void load(float (&lower)[2], const float* bounds, int channel) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      e[i] = exp2_approx(-kLog2e * x[i]);
-      a[i] = 1.0f + e[i];
+    for (int r = 0; r < 2; ++r) lower[r] = bounds ? bounds[channel + 8 * r] : 0.0f;
+  }
+  __device__ __forceinline__ void set(const float (&lower)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      bound[r] = fmaxf(lower[r], kLeastBound);
+      rest[r] = fmaxf(1.0f - bound[r], 0x1p-24f);  // nothing is divided by 0 where a bound is 1
+      log2_rest[r] = log2_approx(rest[r]);
+      inverse_rest[r] = rcp_approx(rest[r]);
     }
-    const float inverse = rcp_approx(a[0] * a[1]);
-    open[0] = inverse * a[1], open[1] = inverse * a[0];
   }
 };
 
-__device__ __forceinline__ float forget(float open, float bound, float rest) {
-  return fmaxf(fmaf(rest, open, bound), kMinForget);
-}
-
 // The key side: everything that depends on xf.
 struct KeyGates {
-  float open[2][4];   // sigmoid(xf)
-  float close[2][4];  // sigmoid(-xf), exact for xf -> infinity
+  float open[2][4];  // sigmoid(xf)
+  float k[2][4];     // rest sigmoid(-xf), exact for xf -> infinity
   float f[2][4];
 };
+__device__ __forceinline__ float forget(float open, const KeyScales& scales, int r) {
+  return fmaf(scales.rest[r], open, scales.bound[r]);
+}
 
-// x: ldmatrix_trans, tile_major, of the xf tile at this warp's 16 channels. rest = 1 - bound.
+// x: ldmatrix_trans, tile_major, of the xf tile at this warp's 16 channels. One reciprocal serves
+// two sigmoids, 1/a = b/(ab): what limits the gates is the number of instructions, and of special
+// functions most. xf counts as at least -40, where sigmoid is 4e-18, so that the product stays
+// finite. A NaN stays one, and makes its neighbour one.
 __device__ __forceinline__ void key_gates(KeyGates& o, const uint32_t (&x)[4],
-                                          const float (&bound)[2], const float (&rest)[2], int q,
-                                          const Tokens& tokens) {
+                                          const KeyScales& scales, int q, const Tokens& tokens) {
+  constexpr uint32_t kLeast = 0xc220c220u;  // -40, twice
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const Sigmoids s(x[r + 2 * i]);
+      uint32_t pair = x[r + 2 * i];
+      asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(pair) : "r"(kLeast));
+      const float xf[2] = {low_bf16(pair), high_bf16(pair)};
+      float e[2], a[2];  // rest exp(-xf), 1 + exp(-xf)
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        e[p] = exp2_approx(fmaf(-kLog2e, xf[p], scales.log2_rest[r]));
+        a[p] = fmaf(e[p], scales.inverse_rest[r], 1.0f);
+      }
+      const float inverse = rcp_approx(a[0] * a[1]);
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
         const int m = 2 * i + p;
-        o.open[r][m] = s.open[p];
-        o.close[r][m] = s.e[p] * s.open[p];
-        o.f[r][m] = forget(s.open[p], bound[r], rest[r]);
+        o.open[r][m] = inverse * a[1 - p];
+        o.k[r][m] = e[p] * o.open[r][m];
+        o.f[r][m] = forget(o.open[r][m], scales, r);
       }
     }
   if (tokens.valid < kSub)
@@ -141,7 +154,7 @@ __device__ __forceinline__ void key_gates(KeyGates& o, const uint32_t (&x)[4],
     for (int r = 0; r < 2; ++r)
 #pragma unroll
       for (int m = 0; m < 4; ++m)
-        if (4 * q + m >= tokens.valid) o.close[r][m] = 0.0f, o.f[r][m] = 1.0f;
+        if (4 * q + m >= tokens.valid) o.k[r][m] = 0.0f, o.f[r][m] = 1.0f;
 }
 
 // The products over the four lanes of a channel: of the neighbour in a pair of lanes, and of the
@@ -217,15 +230,6 @@ __device__ __forceinline__ void decay_products(Decay& o, const float (&f)[2][4],
   }
 }
 
-// What every query and every key of a channel is multiplied with, once a channel and thread.
-__device__ __forceinline__ void scale_rows(Decay& o, float query_scale, const float (&rest)[2]) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    o.outer_up[r] *= query_scale, o.outer_mid[r] *= query_scale;
-    o.outer_down[r] *= rest[r], o.inner_mid[r] *= rest[r];
-  }
-}
-
 // after and total alone, for advancing a state: value[r][m] *= after.
 __device__ __forceinline__ void scale_after(float (&value)[2][4], float (&total)[2],
                                             const float (&f)[2][4], int q, const Tokens& tokens) {
@@ -256,28 +260,34 @@ __device__ __forceinline__ void cut_after(float (&v)[2][4], int q, const Tokens&
       if (tokens.cut_after(4 * q + m)) v[0][m] = v[1][m] = 0.0f;
 }
 
-// value = scale * act(x) of two neighbours, slope = its derivative. Selects instead of branches:
+// Sigmoids of queries and values are 0.5 + 0.5 tanh(x/2), a special function each. The card's tanh
+// is documented to be right to 2^-11; on an H200 such a sigmoid is within 3.5e-6 for all bf16,
+// where rounding to bf16 takes 2e-3 near 1, and 0.3 % off at -8, where it is 3e-4. (Not for f:
+// 1 - f has to be right where f is nearly 1.) Halves of two bf16 are exact.
+__device__ __forceinline__ uint32_t halves(uint32_t pair) {
+  return mul_bf16x2(pair, 0x3f003f00u);
+}
+
+// value = scale * act(x) of two neighbours, slope = its derivative, as selects instead of branches:
 // the elements of a thread then share one basic block, and their special-function latencies
 // overlap. kSilu: act is known to be silu; kGate: known not to be identity.
 template <bool kSilu = false, bool kGate = kSilu>
 __device__ __forceinline__ void query_gate(float (&value)[2], float (&slope)[2], uint32_t x,
                                            Act act, float scale) {
-  const Sigmoids s(x);
-  const bool identity = !kGate && act == Act::identity;
+  const bool identity = !kGate && act == Act::identity, silu = kSilu || act == Act::silu;
+  const uint32_t half = halves(x);
+  const float h[2] = {low_bf16(half), high_bf16(half)}, half_scale = 0.5f * scale;
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
-    if (kSilu) {
-      const float open = scale * s.open[p];
-      value[p] = s.x[p] * open;
-      slope[p] = fmaf(value[p], 1.0f - s.open[p], open);
-      continue;
+    const float t = tanh_approx(h[p]);
+    const float open = fmaf(half_scale, t, half_scale), close = fmaf(-0.5f, t, 0.5f);
+    if (silu) {
+      value[p] = scale * fmaf(h[p], t, h[p]);
+      slope[p] = fmaf(value[p], close, open);
+    } else {
+      value[p] = identity ? scale * (2.0f * h[p]) : open;
+      slope[p] = identity ? scale : open * close;
     }
-    const float own = identity ? (p == 0 ? low_bf16(x) : high_bf16(x)) : s.x[p];
-    const float open = identity ? 1.0f : s.open[p];
-    const float a = (act == Act::sigmoid ? 1.0f : own) * open;
-    value[p] = scale * a;
-    slope[p] =
-        scale * ((act == Act::sigmoid ? 0.0f : open) + (identity ? 0.0f : a * (1.0f - s.open[p])));
   }
 }
 // The same for all elements of a thread: x as for key_gates.
@@ -328,13 +338,13 @@ struct OperandTiles {
 // What pack_tiles() takes.
 __device__ __forceinline__ void own_parts(float (&up)[2][4], float (&down)[2][4],
                                           const float (&query)[2][4], const KeyGates& key,
-                                          const Decay& decay, const float (&rest)[2]) {
+                                          const Decay& decay) {
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       up[r][m] = query[r][m] * decay.up[r][m];
-      down[r][m] = rest[r] * key.close[r][m] * decay.down[r][m];
+      down[r][m] = key.k[r][m] * decay.down[r][m];
     }
 }
 // up: q times the thread's part of `before`, down: k times that of `after`; overwritten.
@@ -375,29 +385,28 @@ __device__ __forceinline__ uint4 activated(uint4 v, Act act) {
   }
   return v;
 }
-// v := act(v) of eight bf16, slope = its derivative in f16. All eight side by side, and a
-// reciprocal each: where one warp a scheduler does this, latencies count for more than special
-// functions. (Sigmoids may differ in the last bit of fp32; -infinity, which it clamps, is NaN
-// here.)
+// v := act(v) of eight bf16, slope = its derivative in f16. All eight side by side: where one warp
+// a scheduler does this, latencies count for more than special functions.
 template <Act kAct>
 __device__ __forceinline__ void activate_with_slope(uint4& v, uint4& slope) {
   static_assert(kAct != Act::identity);
   uint32_t* const p = reinterpret_cast<uint32_t*>(&v);
   uint32_t* const d = reinterpret_cast<uint32_t*>(&slope);
-  float x[8], s[8];
+  float h[8], t[8];  // x/2, tanh(x/2)
 #pragma unroll
-  for (int i = 0; i < 4; ++i) x[2 * i] = low_bf16(p[i]), x[2 * i + 1] = high_bf16(p[i]);
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t half = halves(p[i]);
+    h[2 * i] = low_bf16(half), h[2 * i + 1] = high_bf16(half);
+  }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) s[i] = exp2_approx(-kLog2e * x[i]);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) s[i] = rcp_approx(1.0f + s[i]);
+  for (int i = 0; i < 8; ++i) t[i] = tanh_approx(h[i]);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float a[2], b[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const float open = s[2 * i + k];
-      a[k] = kAct == Act::silu ? x[2 * i + k] * open : open;
+      const float x2 = h[2 * i + k], th = t[2 * i + k], open = fmaf(0.5f, th, 0.5f);
+      a[k] = kAct == Act::silu ? fmaf(x2, th, x2) : open;
       b[k] = fmaf(a[k], 1.0f - open, kAct == Act::silu ? open : 0.0f);
     }
     p[i] = pack_bf16(a[0], a[1]);

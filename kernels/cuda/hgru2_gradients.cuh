@@ -11,7 +11,7 @@ namespace hgrn::hgru2 {
 struct ChannelTerms {
   const KeyGates& key;
   const Decay& decay;
-  const float (&query)[2][4], (&slope)[2][4], (&rest)[2];  // slope: of the query's gate
+  const float (&query)[2][4], (&slope)[2][4];  // slope: of the query's gate
   const OperandTiles& tiles;
 };
 
@@ -36,10 +36,11 @@ __device__ __forceinline__ float query_gradient(const ChannelTerms& x, const flo
                                                 const float (&gq)[2][4], float diag, int r, int m) {
   const int i = m >> 1, e = 2 * r + (m & 1);
   return x.decay.up[r][m] * (iq[i][e] * x.decay.outer_up[r] + gq[i][e] * x.decay.outer_mid[r]) +
-         diag * (x.rest[r] * x.key.close[r][m]);
+         diag * x.key.k[r][m];
 }
 
-// dq, dk and dlog f of them, and from those dx_q, dx_f and d bound (docs/notation.md, backward).
+// dq, dk and dlog f of them, and from those dx_q, dx_f and dbound, (1 - bound) d bound summed over
+// this thread's tokens (docs/notation.md, backward).
 // iq, ik: products of dy and of v with the states; gq, gk: with the diagonal block D; cross(r):
 // sum_v h dh; diag: D_tt. [r][m]: channel g + 8 r, token 4 q + m; iq, ik, gq, gk [m/2][2r + m%2].
 template <class Cross>
@@ -99,10 +100,10 @@ __device__ __forceinline__ void channel_gradients(float (&dxq)[2][4], float (&dx
       const float dk =
           after[m] * (ik[i][e] * x.decay.outer_down[r] + gk[i][e] * x.decay.inner_mid[r]) +
           diag[m] * x.query[r][m];
-      const float d = x.key.close[r][m] * (dg[r][m] * inverse_f[m] - dk);
+      const float d = x.key.k[r][m] * (dg[r][m] * inverse_f[m] - dk);
       dbound[r] += d;
       dxq[r][m] = dq * x.slope[r][m];
-      dxf[r][m] = x.rest[r] * x.key.open[r][m] * d;
+      dxf[r][m] = x.key.open[r][m] * d;
     }
   }
 }

@@ -41,11 +41,13 @@ class Pieces {
   __device__ __forceinline__ Pieces(const Call<__nv_bfloat16>& a, bool reverse)
       : chunks((int(a.T) + kChunk - 1) / kChunk), reverse_(reverse) {
     if (!a.chain.slots) return;
-    const int64_t row = a.B * a.H * chunks;
-    const int64_t first = row * int(blockIdx.x) / a.chain.slots;
-    const int64_t last = row * (int(blockIdx.x) + 1) / a.chain.slots;
-    end_head_ = uniform(int(first / chunks)), done_ = uniform(int(first % chunks));
-    start_head_ = uniform(int(last / chunks)), until_ = uniform(int(last % chunks));
+    // all i / slots for all chunks there are, in 32 bits: division of 64 is a call, and all roles
+    // wait for it. A head of 2^31 chunks fits no card.
+    const int all = int(a.B * a.H) * chunks, each = all / a.chain.slots, rest = all % a.chain.slots;
+    const auto boundary = [&](int i) { return each * i + rest * i / a.chain.slots; };
+    const int first = boundary(int(blockIdx.x)), last = boundary(int(blockIdx.x) + 1);
+    end_head_ = uniform(first / chunks), done_ = uniform(first % chunks);
+    start_head_ = uniform(last / chunks), until_ = uniform(last % chunks);
     first_whole_ = end_head_ + (done_ > 0);
     count = (until_ > 0) + start_head_ - first_whole_ + (done_ > 0);
   }

@@ -73,12 +73,10 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
   };
   load(0);
 
-  float bound[2], rest[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    bound[r] = a.bound ? a.bound[head * N + own + g + 8 * r] : 0.0f;
-    rest[r] = 1.0f - bound[r];
-  }
+  float lower[2];
+  KeyScales::load(lower, a.bound, head * N + own + g);
+  KeyScales scales;
+  scales.set(lower);
   float state[kColumns][4];  // rows c = own + g (+8), columns v = 8j + 2q (+1)
   const float* first = nullptr;
   if (kReverse ? segment == edges : segment == 0) first = kReverse ? a.dhT : a.h0;
@@ -124,7 +122,7 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
       uint32_t x_f[4], factor[4];
       ldmatrix_trans(x_f, (tile + tile_major) ^ (warp * 32));
       KeyGates key;
-      key_gates(key, x_f, bound, rest, q, tokens);
+      key_gates(key, x_f, scales, q, tokens);
       float value[2][4], total[2];
       if (kReverse) {
         uint32_t x_q[4];
@@ -145,7 +143,7 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
 #pragma unroll
         for (int r = 0; r < 2; ++r)
 #pragma unroll
-          for (int m = 0; m < 4; ++m) value[r][m] = rest[r] * key.close[r][m];
+          for (int m = 0; m < 4; ++m) value[r][m] = key.k[r][m];
         scale_after(value, total, key.f, q, tokens);
         cut_after(value, q, tokens);
         pack(factor, value);
