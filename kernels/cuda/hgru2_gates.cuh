@@ -102,8 +102,8 @@ struct KeyScales {
   __device__ __forceinline__ void set(const float (&lower)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      bound[r] = fmaxf(lower[r], kLeastBound);
-      rest[r] = fmaxf(1.0f - bound[r], 0x1p-24f);  // nothing is divided by 0 where a bound is 1
+      bound[r] = max_or_nan(lower[r], kLeastBound);
+      rest[r] = max_or_nan(1.0f - bound[r], 0x1p-24f);  // a bound of 1 divides nothing by 0
       log2_rest[r] = log2_approx(rest[r]);
       inverse_rest[r] = rcp_approx(rest[r]);
     }
