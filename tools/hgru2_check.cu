@@ -129,7 +129,7 @@ void run_steps(const Case& c, const Data& d, Results& out) {
   out[5] = h.get();
 }
 
-// The tensor-core kernels clamp gates at e^-8. Where all of dh0 has passed through smaller gates,
+// The tensor-core kernels keep gates above e^-8. Where all of dh0 has passed through smaller ones,
 // that shows as an absolute error of e^-8 of the gradient before the gate: `ungated`, allowed for.
 double relative_error(const std::vector<double>& a, const std::vector<double>& ref,
                       const std::vector<double>& ungated, double allowed) {

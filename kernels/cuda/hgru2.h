@@ -17,7 +17,8 @@ namespace hgrn {
 // a flag a multiprocessor in device memory.
 // Without saved tensors, forward does not split few long sequences over the card.
 // The gradient of a reset token's gate is zero, as is everything that would flow across it. The
-// tensor-core kernels clamp gates at e^-8: an absolute error of at most 3.4e-4 of the state.
+// tensor-core kernels count a lower bound as at least e^-8, so that no gate is less: 1 - f and k
+// are smaller by at most 3.4e-4 of themselves.
 std::unique_ptr<SeqKernel> make_cuda_hgru2(DType act_dtype, cudaStream_t stream);
 
 // Those flags, once the work on the stream is done, for tools/hgru2_check.cu: a launch relies on

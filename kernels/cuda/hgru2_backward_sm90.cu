@@ -4,8 +4,8 @@
 // One CTA a (b,h), a segment of one (hgru2_scan.cu) or a run of several (hgru2_range.cuh): 12
 // warps, one pass from the last chunk of 64 tokens to the first, in steps of two sub-chunks of 16
 // tokens, the earlier (e) and the later (l): what is done once for 128 value columns, rounding h
-// and dh, storing and reading them, their products, is done once in 32 tokens. With the decays over
-// a sub-chunk, total_e and total_l, h before the pair and dh behind it:
+// and dh (see below), storing and reading them, their products, is done once in 32 tokens. With the
+// decays over a sub-chunk, total_e and total_l, h before the pair and dh behind it:
 //
 //   iq = dy h^T, ik = v bf16(dh)^T                 of both sub-chunks
 //   iq_l' = total_e iq_l + D_le (k after)_e        ik_e' = total_l ik_e + D_le^T (q before)_l
@@ -49,8 +49,8 @@
 // tile, where dv lay last). State warps enter barriers without waiting; they wait at mbarriers, for
 // helpers only, and so do not wait for each other, but for the first values that they gate
 // (kAmongState). No state warp enters a barrier a second time before the helpers have left it: it
-// has seen freeDh and free, which they signal behind kTiles and kState; gradient, behind
-// kFirstGated; at the last kRead, which closes the last dx, stored, which they signal behind kRead.
+// has seen stored, freeDh and free, which they signal behind kRead, kTiles and kState; gradient,
+// behind kFirstGated. The last kRead closes the last dx.
 //
 // The products with 128 value columns on one side are wgmmas of the two warpgroups of state warps:
 // one operand lies in registers, as for mma.sync, and the tensor cores read the other, x and dy,
@@ -59,8 +59,8 @@
 // needs 64. The three blocks of A are on the diagonal of a product of 64 rows and columns, a warp
 // each.
 //
-// bf16(dh) is rounded twice: for these products, and for the tile that dv is made from, which may
-// be written only when the helpers have made dv of the pair behind.
+// bf16(dh) is made twice, the same bits: for these products, and for the tile that dv is made from,
+// which may be written only when the helpers have made dv of the pair behind.
 //
 // sum_v h dh, a part of dg: the bf16 tiles of both are in registers anyway and in the same places,
 // so they are multiplied there, two steps of columns added up, and a product with ones adds the

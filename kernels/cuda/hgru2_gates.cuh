@@ -5,8 +5,9 @@
 // A bound counts as at least e^-8, which changes no result by more than rounding.
 //
 // A warp owns 16 channels and works on sub-chunks of 16 tokens. A thread (lane = 4g+q) holds the
-// channels g and g+8 (index r = 0, 1) at the four tokens 4q..4q+3 (index m): 8 elements. No log and
-// no exp beyond the sigmoids: decays enter as running products of f inside the sub-chunk,
+// channels g and g+8 (index r = 0, 1) at the four tokens 4q..4q+3 (index m): 8 elements. No log
+// of a gate and no exp beyond the sigmoids: decays enter as running products of f inside the
+// sub-chunk,
 //
 //   before[t] = f_0 ... f_t        after[s] = f_{s+1} ... f_15        total = f_0 ... f_15
 //   mid[t]    = f_8 ... f_t for t >= 8, 1/(f_{t+1} ... f_7) for t < 8,
@@ -91,7 +92,7 @@ __device__ __forceinline__ float element(const uint32_t (&raw)[4], int r, int m)
 }
 
 // What the keys of a thread's two channels are made with: the bound, rest = 1 - bound, and what
-// lets k come out of its own exponential, rest exp(-xf).
+// lets one exponential, rest exp(-xf), serve both k and the sigmoid.
 struct KeyScales {
   float bound[2], rest[2], log2_rest[2], inverse_rest[2];
   // bounds: of a head, or null: 0. channel: the thread's first.
@@ -268,8 +269,8 @@ __device__ __forceinline__ uint32_t halves(uint32_t pair) {
   return mul_bf16x2(pair, 0x3f003f00u);
 }
 
-// value = scale * act(x) of two neighbours, slope = its derivative, as selects instead of branches:
-// the elements of a thread then share one basic block, and their special-function latencies
+// value = scale * act(x) of two neighbours, slope = its derivative. The gate is the same for all
+// threads; within it nothing branches, so that special-function latencies of a thread's elements
 // overlap. kSilu: act is known to be silu; kGate: known not to be identity.
 template <bool kSilu = false, bool kGate = kSilu>
 __device__ __forceinline__ void query_gate(float (&value)[2], float (&slope)[2], uint32_t x,

@@ -42,7 +42,7 @@ class Pieces {
       : chunks((int(a.T) + kChunk - 1) / kChunk), reverse_(reverse) {
     if (!a.chain.slots) return;
     // all i / slots for all chunks there are, in 32 bits: division of 64 is a call, and all roles
-    // wait for it. A head of 2^31 chunks fits no card.
+    // wait for it. 2^31 chunks of all heads fit no card.
     const int all = int(a.B * a.H) * chunks, each = all / a.chain.slots, rest = all % a.chain.slots;
     const auto boundary = [&](int i) { return each * i + rest * i / a.chain.slots; };
     const int first = boundary(int(blockIdx.x)), last = boundary(int(blockIdx.x) + 1);
