@@ -1,14 +1,15 @@
 // Developer tool: holds the CUDA HGRU2 kernels to an fp64 recurrence and times them.
 //
 //   cmake --build --preset release --target hgru2_check
-//   build/hgru2_check [accuracy] [time] [small] [hopper] [compare]     default: accuracy and time
+//   build/hgru2_check [accuracy] [time] [small] [hopper] [gates] [compare]     default: accuracy
+//   and time
 //
 // accuracy: every gate regime, T, head size, with and without h0, dhT and resets; a table of rms
 // errors over the rms of the reference, the same call twice bit for bit, the flags between CTAs
 // lowered after each call, and step() over the same tokens. time: medians of 30 launches. small: a
-// few tiny shapes, for compute-sanitizer. hopper: of the accuracy cases those at n = 128. compare:
-// the times of the kernels that HGRN_HGRU2_SM90 chooses between, in turn.
-// Exits 1 if a bar is missed.
+// few tiny shapes, for compute-sanitizer. hopper: of the accuracy cases those at n = 128. gates
+// (and accuracy): the queries' and values' gates alone, over all bf16. compare: the times of the
+// kernels that HGRN_HGRU2_SM90 chooses between, in turn. Exits 1 if a bar is missed.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -28,6 +29,7 @@
 #include "cuda/hgru2.h"
 #include "cuda/hgru2_kernels.h"
 #include "hgru2_buffer.h"
+#include "hgru2_gate_errors.h"
 #include "hgru2_reference.h"
 #include "hgru2_time.h"
 
@@ -404,16 +406,19 @@ int main(int argc, char** argv) {
   try {
     bool run_accuracy = argc < 2, run_time = argc < 2;
     bool run_small = false, run_hopper = false, run_compare = false, profile = false;
+    bool run_gates = false;
     for (int i = 1; i < argc; ++i) {
       run_accuracy |= !std::strcmp(argv[i], "accuracy");
       run_time |= !std::strcmp(argv[i], "time");
       profile |= !std::strcmp(argv[i], "profile");
       run_small |= !std::strcmp(argv[i], "small");
       run_hopper |= !std::strcmp(argv[i], "hopper");
+      run_gates |= !std::strcmp(argv[i], "gates");
       run_compare |= !std::strcmp(argv[i], "compare");
     }
     int failures = 0;
     if (run_compare) hgru2_times::compare();
+    if (run_gates || run_accuracy) failures += gate_errors();
     if (run_hopper) failures += accuracy(hopper_cases());
     if (run_small) failures += accuracy(small_cases());
     if (run_accuracy) failures += accuracy(accuracy_cases());

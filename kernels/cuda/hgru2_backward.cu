@@ -122,10 +122,7 @@ __global__ __launch_bounds__(2 * N,
   load_state(last_chunk, 2);
   cp_async_commit();
 
-  float lower[2];
-  KeyScales::load(lower, a.bound, head * N + own + g);
-  KeyScales scales;
-  scales.set(lower);
+  const KeyScales scales(a.bound, head * N + own + g);
   // dh: rows c = own + g (+8), columns v = 8j + 2q (+1)
   float dh[kColumns][4];
   const auto state_at = [&](int j, int r) { return (own + g + 8 * r) * N + 8 * j + 2 * q; };
@@ -202,14 +199,9 @@ __global__ __launch_bounds__(2 * N,
             raw, (smem + Smem::kRaw + (sub * 4 + kF) * Smem::kTile + tile_major) ^ (warp * 32));
         KeyGates key;
         key_gates(key, raw, scales, q, tokens);
-        float k_after[2][4];
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) k_after[r][m] = key.k[r][m];
-        scale_after(k_after, total[sub], key.f, q, tokens);
-        cut_after(k_after, q, tokens);
-        pack(key_b[sub], k_after);
+        scale_after(key.k, total[sub], key.f, q, tokens);
+        cut_after(key.k, q, tokens);
+        pack(key_b[sub], key.k);
       }
       float h[kColumns][4];
 #pragma unroll

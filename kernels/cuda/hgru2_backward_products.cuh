@@ -126,15 +126,14 @@ __device__ __forceinline__ void advance_state(const StateAddresses& at, const Ke
     ldmatrix_trans(raw, at.raw() + raw_tile(kF, sub));
     KeyGates key;
     key_gates(key, raw, scales, q, tokens);
-    float k_after[2][4];
+    if (sub == 0)
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
+      for (int r = 0; r < 2; ++r)
 #pragma unroll
-      for (int m = 0; m < 4; ++m)
-        k_after[r][m] = sub == 0 ? total[1][r] * key.k[r][m] : key.k[r][m];
-    scale_after(k_after, total[sub], key.f, q, tokens);
-    cut_after(k_after, q, tokens);
-    pack(key_b[sub], k_after);
+        for (int m = 0; m < 4; ++m) key.k[r][m] *= total[1][r];
+    scale_after(key.k, total[sub], key.f, q, tokens);
+    cut_after(key.k, q, tokens);
+    pack(key_b[sub], key.k);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) total[0][r] *= total[1][r];

@@ -78,10 +78,7 @@ __global__ __launch_bounds__(2 * N,
   };
   load(first_step);
 
-  float lower[2];
-  KeyScales::load(lower, a.bound, h * N + own + g);
-  KeyScales scales;
-  scales.set(lower);
+  const KeyScales scales(a.bound, h * N + own + g);
   // S^T: rows v = own + g (+8), columns c = 8j + 2q (+1)
   float S[kColumns][4];
   const auto state_at = [&](int j, int e) {

@@ -173,10 +173,7 @@ __device__ __forceinline__ void gate_warp(const Call<__nv_bfloat16>& a, unsigned
 #pragma unroll 1
   for (int k = 0; k < pieces.count; ++k) {
     const Steps piece(a, pieces, k);
-    float lower[2];
-    KeyScales::load(lower, a.bound, piece.head * N + own + g);
-    KeyScales scales;
-    scales.set(lower);
+    const KeyScales scales(a.bound, piece.head * N + own + g);
     Resets resets;
     if (kReset) resets.load(a, piece.b, piece.first_step, lane);
 

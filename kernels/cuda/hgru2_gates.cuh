@@ -95,7 +95,14 @@ __device__ __forceinline__ float element(const uint32_t (&raw)[4], int r, int m)
 // lets one exponential, rest exp(-xf), serve both k and the sigmoid.
 struct KeyScales {
   float bound[2], rest[2], log2_rest[2], inverse_rest[2];
-  // bounds: of a head, or null: 0. channel: the thread's first.
+  KeyScales() = default;
+  // bounds: (D), or null: 0. channel: the thread's first. load() and set() are its two halves, for
+  // those with something to do while the bounds are on their way.
+  __device__ __forceinline__ KeyScales(const float* bounds, int channel) {
+    float lower[2];
+    load(lower, bounds, channel);
+    set(lower);
+  }
   __device__ __forceinline__ static void load(float (&lower)[2], const float* bounds, int channel) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) lower[r] = bounds ? bounds[channel + 8 * r] : 0.0f;
@@ -262,9 +269,10 @@ __device__ __forceinline__ void cut_after(float (&v)[2][4], int q, const Tokens&
 }
 
 // Sigmoids of queries and values are 0.5 + 0.5 tanh(x/2), a special function each. The card's tanh
-// is documented to be right to 2^-11; on an H200 such a sigmoid is within 3.5e-6 for all bf16,
-// where rounding to bf16 takes 2e-3 near 1, and 0.3 % off at -8, where it is 3e-4. (Not for f:
-// 1 - f has to be right where f is nearly 1.) Halves of two bf16 are exact.
+// is documented to be right to 2^-11; on an H200 such a sigmoid is within 3.5e-6 for all bf16
+// (`hgru2_check gates`), where rounding to bf16 takes 2e-3 near 1, and 0.3 % off at -8, where it is
+// 3e-4. A silu of -infinity is NaN. (Not for f: 1 - f has to be right where f is nearly 1.) Halves
+// of two bf16 are exact.
 __device__ __forceinline__ uint32_t halves(uint32_t pair) {
   return mul_bf16x2(pair, 0x3f003f00u);
 }

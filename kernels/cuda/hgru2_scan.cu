@@ -73,10 +73,7 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
   };
   load(0);
 
-  float lower[2];
-  KeyScales::load(lower, a.bound, head * N + own + g);
-  KeyScales scales;
-  scales.set(lower);
+  const KeyScales scales(a.bound, head * N + own + g);
   float state[kColumns][4];  // rows c = own + g (+8), columns v = 8j + 2q (+1)
   const float* first = nullptr;
   if (kReverse ? segment == edges : segment == 0) first = kReverse ? a.dhT : a.h0;
@@ -123,8 +120,9 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
       ldmatrix_trans(x_f, (tile + tile_major) ^ (warp * 32));
       KeyGates key;
       key_gates(key, x_f, scales, q, tokens);
-      float value[2][4], total[2];
+      float total[2];
       if (kReverse) {
+        float value[2][4];
         uint32_t x_q[4];
         ldmatrix_trans(x_q, (tile + 2 * Smem::kTile + tile_major) ^ (warp * 32));
         Decay decay;
@@ -140,13 +138,9 @@ __global__ __launch_bounds__(2 * N, 1) void scan_kernel(const Call<__nv_bfloat16
         cut_before(value, q, tokens);
         pack(factor, value, decay.outer_up);
       } else {
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int m = 0; m < 4; ++m) value[r][m] = key.k[r][m];
-        scale_after(value, total, key.f, q, tokens);
-        cut_after(value, q, tokens);
-        pack(factor, value);
+        scale_after(key.k, total, key.f, q, tokens);
+        cut_after(key.k, q, tokens);
+        pack(factor, key.k);
       }
       decay_product[0] *= total[0];
       decay_product[1] *= total[1];

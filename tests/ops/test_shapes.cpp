@@ -244,8 +244,8 @@ void check_masks(Ops& ops, int64_t N, int64_t D) {
       const int64_t row = name == results[1].first ? N - 1 - i / D : i / D;  // dw is by token
       wrong += got[i] != round_to(t.dtype, kept(drop, row, i % D));
     }
-    report(wrong == 0, fmt::format("{} {} N={} D={}: {} mask elements differ", name, name_of(act),
-                                   N, D, wrong));
+    INFO(name << " " << name_of(act) << " N=" << N << " D=" << D);
+    CHECK(wrong == 0);
   }
 }
 
