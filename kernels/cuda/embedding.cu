@@ -26,8 +26,8 @@ constexpr int kThreads = 256, kForwardBlocks = 4;       // of forward
 constexpr int kColumnThreads = 128, kColumnBlocks = 7;  // the latter: what 72 registers allow
 constexpr int kPiece = kEmbeddingPiece;                 // sorted rows; a lane each
 constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / 32;
-constexpr int kSortBatch = 256;  // rows that a warp reads at once
-constexpr int kMaxRange = 512;   // tokens a CTA of the sort; 64 KiB of counts
+constexpr int kSortBatch = 256;                         // rows that a warp reads at once
+constexpr int64_t kMaxRange = kSortThreads;             // tokens a CTA of the sort, a thread each
 constexpr int64_t kMostRows = 0x7fffffff - 2 * kPiece;  // numbered in 32 bits
 
 // Where the parts of `order` lie (gpu_embedding_order in ops/scratch.h).
@@ -385,13 +385,20 @@ __global__ __launch_bounds__(kColumnThreads,
                                scale);
 }
 
+// shared_bytes: that a CTA may have.
 void sort_tokens(const Order& order, const int* tokens, int64_t N, int64_t V, int64_t D,
-                 cudaStream_t stream) {
-  // The more CTAs, the more often all tokens are read.
-  const int range = int(std::min<int64_t>(kMaxRange, ((V + 63) / 64 + 31) / 32 * 32));
-  const size_t batches =
-      size_t((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
-  const size_t bytes = kSortWarps * (size_t(range) * sizeof(int) + batches);
+                 size_t shared_bytes, cudaStream_t stream) {
+  const int64_t batches =
+      ((N + kSortThreads - 1) / kSortThreads * 32 + kSortBatch - 1) / kSortBatch;
+  // The more CTAs, the more often all tokens are read; the fewer, the longer is each at its counts,
+  // which is more than the tokens take where there are few of those.
+  constexpr size_t kStatic = kSortWarps * sizeof(int);
+  const int64_t room =
+      (int64_t((shared_bytes - kStatic) / kSortWarps) - batches) / int64_t(sizeof(int));
+  const int64_t by_rows = std::max<int64_t>(512, N / 64);
+  const int range = int(std::min({kMaxRange, room, by_rows, (V + 63) / 64 + 31}) / 32 * 32);
+  check(range > 0, "embedding: {} rows are more than the shared memory of a CTA can sort", N);
+  const size_t bytes = kSortWarps * (size_t(range) * sizeof(int) + size_t(batches));
   CUDA_CHECK(cudaFuncSetAttribute(embedding_sort_kernel,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
   embedding_sort_kernel<<<unsigned((V + range - 1) / range), kSortThreads, bytes, stream>>>(
@@ -417,7 +424,9 @@ void CudaOps::embedding_forward(Tensor x, Tensor tokens, Tensor w, float scale, 
         "embedding_forward: x {}, tokens {}, w {}, order {}", x.shape.str(), tokens.shape.str(),
         w.shape.str(), order.shape.str());
   if (N == 0 || D == 0) return;
-  if (order) sort_tokens({order.ptr<int32_t>(), N, V}, tokens.ptr<int32_t>(), N, V, D, stream_);
+  if (order)
+    sort_tokens({order.ptr<int32_t>(), N, V}, tokens.ptr<int32_t>(), N, V, D,
+                prop_.sharedMemPerBlockOptin, stream_);
   // With the sort before, which starts when all before it is done: nothing else is waited for.
   const bool early = order && hopper_code(prop_.major);
   dispatch(act_dtype_, [&](auto type) {
@@ -451,7 +460,8 @@ void CudaOps::embedding_backward(Grad dw, Tensor dx, Tensor tokens, float scale,
   char* const at = scratch(order_bytes + size_t(2 * pieces * D) * sizeof(float));
   const Order sorted(order ? order.ptr<int32_t>() : reinterpret_cast<int*>(at), N, V);
   float* const partial = reinterpret_cast<float*>(at + order_bytes);
-  if (!order) sort_tokens(sorted, tokens.ptr<int32_t>(), N, V, D, stream_);
+  if (!order)
+    sort_tokens(sorted, tokens.ptr<int32_t>(), N, V, D, prop_.sharedMemPerBlockOptin, stream_);
   // After the sort, on any stream: nothing is read before the wait.
   const bool early = !order && hopper_code(prop_.major);
   dispatch(act_dtype_, [&](auto type) {

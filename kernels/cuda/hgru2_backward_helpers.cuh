@@ -270,30 +270,28 @@ struct Stores {
 // left them in device memory, since they are made with the values, up to a chunk ahead, and shared
 // memory has no room until the product of A is done: then they come to the blocks of its queries
 // that only it has read: eight rows for 16 bytes of value columns, in them 16 bytes for eight
-// positions each. A warp copies what it reads, the value columns 64 m + 16 warp ..., and so waits
-// for no other.
+// positions each. They are copied by rows, as all is, and read by columns; for both to hit
+// different banks, the eight rows are in another order for each of eight columns.
 struct Slopes {
-  static constexpr int kColumns64 = 8 * 8 * 128;  // to a column 64 further
+  static constexpr int kColumns64 = 8 * 8 * 128;              // to a column 64 further
+  static constexpr int kEight = (4 * 128) ^ (4 << 4);         // ^: from token t to t + 8
+  static constexpr int kLaterSub = 32 * (kLater - kEarlier);  // ^: to the later sub-chunk
   uint32_t smem;
   int warp, lane;
   __device__ __forceinline__ uint32_t place(int column16, int position) const {
-    return smem + kQueries + operand_offset(8 * column16 + (position & 7), position >> 3);
+    return smem + kQueries +
+           operand_offset(8 * column16 + ((position ^ column16) & 7), position >> 3);
   }
-  __device__ __forceinline__ void copy(const Call<__nv_bfloat16>& a, const Place& here,
-                                       int pair) const {
-    const int l = opaque(lane), token = l >> 1, column16 = 2 * warp + (l & 1);
-    const int left = here.left(int(a.T), pair) - token, step = int(a.D);
-    const __nv_bfloat16* const row = a.dx + here.row(a, pair) * 3 * step + here.head * N;
-    const __nv_bfloat16* const from = row + (token * 3 + 2) * step + column16 * 8;
-    const uint32_t to = place(column16, position_of(token));
+  // From where this thread will store dv.
+  __device__ __forceinline__ void copy(const Stores& dv) const {
+    const int thread = opaque(dv.thread), step = opaque(dv.D);
+    const uint32_t to = place(thread % 16, position_of(thread / 16));
 #pragma unroll
-    for (int s = 0; s < 2; ++s)
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        const bool valid = left > s * kSub;
-        cp_async16((to ^ (s * 32)) + m * kColumns64,
-                   valid ? from + s * kSub * 3 * step + 64 * m : row, valid);
-      }
+    for (int i = 0; i < Copies::kTokens; ++i) {
+      const bool valid = dv.left > 8 * i;
+      cp_async16(to ^ ((i & 1) * kEight) ^ ((i >> 1) * kLaterSub),
+                 valid ? dv.dx + (i * 8 * 3 + kV) * step : dv.dx, valid);
+    }
   }
   // dv (value columns 64 m + 16 warp + g + 8 r, four tokens of each sub-chunk) times the
   // derivatives, rounded.
@@ -301,13 +299,12 @@ struct Slopes {
                                         const float (&dv)[2][4][4]) const {
     const int l = opaque(lane);
     const uint32_t tile = place(2 * warp + ((l >> 3) & 1), 8 * (l >> 4) + (l & 7));
-    __syncwarp();  // all lanes have waited for their copies
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         uint32_t slope[4];
-        ldmatrix_trans(slope, (tile ^ (s * 32)) + m * kColumns64);
+        ldmatrix_trans(slope, (tile ^ (s * kLaterSub)) + m * kColumns64);
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           rounded[m][s][e] =
@@ -423,7 +420,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       pair_scores(smem, warp, lane, uint32_t(reset >> (32 * pair)));
       barrier_sync(kHelper, kHelperThreads);
       // Before dv: its registers are free for the values' gates.
-      if (kGated) slopes.copy(a, here, pair);
+      if (kGated) slopes.copy(stores);
       cp_async_commit();
       cp_async_wait<2>();  // all but q and slopes
       if (pair > 0) {
@@ -457,14 +454,12 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       wgmma_commit();
       wgmma_wait_all(dv[0], dv[1]);
       mbarrier_arrive_warp(smem + kFreeDh);
-      uint32_t rounded[2][2][4];
-      if (kGated) {
-        cp_async_wait<0>();
-        slopes.scale(rounded, dv);
-      }
+      if (kGated) cp_async_wait<0>();  // slopes, which other warps read
       barrier_sync(kState, kThreads);  // no helper's products read any longer, either
       if (more) all ? copies.gradients(pair, kPair) : copies.gradients(pair, next_left(pair));
       cp_async_commit();
+      uint32_t rounded[2][2][4];
+      if (kGated) slopes.scale(rounded, dv);
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
