@@ -251,8 +251,8 @@ struct Stores {
       if (left <= 8 * i) break;
 #pragma unroll
       for (int part = kQ; part <= kF; ++part)
-        *reinterpret_cast<uint4*>(dx + (i * 8 * 3 + part) * step) =
-            ld_shared4(gates + (part + (i & ~1)) * kOutTile + 4 * (i & 1) * kPitch);
+        st_global(dx + (i * 8 * 3 + part) * step,
+                  ld_shared4(gates + (part + (i & ~1)) * kOutTile + 4 * (i & 1) * kPitch));
     }
   }
   __device__ __forceinline__ void store_values() const {
@@ -260,8 +260,8 @@ struct Stores {
 #pragma unroll
     for (int i = 0; i < Copies::kTokens; ++i) {
       if (left <= 8 * i) break;
-      *reinterpret_cast<uint4*>(dx + (i * 8 * 3 + kV) * step) =
-          ld_shared4((values ^ ((i & 1) * 64)) + ((i >> 1) * 16 + (i & 1) * 4) * 256);
+      st_global(dx + (i * 8 * 3 + kV) * step,
+                ld_shared4((values ^ ((i & 1) * 64)) + ((i >> 1) * 16 + (i & 1) * 4) * 256));
     }
   }
 };
@@ -326,12 +326,11 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   Place here(a, pieces, 0);  // the chunk that is worked on
   Copies copies(a, smem, thread);
   copies.go_to(a, here);
-  // f has arrived; the bytes of h count by themselves.
-  const auto keys_loaded = [&] { mbarrier_arrive_warp(smem + kLoaded); };
-  // The values have, the second pair's gated; and dy of that pair.
-  const auto values_loaded = [&] {
-    fence_async_proxy();  // wgmma reads what this thread has copied and gated
-    mbarrier_arrive_warp(smem + kValues);
+  // What this thread has copied so far counts as soon as it is there, which may be before this warp
+  // would get round to waiting for it; what it has stored, now. The bytes of h count by themselves.
+  const auto arrive = [&](uint32_t barrier) {
+    cp_async_arrive(smem + barrier);
+    mbarrier_arrive_warp(smem + barrier);
   };
   Resets resets;
   if (kReset) resets.load(a, here.b, here.chunk, lane);
@@ -342,6 +341,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   copies.saved_state(a.states, here.saved(pieces), smem + kLoaded);
 #pragma unroll 1
   for (int pair = kPairs - 1; pair >= 0; --pair, copies.back(1)) copies.keys(pair, left_of(pair));
+  arrive(kLoaded);
   cp_async_commit();
   copies.back(-1);
 #pragma unroll 1
@@ -351,15 +351,15 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
   }
   copies.back(kPairs + 1);  // from behind the chunk to the last pair of the one before
   cp_async_commit();
-  cp_async_wait<1>();
-  keys_loaded();
   const Slopes slopes{smem, warp, lane};
-  if constexpr (kGated)
+  if constexpr (kGated) {
+    cp_async_wait<1>();
 #pragma unroll 1
     for (int pair = kPairs - 1; pair > 0; --pair)
       copies.gate_values<kValueGate>(a, pair, pair + 1, left_of(pair));
-  cp_async_wait<0>();  // q and dy of the first pair, too, for which no one waits later
-  values_loaded();
+    fence_async_proxy();
+  }
+  arrive(kValues);
   // Of dv, a row a position: where a warp stores its value columns, what a thread reads.
   const uint32_t dv_store =
       smem + kPairKeys + dv_offset(8 * (lane >> 4) + (lane & 7), 2 * warp + ((lane >> 3) & 1));
@@ -383,6 +383,10 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
     }
     const bool all = next.left(T, 0) >= kChunk;  // tokens of the next chunk
     const auto next_left = [&](int pair) { return next.left(T, pair) - copies.token; };
+    const auto next_queries = [&](int pair) {
+      if (more) all ? copies.queries(pair, kPair) : copies.queries(pair, next_left(pair));
+      cp_async_commit();
+    };
     const uint64_t reset = kReset ? resets.bits() : 0;
     cp_async_wait<0>();
     fence_async_proxy();
@@ -406,28 +410,28 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       if (pair > 0 || more)
         copies.saved_state(a.states, (pair > 0 ? here : next).saved(pieces),
                            smem + (pair > 0 ? kFirst : kLoaded));
+      if (pair > 0) arrive(kFirst);
       if (more) all ? copies.keys(pair, kPair) : copies.keys(pair, next_left(pair));
+      if (pair == 0 && more) arrive(kLoaded);
       cp_async_commit();
       // The next chunk's values of the pair behind, refilled in the last turn, while the state
       // warps make the tiles: until kValues only the thread that has copied them touches them.
       if constexpr (kGated)
-        if (more && pair < kPairs - 1)
+        if (more && pair < kPairs - 1) {
           copies.gate_values<kValueGate>(a, pair + 1, 1, all ? kPair : next_left(pair + 1));
+          fence_async_proxy();
+        }
+      if (pair == 0 && more) arrive(kValues);
       barrier_sync(kTiles, kThreads);
-      if (more) all ? copies.queries(pair, kPair) : copies.queries(pair, next_left(pair));
-      cp_async_commit();
+      if (!kGated) next_queries(pair);
       fence_async_proxy();  // wgmma reads what other threads have stored before the barrier
       pair_scores(smem, warp, lane, uint32_t(reset >> (32 * pair)));
       barrier_sync(kHelper, kHelperThreads);
       // Before dv: its registers are free for the values' gates.
-      if (kGated) slopes.copy(stores);
-      cp_async_commit();
-      cp_async_wait<2>();  // all but q and slopes
-      if (pair > 0) {
-        mbarrier_arrive_warp(smem + kFirst);
-      } else if (more) {
-        keys_loaded();
-        values_loaded();
+      if (kGated) {
+        slopes.copy(stores);
+        cp_async_commit();
+        next_queries(pair);  // not before: slopes are waited for
       }
 
       // ---- dv^T: value columns 64 m + 16 warp ... of the products with all of them
@@ -454,7 +458,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       wgmma_commit();
       wgmma_wait_all(dv[0], dv[1]);
       mbarrier_arrive_warp(smem + kFreeDh);
-      if (kGated) cp_async_wait<0>();  // slopes, which other warps read
+      if (kGated) cp_async_wait<1>();  // slopes, which other warps read
       barrier_sync(kState, kThreads);  // no helper's products read any longer, either
       if (more) all ? copies.gradients(pair, kPair) : copies.gradients(pair, next_left(pair));
       cp_async_commit();

@@ -51,9 +51,11 @@ constexpr int kStash = kOut + 4 * kOutTile;   // [kStashed][state threads] uint4
 constexpr int kBarriers = kStash + kStashed * kStateThreads * 16;
 constexpr int kMbarriers = 7;
 constexpr int kBytes = kBarriers + 64;
-constexpr int kLoaded = kBarriers, kValues = kBarriers + 8, kGradient = kBarriers + 16,
-              kFreeDh = kBarriers + 24, kFree = kBarriers + 32, kStored = kBarriers + 40,
-              kFirst = kBarriers + 48;
+// The first three count each helper thread twice: when it arrives and when its copies do.
+constexpr int kCopiedMbarriers = 3;
+constexpr int kLoaded = kBarriers, kValues = kBarriers + 8, kFirst = kBarriers + 16,
+              kGradient = kBarriers + 24, kFreeDh = kBarriers + 32, kFree = kBarriers + 40,
+              kStored = kBarriers + 48;
 static_assert(kMbarriers * 8 <= 64);
 
 // Row of a token in a tile, and lane addresses for ldmatrix; 16-column step kk is at + 32 kk.

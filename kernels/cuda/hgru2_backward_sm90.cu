@@ -31,16 +31,18 @@
 // are made with them, and wait in device memory, where dx_i will be, for the dv of their pair
 // (Slopes).
 //
-// Between the roles, once a chunk: kFirstGated (see above), loaded (h, f, and q of the second
-// pair), values (v, and dy of the second pair), gradient (D, and dy of the first pair), first (the
-// saved h again, which the state warps have advanced to the second pair in its place, and q of the
-// first pair). A chunk begins with f and v of its first pair, the last that the one before is done
-// with: f is taken to registers at the start of a pair, so that f, v and h are refilled as soon as
-// the pair's first products are done; q when its gates are, dy when its last products are. It makes
-// no difference whether the next chunk is of the same head or of the next one. (In a CTA's first
-// chunk q and all of dy come with the values.) h comes in one piece by the copy engine, whose bytes
-// count at `loaded` and `first`; q, f, v and dy, whose rows are spread, by the helpers' cp.async
-// (by the engine, in boxes of 16 rows, they took 5 % longer: docs/benchmarks_history.md).
+// Between the roles, once a chunk: kFirstGated (see above), loaded (h, f, v, and q of the second
+// pair), values (dy of the second pair, and v of it through its gate), gradient (D, and dy of the
+// first pair), first (the saved h again, which the state warps have advanced to the second pair in
+// its place, and q of the first pair). A chunk begins with f and v of its first pair, the last that
+// the one before is done with: f is taken to registers at the start of a pair, so that f, v and h
+// are refilled as soon as the pair's first products are done; q when its gates are, dy when its
+// last products are. It makes no difference whether the next chunk is of the same head or of the
+// next one. (In a CTA's first chunk q and all of dy come with the values.) h comes in one piece by
+// the copy engine, whose bytes count at `loaded` and `first`; q, f, v and dy, whose rows are
+// spread, by the helpers' cp.async, which count there by themselves, too: helpers do not wait for
+// what state warps need (by the engine, in boxes of 16 rows, they took 5 % longer:
+// docs/benchmarks_history.md).
 //
 // Between the roles, once a pair: kRead (h, f and v are no longer read; dx_q, dx_f of the pair
 // behind are written), kTiles (bf16(dh), k, q of A and of dv are written, q no longer read), kState
@@ -100,7 +102,8 @@ __global__ __launch_bounds__(kThreads, 1) void backward_kernel(const Call<__nv_b
   if (threadIdx.x == 0) {
     const uint32_t smem = smem_address(smem_bytes);
 #pragma unroll
-    for (int i = 0; i < kMbarriers; ++i) mbarrier_init(smem + kBarriers + i * 8, kHelpers);
+    for (int i = 0; i < kMbarriers; ++i)
+      mbarrier_init(smem + kBarriers + i * 8, (i < kCopiedMbarriers ? 2 : 1) * kHelpers);
     mbarrier_init_fence();
   }
   __syncthreads();
