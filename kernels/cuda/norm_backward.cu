@@ -134,20 +134,10 @@ struct BackwardRow {
   }
 };
 
-// CTAs of 16 warps that fit an SM at least. A bf16 row with dropout is long in its warps: where a
-// lane has one pack of it, 64 registers hold what it needs, and twice as many warps run.
-template <class T, int kPacks, bool kLayer, Form kForm>
-constexpr int least_blocks() {
-  return sizeof(T) == 2 && kPacks == 1 && !kLayer && kForm == Form::branch ? 2 : 1;
-}
-
 // kAgain: y is wanted. A kernel of its own, since y costs registers, which are warps in flight.
-template <class T, bool kAgain>
-using KernelArgs = std::conditional_t<kAgain, AgainArgs<T>, BackwardArgs<T>>;
-template <class T, int kPacks, bool kLayer, Form kForm, bool kAgain,
-          int kBlocks = least_blocks<T, kPacks, kLayer, kForm>()>
-__global__ __launch_bounds__(32 * kMaxWarps,
-                             kBlocks) void norm_backward_kernel(const KernelArgs<T, kAgain> a) {
+template <class T, int kPacks, bool kLayer, Form kForm, bool kAgain>
+__global__ __launch_bounds__(32 * kMaxWarps, 1) void norm_backward_kernel(
+    const std::conditional_t<kAgain, AgainArgs<T>, BackwardArgs<T>> a) {
   constexpr bool kResidual = kForm != Form::plain;
   const DropMask drop = a.drop.now();
   __shared__ RowGroup::Shared shared;
@@ -392,9 +382,7 @@ void CudaOps::norm_backward_any(Tensor dx, Tensor dbranch, Grad dw, Grad db, Ten
     // Sums and packs must fit 128 registers; an fp32 pack takes twice those of a bf16 one,
     // LayerNorm twice the sums, dropout its random numbers.
     constexpr int kMostPacks = 2, kHalf = std::is_same_v<T, float> ? 1 : 2;
-    // Narrow rows with a branch, one: see least_blocks().
-    const bool narrow = dbranch && !layer && D <= 2 * 32 * kWide;
-    const int max_packs = narrow ? 1 : layer || dbranch ? kHalf : kMostPacks;
+    const int max_packs = layer || dbranch ? kHalf : kMostPacks;
     const bool wide = wide_rows(D, kMaxWarps * 32 * kWide * kHalf,
                                 {a.dx, a.dbranch, a.dy, a.x, a.w, a.stats, a.y, a.b});
     if (!wide ||
