@@ -269,9 +269,10 @@ struct Stores {
 // The derivatives of the values' gate of a pair, for dv. gate_values() and gate_first_values() have
 // left them in device memory, since they are made with the values, up to a chunk ahead, and shared
 // memory has no room until the product of A is done: then they come to the blocks of its queries
-// that only it has read: eight rows for 16 bytes of value columns, in them 16 bytes for eight
-// positions each. They are copied by rows, as all is, and read by columns; for both to hit
-// different banks, the eight rows are in another order for each of eight columns.
+// that only it has read: eight rows for eight value columns, one for each of eight positions, in it
+// 16 bytes for each of the pair's four such eights. They are copied by rows, as all is, and read by
+// columns; for both to hit different banks, the eight rows are in another order for each of eight
+// columns.
 struct Slopes {
   static constexpr int kColumns64 = 8 * 8 * 128;              // to a column 64 further
   static constexpr int kEight = (4 * 128) ^ (4 << 4);         // ^: from token t to t + 8
@@ -410,12 +411,13 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       if (pair > 0 || more)
         copies.saved_state(a.states, (pair > 0 ? here : next).saved(pieces),
                            smem + (pair > 0 ? kFirst : kLoaded));
-      if (pair > 0) arrive(kFirst);
+      if (pair > 0) arrive(kFirst);  // q of the first pair was waited for before D
       if (more) all ? copies.keys(pair, kPair) : copies.keys(pair, next_left(pair));
       if (pair == 0 && more) arrive(kLoaded);
       cp_async_commit();
-      // The next chunk's values of the pair behind, refilled in the last turn, while the state
-      // warps make the tiles: until kValues only the thread that has copied them touches them.
+      // The next chunk's values of the pair behind, refilled in the last turn and waited for with
+      // its slopes, while the state warps make the tiles: until kValues only the thread that has
+      // copied them touches them.
       if constexpr (kGated)
         if (more && pair < kPairs - 1) {
           copies.gate_values<kValueGate>(a, pair + 1, 1, all ? kPair : next_left(pair + 1));
@@ -427,11 +429,11 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       fence_async_proxy();  // wgmma reads what other threads have stored before the barrier
       pair_scores(smem, warp, lane, uint32_t(reset >> (32 * pair)));
       barrier_sync(kHelper, kHelperThreads);
-      // Before dv: its registers are free for the values' gates.
-      if (kGated) {
+      if (kGated) {  // on their way while dv is made; q behind them, so that they are waited for
+                     // alone
         slopes.copy(stores);
         cp_async_commit();
-        next_queries(pair);  // not before: slopes are waited for
+        next_queries(pair);
       }
 
       // ---- dv^T: value columns 64 m + 16 warp ... of the products with all of them
@@ -458,7 +460,8 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       wgmma_commit();
       wgmma_wait_all(dv[0], dv[1]);
       mbarrier_arrive_warp(smem + kFreeDh);
-      if (kGated) cp_async_wait<1>();  // slopes, which other warps read
+      // All but q: slopes, which other warps read, and the values that the next turn gates.
+      if (kGated) cp_async_wait<1>();
       barrier_sync(kState, kThreads);  // no helper's products read any longer, either
       if (more) all ? copies.gradients(pair, kPair) : copies.gradients(pair, next_left(pair));
       cp_async_commit();

@@ -40,9 +40,10 @@
 // last products are. It makes no difference whether the next chunk is of the same head or of the
 // next one. (In a CTA's first chunk q and all of dy come with the values.) h comes in one piece by
 // the copy engine, whose bytes count at `loaded` and `first`; q, f, v and dy, whose rows are
-// spread, by the helpers' cp.async, which count there by themselves, too: helpers do not wait for
-// what state warps need (by the engine, in boxes of 16 rows, they took 5 % longer:
-// docs/benchmarks_history.md).
+// spread, by the helpers' cp.async (by the engine, in boxes of 16 rows, they took 5 % longer:
+// docs/benchmarks_history.md). These count at `loaded` and `values` by themselves: no state warp
+// waits until a helper has got round to waiting for them. For D helpers wait for all, so that q and
+// dy of the first pair are there at `first` and `gradient`.
 //
 // Between the roles, once a pair: kRead (h, f and v are no longer read; dx_q, dx_f of the pair
 // behind are written), kTiles (bf16(dh), k, q of A and of dv are written, q no longer read), kState

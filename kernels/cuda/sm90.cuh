@@ -30,6 +30,7 @@ __device__ __forceinline__ void mbarrier_arrive_warp(uint32_t barrier) {
   __syncwarp();
 }
 // The same, by each thread when the cp.asyncs it has issued so far have arrived; it does not wait.
+// One more arrival of each thread of the warp, with which the mbarrier must have been made.
 __device__ __forceinline__ void cp_async_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
