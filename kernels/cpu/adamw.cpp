@@ -1,7 +1,8 @@
 // AdamW (Loshchilov & Hutter 2019), in the order of operations of PyTorch's:
 //   w *= 1 - lr wd;  m += (1-b1)(g-m);  v = b2 v + (1-b2) g^2;
 //   w -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)
-// Scalars are formed in double and rounded once to the element type.
+// Scalars are formed in double and rounded once to the element type. A weight in two halves
+// (core/dtype.h) is joined, updated and split again.
 // Twin: kernels/cuda/adamw.cu   Test: tests/ops/test_adamw.cpp
 #include <algorithm>
 #include <cmath>
@@ -10,6 +11,8 @@
 
 namespace hgrn {
 namespace {
+
+constexpr int64_t kBlock = 16384;  // elements of a task
 
 template <class T>
 struct Factors {
@@ -26,6 +29,20 @@ struct Factors {
         clip(T(clip_factor)) {}
 };
 
+void split_floats(uint16_t* upper, int16_t* lower /*or null*/, const float* w, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const SplitWeight half = split_weight(w[i]);
+    upper[i] = half.bf16;
+    if (lower) lower[i] = half.rest;
+  }
+}
+void join_floats(float* w, const uint16_t* upper, const int16_t* lower, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) w[i] = join_weight({upper[i], lower[i]});
+}
+uint16_t* upper_half(Tensor compute) {
+  return static_cast<uint16_t*>(compute.data);
+}
+
 template <class T>
 void update(T* w, T* m, T* v, const T* grad, int64_t n, const Factors<T>& f) {
 #pragma omp simd
@@ -40,7 +57,46 @@ void update(T* w, T* m, T* v, const T* grad, int64_t n, const Factors<T>& f) {
   }
 }
 
+// The same for weights in two halves, some at a time.
+void update(uint16_t* upper, int16_t* lower, float* m, float* v, const float* grad, int64_t n,
+            const Factors<float>& f) {
+  constexpr int64_t kPiece = 256;
+  float w[kPiece];
+  for (int64_t at = 0; at < n; at += kPiece) {
+    const int64_t count = std::min(kPiece, n - at);
+    join_floats(w, upper + at, lower + at, count);
+    update(w, m + at, v + at, grad + at, count, f);
+    split_floats(upper + at, lower + at, w, count);
+  }
+}
+
+// of and halves of n elements
+void check_halves(Tensor of, Tensor upper, Tensor lower, const char* name) {
+  check(upper.dtype == DType::bf16 && upper.numel() == of.numel() &&
+            (!lower || (lower.dtype == DType::i16 && lower.numel() == of.numel())),
+        "{}: {} and halves of {} {} and {} {}", name, of.shape.str(), name_of(upper.dtype),
+        upper.shape.str(), name_of(lower.dtype), lower.shape.str());
+}
+
 }  // namespace
+
+void CpuOps::split(Tensor compute, Tensor rest, Tensor master) {
+  check_halves(master, compute, rest, "split");
+  const int64_t n = master.numel();
+  cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
+    split_floats(upper_half(compute) + begin, rest ? rest.ptr<int16_t>() + begin : nullptr,
+                master.ptr<float>() + begin, end - begin);
+  });
+}
+
+void CpuOps::join(Tensor master, Tensor compute, Tensor rest) {
+  check_halves(master, compute, rest, "join");
+  const int64_t n = master.numel();
+  cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
+    join_floats(master.ptr<float>() + begin, upper_half(compute) + begin,
+               rest.ptr<int16_t>() + begin, end - begin);
+  });
+}
 
 void CpuOps::clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) {
   double* out = control.ptr<double>();
@@ -60,12 +116,20 @@ void CpuOps::adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor gra
   check(step.t >= 1, "adamw: updates count from 1, not from {}", step.t);
   const double* c = control.ptr<double>();
   if (c[2] == 0) return;
+  if (master.dtype == DType::i16) {
+    check_halves(grad, compute, master, "adamw");
+    const Factors<float> f(step, c[1]);
+    return cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
+      update(upper_half(compute) + begin, master.ptr<int16_t>() + begin, m.ptr<float>() + begin,
+             v.ptr<float>() + begin, grad.ptr<float>() + begin, end - begin, f);
+    });
+  }
   cpu::with_real(master.dtype, [&](auto zero) {
     using T = decltype(zero);
     const Factors<T> f(step, c[1]);
     T *w = master.ptr<T>(), *mean = m.ptr<T>(), *var = v.ptr<T>();
     const T* g = grad.ptr<T>();
-    cpu::parallel_blocks(n, 16384, n, [&](int64_t begin, int64_t end) {
+    cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
       update(w + begin, mean + begin, var + begin, g + begin, end - begin, f);
     });
   });

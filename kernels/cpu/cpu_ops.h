@@ -14,7 +14,7 @@
 
 namespace hgrn {
 
-class CpuOps final : public Ops {
+class CpuOps : public Ops {  // open to tests that want another act_dtype()
  public:
   explicit CpuOps(DType dtype);  // f32 or f64
 
@@ -90,6 +90,8 @@ class CpuOps final : public Ops {
   void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) override;
   void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad, const AdamStep& step,
              Tensor control) override;
+  void split(Tensor compute, Tensor rest, Tensor master) override;
+  void join(Tensor master, Tensor compute, Tensor rest) override;
 
  private:
   DType dtype_;

@@ -1,6 +1,8 @@
 // The update: sums for the loss and the gradient norm, clipping, AdamW.
 //   g = grad * factor;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   master = (1 - lr wd) master - lr/(1-b1^t) m / (sqrt(v/(1-b2^t)) + eps);  compute = cast(master)
+// A weight in two halves (core/dtype.h) is joined, updated and split again: 28 bytes an element are
+// moved, with a whole fp32 master and its bf16 copy 30.
 // The control block {norm, factor, ok} stays on the device: a step needs no wait, and where ok is
 // 0 nothing is written. Sums are taken in double, each CTA's part in a slot of its own and the
 // slots in order, so that a loss does not depend on who finished first.
@@ -72,9 +74,53 @@ struct AdamScalars {
   float keep, beta1, rest1, beta2, rest2, step_size, inverse_root2, eps;
 };
 
-template <class T, int kVec>
-__global__ __launch_bounds__(kThreads) void adamw_kernel(float* master, T* compute, float* m,
-                                                         float* v, const float* grad, int64_t n,
+// Weights as the update finds and leaves them: fp32 with a copy in T (or none), or two halves.
+template <class T>
+struct WholeWeights {
+  float* master;
+  T* compute;
+  template <int kVec>
+  __device__ __forceinline__ void load(float (&w)[kVec], int64_t at) const {
+    hgrn::load<kVec>(w, master + at);
+  }
+  template <int kVec>
+  __device__ __forceinline__ void store(const float (&w)[kVec], int64_t at) const {
+    hgrn::store<kVec>(master + at, w);
+    if (compute) hgrn::store<kVec>(compute + at, w);
+  }
+};
+
+struct SplitWeights {
+  uint16_t* upper;
+  int16_t* lower;  // absent: store() alone, which leaves it out
+
+  template <int kVec>
+  struct alignas(2 * kVec) Halves {
+    uint16_t v[kVec];
+  };
+  template <int kVec>
+  __device__ __forceinline__ void load(float (&w)[kVec], int64_t at) const {
+    const auto a = *reinterpret_cast<const Halves<kVec>*>(upper + at);
+    const auto b = *reinterpret_cast<const Halves<kVec>*>(lower + at);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) w[i] = join_weight({a.v[i], int16_t(b.v[i])});
+  }
+  template <int kVec>
+  __device__ __forceinline__ void store(const float (&w)[kVec], int64_t at) const {
+    Halves<kVec> a, b;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const SplitWeight half = split_weight(w[i]);
+      a.v[i] = half.bf16, b.v[i] = uint16_t(half.rest);
+    }
+    *reinterpret_cast<Halves<kVec>*>(upper + at) = a;
+    if (lower) *reinterpret_cast<Halves<kVec>*>(lower + at) = b;
+  }
+};
+
+template <class W, int kVec>
+__global__ __launch_bounds__(kThreads) void adamw_kernel(W weights, float* m, float* v,
+                                                         const float* grad, int64_t n,
                                                          AdamScalars s, const double* control) {
   if (control[2] == 0) return;
   const float factor = float(control[1]);
@@ -82,7 +128,7 @@ __global__ __launch_bounds__(kThreads) void adamw_kernel(float* master, T* compu
   if (at >= n) return;
   float w[kVec], m1[kVec], m2[kVec], g[kVec];
   load<kVec>(g, grad + at), load<kVec>(m1, m + at), load<kVec>(m2, v + at);
-  load<kVec>(w, master + at);
+  weights.load(w, at);
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
     g[i] *= factor;
@@ -90,8 +136,36 @@ __global__ __launch_bounds__(kThreads) void adamw_kernel(float* master, T* compu
     m2[i] = s.beta2 * m2[i] + s.rest2 * (g[i] * g[i]);
     w[i] = s.keep * w[i] - s.step_size * m1[i] / (sqrtf(m2[i]) * s.inverse_root2 + s.eps);
   }
-  store<kVec>(m + at, m1), store<kVec>(v + at, m2), store<kVec>(master + at, w);
-  if (compute) store<kVec>(compute + at, w);
+  store<kVec>(m + at, m1), store<kVec>(v + at, m2), weights.store(w, at);
+}
+
+// kJoin: master = the weights; else the reverse.
+template <bool kJoin, int kVec>
+__global__ __launch_bounds__(kThreads) void halves_kernel(float* master, SplitWeights weights,
+                                                          int64_t n) {
+  const int64_t at = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kVec;
+  if (at >= n) return;
+  float w[kVec];
+  if constexpr (kJoin)
+    weights.load(w, at), store<kVec>(master + at, w);
+  else
+    load<kVec>(w, master + at), weights.store(w, at);
+}
+
+// f(std::integral_constant<int, kVec>, CTAs) for a kernel over n elements, 4 a thread where all
+// pointers allow it.
+template <class F>
+void by_width(int64_t n, std::initializer_list<Tensor> tensors, F&& f) {
+  bool wide = n % 4 == 0;
+  for (const Tensor& t : tensors) wide = wide && reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+  const int64_t a_block = kThreads * (wide ? 4 : 1);
+  const auto blocks = unsigned((n + a_block - 1) / a_block);
+  if (wide) return f(std::integral_constant<int, 4>{}, blocks);
+  f(std::integral_constant<int, 1>{}, blocks);
+}
+
+SplitWeights halves_of(Tensor compute, Tensor rest) {
+  return {reinterpret_cast<uint16_t*>(compute.ptr<bf16>()), rest ? rest.ptr<int16_t>() : nullptr};
 }
 
 }  // namespace
@@ -151,18 +225,41 @@ void CudaOps::adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor gr
   s.step_size = float(step.lr / (1 - std::pow(step.beta1, double(step.t))));
   s.inverse_root2 = float(1 / std::sqrt(1 - std::pow(step.beta2, double(step.t))));
   s.eps = float(step.eps);
-  bool wide = n % 4 == 0;
-  for (const Tensor& t : {master, m, v, grad, compute})
-    wide = wide && reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+  const auto update = [&](auto weights) {
+    using W = decltype(weights);
+    by_width(n, {master, m, v, grad, compute}, [&](auto width, unsigned blocks) {
+      adamw_kernel<W, decltype(width)::value><<<blocks, kThreads, 0, stream_>>>(
+          weights, m.ptr<float>(), v.ptr<float>(), grad.ptr<float>(), n, s, control.ptr<double>());
+      CUDA_CHECK(cudaGetLastError());
+    });
+  };
+  if (master.dtype == DType::i16) return update(halves_of(compute, master));
   dispatch(compute ? compute.dtype : DType::f32, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto kernel = wide ? adamw_kernel<T, 4> : adamw_kernel<T, 1>;
-    const int64_t a_block = kThreads * (wide ? 4 : 1);
-    kernel<<<unsigned((n + a_block - 1) / a_block), kThreads, 0, stream_>>>(
-        master.ptr<float>(), compute ? compute.ptr<T>() : nullptr, m.ptr<float>(), v.ptr<float>(),
-        grad.ptr<float>(), n, s, control.ptr<double>());
+    update(WholeWeights<T>{master.ptr<float>(), compute ? compute.ptr<T>() : nullptr});
+  });
+}
+
+template <bool kJoin>
+void CudaOps::halves(Tensor master, Tensor compute, Tensor rest) {
+  const int64_t n = master.numel();
+  check(compute.numel() == n && (!rest || rest.numel() == n), "{}: master {}, halves {} and {}",
+        kJoin ? "join" : "split", master.shape.str(), compute.shape.str(), rest.shape.str());
+  if (n == 0) return;
+  by_width(n, {master, compute, rest}, [&](auto width, unsigned blocks) {
+    halves_kernel<kJoin, decltype(width)::value><<<blocks, kThreads, 0, stream_>>>(
+        master.ptr<float>(), halves_of(compute, rest), n);
     CUDA_CHECK(cudaGetLastError());
   });
+}
+
+void CudaOps::split(Tensor compute, Tensor rest, Tensor master) {
+  halves<false>(master, compute, rest);
+}
+
+void CudaOps::join(Tensor master, Tensor compute, Tensor rest) {
+  check(bool(rest) || master.numel() == 0, "join: the lower halves are absent");
+  halves<true>(master, compute, rest);
 }
 
 }  // namespace hgrn

@@ -92,6 +92,8 @@ class CudaOps final : public Ops {
   void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) override;
   void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad, const AdamStep& step,
              Tensor control) override;
+  void split(Tensor compute, Tensor rest, Tensor master) override;
+  void join(Tensor master, Tensor compute, Tensor rest) override;
 
   void norm_linear_forward(Tensor y, const NormInput& in, Tensor w, Tensor b) override;
   void glu_linear_forward(Tensor y, Tensor h, Tensor gu, Act act, Tensor w, Tensor b) override;
@@ -125,6 +127,8 @@ class CudaOps final : public Ops {
   void add_column_sums(Grad out, float* partial, int64_t partial_rows, const void* dy, int64_t N,
                        int64_t O);
   void reduce_to(Tensor out, Tensor x, bool squares);
+  template <bool kJoin>
+  void halves(Tensor master, Tensor compute, Tensor rest);  // adamw.cu: split() and join()
 
   DType act_dtype_;
   int device_ = 0;

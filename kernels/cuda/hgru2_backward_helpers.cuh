@@ -411,7 +411,7 @@ __device__ __forceinline__ void helper_warp(const Call<__nv_bfloat16>& a,
       if (pair > 0 || more)
         copies.saved_state(a.states, (pair > 0 ? here : next).saved(pieces),
                            smem + (pair > 0 ? kFirst : kLoaded));
-      if (pair > 0) arrive(kFirst);  // q of the first pair was waited for before D
+      if (pair > 0) mbarrier_arrive_warp(smem + kFirst);  // q was waited for before D
       if (more) all ? copies.keys(pair, kPair) : copies.keys(pair, next_left(pair));
       if (pair == 0 && more) arrive(kLoaded);
       cp_async_commit();

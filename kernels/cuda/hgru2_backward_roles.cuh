@@ -51,10 +51,10 @@ constexpr int kStash = kOut + 4 * kOutTile;   // [kStashed][state threads] uint4
 constexpr int kBarriers = kStash + kStashed * kStateThreads * 16;
 constexpr int kMbarriers = 7;
 constexpr int kBytes = kBarriers + 64;
-// The first three count each helper thread twice: when it arrives and when its copies do. `first`
-// is for the one pair behind that with which a chunk starts.
+// The first two count each helper thread twice: when it arrives and when its copies do. `first` is
+// for the one pair behind that with which a chunk starts.
 static_assert(kPairs == 2);
-constexpr int kCopiedMbarriers = 3;
+constexpr int kCopiedMbarriers = 2;
 constexpr int kLoaded = kBarriers, kValues = kBarriers + 8, kFirst = kBarriers + 16,
               kGradient = kBarriers + 24, kFreeDh = kBarriers + 32, kFree = kBarriers + 40,
               kStored = kBarriers + 48;

@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/host_device.h"
+
 namespace hgrn {
 
-enum class DType : uint8_t { f32, f64, bf16, f16, i32, u8 };
+enum class DType : uint8_t { f32, f64, bf16, f16, i32, i16, u8 };
 
 constexpr size_t size_of(DType t) {
   switch (t) {
@@ -14,7 +16,8 @@ constexpr size_t size_of(DType t) {
     case DType::f32:
     case DType::i32: return 4;
     case DType::bf16:
-    case DType::f16: return 2;
+    case DType::f16:
+    case DType::i16: return 2;
     case DType::u8: return 1;
   }
   return 0;
@@ -25,6 +28,7 @@ constexpr const char* name_of(DType t) {
     case DType::f64: return "f64";
     case DType::f32: return "f32";
     case DType::i32: return "i32";
+    case DType::i16: return "i16";
     case DType::bf16: return "bf16";
     case DType::f16: return "f16";
     case DType::u8: return "u8";
@@ -47,23 +51,52 @@ struct DTypeOf<int32_t> {
   static constexpr DType value = DType::i32;
 };
 template <>
+struct DTypeOf<int16_t> {
+  static constexpr DType value = DType::i16;
+};
+template <>
 struct DTypeOf<uint8_t> {
   static constexpr DType value = DType::u8;
 };
 
+HGRN_HD inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+HGRN_HD inline float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
 // Host-side conversions (files, tests). Round to nearest even; NaN stays NaN.
 inline float bf16_to_float(uint16_t h) {
-  uint32_t u = uint32_t(h) << 16;
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
+  return float_of(uint32_t(h) << 16);
 }
 
 inline uint16_t float_to_bf16(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
+  const uint32_t u = bits_of(f);
   if ((u & 0x7fffffffu) > 0x7f800000u) return uint16_t((u >> 16) | 0x40u);
   return uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// An fp32 weight in two halves, which are all of its bits: the nearest bf16, a tie away from zero,
+// which is what operations read, and what that lacks, the difference of the bit patterns. Ties go
+// so that the difference fits 16 bits (to nearest even it needs 2^16 + 1 values). NaN stays NaN,
+// not its bits.
+struct SplitWeight {
+  uint16_t bf16;
+  int16_t rest;
+};
+
+HGRN_HD inline SplitWeight split_weight(float weight) {
+  const uint32_t u = bits_of(weight);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {uint16_t((u >> 16) | 0x40u), 0};
+  return {uint16_t((u + 0x8000u) >> 16), int16_t(uint16_t(u))};
+}
+HGRN_HD inline float join_weight(SplitWeight w) {
+  return float_of((uint32_t(w.bf16) << 16) + uint32_t(int32_t(w.rest)));
 }
 
 inline float f16_to_float(uint16_t h) {
@@ -80,9 +113,7 @@ inline float f16_to_float(uint16_t h) {
   } else {
     u = sign;
   }
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
+  return float_of(u);
 }
 
 }  // namespace hgrn

@@ -65,22 +65,30 @@ ParamId ParamTable::pack(std::vector<ParamId> members) {
 }
 
 void ParamTable::finalize() {
+  struct Pass {
+    Decay decay;
+    ReadAs read_as;
+  };
   int64_t at = 0;
-  for (Decay pass : {Decay::yes, Decay::no}) {
+  wide_first_ = -1;
+  for (const Pass& pass : {Pass{Decay::yes, ReadAs::compute}, Pass{Decay::yes, ReadAs::master},
+                           Pass{Decay::no, ReadAs::master}, Pass{Decay::no, ReadAs::compute}}) {
     for (ParamId id = 0; id < ParamId(params_.size()); ++id) {
       Param& p = params_[id];
-      if (p.decay != pass) continue;
+      if (p.decay != pass.decay || p.read_as != pass.read_as) continue;
       const bool follows_in_pack = std::any_of(packs_.begin(), packs_.end(), [&](const Pack& k) {
         return std::find(k.members.begin() + 1, k.members.end(), id) != k.members.end();
       });
       if (!follows_in_pack) at = aligned(at);
       p.offset = at;
       at += p.stored.numel();
+      if (wide_first_ < 0 && p.read_as == ReadAs::master) wide_first_ = p.offset;
     }
     at = aligned(at);
-    if (pass == Decay::yes) decayed_ = at;
+    if (pass.decay == Decay::yes) decayed_ = at;
   }
   total_ = at;
+  if (wide_first_ < 0) wide_first_ = total_;
 }
 
 int64_t ParamTable::count() const {
@@ -129,6 +137,11 @@ bool GradLedger::first(const ParamTable& table, ParamId id) {
 Grad Weights::dw(ParamId id) const {
   if (id == kNoParam || !grad) return {};
   return {table->view(grad, id), ledger && ledger->first(*table, id)};
+}
+
+Tensor Weights::master_or_rest(FlatRange range) const {
+  if (range.begin < master_first) return rest.part(range);
+  return master.slice(range.begin - master_first, range.size());
 }
 
 Tensor Weights::w(ParamId id) const {

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/flat_range.h"
 #include "core/grad.h"
 #include "core/tensor.h"
 
@@ -64,11 +65,13 @@ class ParamTable {
   // them as one weight with their first axes summed: q, f and i become one GEMM.
   ParamId pack(std::vector<ParamId> members);
 
-  // Assigns offsets: [0, decayed()) holds the weights that decay, the rest follows.
+  // Assigns offsets: [0, decayed()) holds the weights that decay, the rest follows. Those that are
+  // read in fp32 lie together, none before wide_first().
   void finalize();
 
   int64_t total() const { return total_; }  // elements of a flat buffer, padding included
   int64_t decayed() const { return decayed_; }
+  int64_t wide_first() const { return wide_first_; }  // total() where there are none
   int64_t count() const;  // parameters of the model, without padding
   const std::vector<Param>& params() const { return params_; }
   ParamId find(std::string_view name) const;  // kNoParam if there is none
@@ -85,7 +88,7 @@ class ParamTable {
   };
   std::vector<Param> params_;
   std::vector<Pack> packs_;
-  int64_t total_ = 0, decayed_ = 0;
+  int64_t total_ = 0, decayed_ = 0, wide_first_ = 0;
 };
 
 // Which gradients a step has written so far. The first contribution to each overwrites what the
@@ -103,19 +106,22 @@ class GradLedger {
   std::vector<bool> written_;  // empty: before the first step, all gradients add to what is there
 };
 
-// A model's weights as operations see them. `compute` and `master` are the same buffer where the
-// activations are fp32.
+// A model's weights as operations and the optimizer see them. Where the activations are fp32,
+// `compute` and `master` are the same buffer. Where they are bf16, an fp32 master weight that no
+// operation reads as such is `compute` with what that lacks, `rest`; `master` has the others.
 struct Weights {
   const ParamTable* table = nullptr;
-  // (total) fp32 (double in gradient checks); without training, where the activations are
-  // narrower, the elements from master_first on: those that are read from it
+  Tensor compute;  // (total) in the precision of the activations
+  // fp32 (double in gradient checks), elements [master_first, total): 0, or table->wide_first()
   Tensor master;
   int64_t master_first = 0;
-  Tensor compute;                // (total) in the precision of the activations
+  RangedTensor rest;             // i16, of [0, master_first) what this rank updates; in training
   Tensor grad;                   // (total) as master
   GradLedger* ledger = nullptr;  // absent: every gradient is added to
 
   Tensor w(ParamId id) const;
+  // Of a range that this rank updates and that has one of the two: master or rest.
+  Tensor master_or_rest(FlatRange range) const;
   // For one operation, which writes it or adds to it: asking again means another contribution.
   Grad dw(ParamId id) const;
 };

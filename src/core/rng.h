@@ -5,11 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define HGRN_HD __host__ __device__
-#else
-#define HGRN_HD
-#endif
+#include "core/host_device.h"
 
 namespace hgrn {
 

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/rng.h"
 
 namespace hgrn {
@@ -31,32 +32,6 @@ struct Sampling {
 namespace sampling {
 
 constexpr int kWeightBits = 38;  // 2^24 tokens of 2^38 stay within 63 bits
-
-HGRN_HD inline uint32_t bits_of(float x) {
-#ifdef __CUDA_ARCH__
-  return __float_as_uint(x);
-#else
-  union {
-    float f;
-    uint32_t u;
-  } v;
-  v.f = x;
-  return v.u;
-#endif
-}
-
-HGRN_HD inline float float_of(uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(bits);
-#else
-  union {
-    uint32_t u;
-    float f;
-  } v;
-  v.u = bits;
-  return v.f;
-#endif
-}
 
 // Larger floats have larger keys; NaN is below all.
 HGRN_HD inline uint32_t key_of(float x) {

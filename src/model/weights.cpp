@@ -64,15 +64,19 @@ void fill(float* w, const Param& p, uint64_t key, const Draw& draw) {
 }  // namespace
 
 void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bool with_grad,
-                       Arena* shared) {
+                       Arena* shared, std::vector<FlatRange> updated) {
   weights_.table = &table;
   const bool narrow = ops.act_dtype() != ops.master_dtype();
-  weights_.master_first = 0;
-  if (narrow && !with_grad) {
-    weights_.master_first = table.total();
-    for (const Param& p : table.params())
-      if (p.read_as == ReadAs::master)
-        weights_.master_first = std::min(weights_.master_first, p.offset);
+  weights_.master_first = narrow ? table.wide_first() : 0;
+  weights_.rest = {};
+  if (narrow && with_grad) {
+    if (updated.empty()) updated.push_back({0, table.total()});
+    for (FlatRange r : updated) {
+      r.end = std::min(r.end, weights_.master_first);
+      if (r.begin < r.end) weights_.rest.ranges.push_back(r);
+    }
+    weights_.rest.data =
+        arena.take("lower halves of master weights", {total_size(weights_.rest.ranges)}, DType::i16);
   }
   weights_.master =
       arena.take("master weights", {table.total() - weights_.master_first}, ops.master_dtype());
@@ -83,27 +87,34 @@ void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bo
 }
 
 void WeightStore::set(Ops& ops, const std::vector<float>& master) {
-  const Tensor t = weights_.master;
-  check(int64_t(master.size()) == weights_.table->total(), "{} weights were given, {} expected",
-        master.size(), weights_.table->total());
-  if (weights_.master_first > 0) {
+  const Weights& w = weights_;
+  const Tensor t = w.master;
+  check(int64_t(master.size()) == w.table->total(), "{} weights were given, {} expected",
+        master.size(), w.table->total());
+  if (w.compute.data == t.data) {
+    if (t.dtype == DType::f64)
+      ops.upload(t, std::vector<double>(master.begin(), master.end()).data());
+    else
+      ops.upload(t, master.data());
+  } else if (w.grad) {
+    ops.upload(w.grad, master.data());
+    const int64_t first = w.master_first, count = w.table->total() - first;
+    ops.split(w.compute.slice(0, first), {}, w.grad.slice(0, first));
+    for (const FlatRange& r : w.rest.ranges)
+      ops.split(w.compute.slice(r.begin, r.size()), w.rest.part(r), w.grad.slice(r.begin, r.size()));
+    ops.copy(t, w.grad.slice(first, count));
+    ops.cast(w.compute.slice(first, count), t);
+    ops.zero(w.grad);
+  } else {
     set_zero(ops);
     std::vector<float> dense;
-    for (ParamId id = 0; id < ParamId(weights_.table->params().size()); ++id) {
-      const Param& p = weights_.table->params()[size_t(id)];
+    for (ParamId id = 0; id < ParamId(w.table->params().size()); ++id) {
+      const Param& p = w.table->params()[size_t(id)];
       dense.resize(size_t(p.shape.numel()));
       gather(dense.data(), master.data(), p, 0, p.shape.numel());
       set(ops, id, dense.data());
     }
-    return;
   }
-  if (t.dtype == DType::f64) {
-    const std::vector<double> wide(master.begin(), master.end());
-    ops.upload(t, wide.data());
-  } else {
-    ops.upload(t, master.data());
-  }
-  if (weights_.compute.data != t.data) ops.cast(weights_.compute, t);
 }
 
 void WeightStore::set_zero(Ops& ops) {
@@ -121,6 +132,7 @@ void WeightStore::set(Ops& ops, ParamId id, const float* values) {
     scatter(padded.data(), values, p, 0, p.shape.numel(), p.offset);
     values = padded.data();
   }
+  const bool split = p.offset < weights_.master_first;
   const auto put = [&](Tensor t) {
     if (t.dtype == DType::f32) return ops.upload(t, values);
     if (t.dtype == DType::f64) {
@@ -131,26 +143,37 @@ void WeightStore::set(Ops& ops, ParamId id, const float* values) {
           name_of(t.dtype));
     const std::unique_ptr<uint16_t[]> narrow(new uint16_t[size_t(n)]);
 #pragma omp parallel for
-    for (int64_t i = 0; i < n; ++i) narrow[size_t(i)] = float_to_bf16(values[i]);
+    for (int64_t i = 0; i < n; ++i)  // as in training
+      narrow[size_t(i)] = split ? split_weight(values[i]).bf16 : float_to_bf16(values[i]);
     ops.upload(t, narrow.get());
   };
-  if (p.offset >= weights_.master_first)
+  if (!split)
     put(weights_.master.slice(p.offset - weights_.master_first, n));
   if (weights_.compute.data != weights_.master.data && p.read_as == ReadAs::compute)
     put(weights_.compute.slice(p.offset, n));
 }
 
-std::vector<float> WeightStore::get(Ops& ops) const {
-  const Tensor t = weights_.master;
-  check(weights_.master_first == 0, "the master weights are not all here");
-  std::vector<float> host(size_t(t.numel()));
-  if (t.dtype == DType::f64) {
+std::vector<float> WeightStore::get(Ops& ops, const std::function<void(Tensor)>& gather,
+                                    bool wanted) const {
+  const Weights& w = weights_;
+  const bool split = w.compute.data != w.master.data;
+  check(!split || w.grad, "weights that are not trained have no master weights");
+  if (split) {
+    for (const FlatRange& r : w.rest.ranges)
+      ops.join(w.grad.slice(r.begin, r.size()), w.compute.slice(r.begin, r.size()), w.rest.part(r));
+    ops.copy(w.grad.slice(w.master_first, w.master.numel()), w.master);
+    if (gather) gather(w.grad);
+  }
+  const Tensor t = split ? w.grad : w.master;
+  std::vector<float> host(wanted ? size_t(t.numel()) : 0);
+  if (wanted && t.dtype == DType::f64) {
     std::vector<double> wide(host.size());
     ops.download(wide.data(), t);
     host.assign(wide.begin(), wide.end());
-  } else {
+  } else if (wanted) {
     ops.download(host.data(), t);
   }
+  if (split) ops.zero(w.grad);
   return host;
 }
 

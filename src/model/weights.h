@@ -1,7 +1,10 @@
-// The memory of a model's weights: fp32 master copy, the copy that operations read (the same
-// buffer where activations are fp32), and gradients. Without gradients (evaluation, generation) of
-// the master copy only what operations read of it: norm weights and Gamma.
+// The memory of a model's weights and gradients. Where activations are bf16, a master weight is
+// split: the upper half of its 32 bits is the weight that operations read, rounded to nearest, the
+// lower lies apart, on the rank that updates it alone, and without training nowhere. What
+// operations read in fp32, norm weights and Gamma, is kept so. core/params.h has the buffers.
+// (Megatron's optimizer calls the lower halves parameter remainders.)
 #pragma once
+#include <functional>
 #include <vector>
 
 #include "core/arena.h"
@@ -14,13 +17,18 @@ class WeightStore {
  public:
   // Takes the buffers from the arena (unbound: only counted).
   // `shared`: another one for what ranks exchange, compute weights and gradients.
+  // `updated`: what this rank updates, ascending (default: all).
   void take(Arena& arena, const Ops& ops, const ParamTable& table, bool with_grad,
-            Arena* shared = nullptr);
+            Arena* shared = nullptr, std::vector<FlatRange> updated = {});
 
   const Weights& weights() const { return weights_; }
-  // Flat host values, table.total() of them; the compute copy follows.
+  // Flat host values, table.total() of them. Where masters are split, these and get() use the
+  // gradients' memory on the way: gradients are zero afterwards.
   void set(Ops& ops, const std::vector<float>& master);
-  std::vector<float> get(Ops& ops) const;  // needs the whole master copy
+  // gather: makes a flat buffer whole of which each rank has what it updates; for several ranks,
+  // which all call get(). Those that want nothing get nothing.
+  std::vector<float> get(Ops& ops, const std::function<void(Tensor)>& gather = {},
+                         bool wanted = true) const;
 
   // The same a parameter at a time, so that no flat copy is needed: zero all, then give each one's
   // values (its true shape, without padded rows).

@@ -198,8 +198,14 @@ class Ops {
   virtual void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) = 0;
   // One AdamW update of flat buffers with gradients grad * control.factor; nothing at all is
   // written where control.ok is 0. compute = cast(master) unless it is absent or master itself.
+  // Or compute is bf16 and master i16: the two halves of the master weights (split()).
   virtual void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad,
                      const AdamStep& step, Tensor control) = 0;
+
+  // compute (n) bf16 and rest (n) i16 = master (n) f32, as core/dtype.h splits a weight; rest may be
+  // absent. join: the reverse.
+  virtual void split(Tensor compute, Tensor rest, Tensor master) = 0;
+  virtual void join(Tensor master, Tensor compute, Tensor rest) = 0;
 
   // ---- decoding
   // y = linear(norm(...)) and y = linear(glu): one kernel each where rows are few. What lies

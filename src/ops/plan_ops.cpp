@@ -98,6 +98,8 @@ class PlanOps final : public Ops {
   void adamw(Tensor, Tensor, Tensor, Tensor, Tensor, const AdamStep&, Tensor) override {
     not_run();
   }
+  void split(Tensor, Tensor, Tensor) override { not_run(); }
+  void join(Tensor, Tensor, Tensor) override { not_run(); }
   void sample(Tensor, Tensor, Tensor, Tensor, Tensor, int64_t, const Sampling&) override {
     not_run();
   }

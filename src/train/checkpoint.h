@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/flat_range.h"
 #include "core/params.h"
-#include "train/flat_range.h"
 #include "train/manifest.h"
 
 namespace hgrn {

@@ -48,12 +48,6 @@ Placed part_of(const Param& p, const std::vector<FlatRange>& ranges) {
   return found;
 }
 
-int64_t total_size(const std::vector<FlatRange>& ranges) {
-  int64_t size = 0;
-  for (const FlatRange& range : ranges) size += range.end - range.begin;
-  return size;
-}
-
 TensorInfo tensor(const std::string& name, const Shape& shape) {
   TensorInfo t;
   t.name = name;

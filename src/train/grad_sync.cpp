@@ -54,7 +54,7 @@ FlatRange Bucket::owned(int rank, int world) const {
 
 std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t target) {
   std::vector<Bucket> pieces = pieces_of(model), buckets;
-  const int64_t decayed = model.params().decayed();
+  const int64_t decayed = model.params().decayed(), wide = model.params().wide_first();
   int64_t left = 0;  // elements of layers and head in pieces to come
   for (const Bucket& p : pieces) left += p.stage >= 0 ? p.end - p.begin : 0;
   const auto full = [&](const Bucket& b, int next_stage) {
@@ -64,7 +64,7 @@ std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t 
   };
   for (auto p = pieces.rbegin(); p != pieces.rend(); ++p) {
     const bool open = !buckets.empty() && buckets.back().begin == p->end && p->end != decayed &&
-                      !full(buckets.back(), p->stage) && p->stage <= buckets.back().stage &&
+                      p->end != wide && !full(buckets.back(), p->stage) && p->stage <= buckets.back().stage &&
                       (p->stage >= 0 || buckets.back().stage < 0);
     if (p->stage >= 0) left -= p->end - p->begin;
     if (!open) {
@@ -152,10 +152,10 @@ void GradSync::drop() {
 
 // ---- weights
 
-void GradSync::gather(const Bucket& b, Tensor flat) {
-  const int64_t even = b.part * comm_.world();
-  comm_.all_gather(flat.slice(b.begin, even));
-  last_ = comm_.broadcast(flat.slice(b.begin + even, b.end - b.begin - even), comm_.world() - 1);
+void GradSync::gather(const Bucket& b, Tensor flat, int64_t first) {
+  const int64_t begin = b.begin - first, even = b.part * comm_.world();
+  comm_.all_gather(flat.slice(begin, even));
+  last_ = comm_.broadcast(flat.slice(begin + even, b.end - b.begin - even), comm_.world() - 1);
 }
 
 void GradSync::update_weights(const Weights& w, const std::function<void(FlatRange)>& update) {
@@ -165,7 +165,7 @@ void GradSync::update_weights(const Weights& w, const std::function<void(FlatRan
   for (auto b = buckets_.rbegin(); b != buckets_.rend(); ++b) {  // forward's order
     update(b->owned(comm_.rank(), comm_.world()));
     gather(*b, w.compute);
-    if (two && b->master) gather(*b, w.master);
+    if (two && b->master) gather(*b, w.master, w.master_first);
     gathers_.push_back({b->stage, last_});
   }
 }
@@ -178,11 +178,10 @@ void GradSync::before_forward(int stage) {
   gathers_.erase(gathers_.begin(), gathers_.begin() + int64_t(n));
 }
 
-void GradSync::gather_master(const Weights& w) {
+void GradSync::gather_whole(Tensor flat) {
   if (!sharded_) return;
   before_forward(INT32_MAX);
-  if (w.compute.data == w.master.data) return;
-  for (const Bucket& b : buckets_) gather(b, w.master);
+  for (const Bucket& b : buckets_) gather(b, flat);
   comm_.wait(last_);
 }
 

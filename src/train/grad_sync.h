@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/flat_range.h"
 #include "model/config.h"
 #include "model/lm.h"
 #include "ops/comm.h"
-#include "train/flat_range.h"
 
 namespace hgrn {
 
@@ -23,7 +23,7 @@ struct Bucket {
   int64_t begin = 0, end = 0;  // elements of the flat buffers
   int stage = -1;              // of LanguageModel::Hooks: complete after its backward
   int64_t part = 0;            // elements of one rank's equal part
-  bool master = false;         // some operation reads its fp32 weights
+  bool master = false;         // some operation reads its fp32 weights; all of Weights::master
   FlatRange owned(int rank, int world) const;
 };
 
@@ -56,12 +56,12 @@ class GradSync {
   // and each bucket's parts go to all ranks while the next is updated.
   void update_weights(const Weights& w, const std::function<void(FlatRange)>& update);
   void before_forward(int stage);
-  // Whole fp32 weights on every rank, for a checkpoint. Waits.
-  void gather_master(const Weights& w);
+  // A flat buffer of which each rank has what it updates becomes whole, for a checkpoint. Waits.
+  void gather_whole(Tensor flat);
 
  private:
   void reduce(const Bucket& b);
-  void gather(const Bucket& b, Tensor flat);
+  void gather(const Bucket& b, Tensor flat, int64_t first = 0);  // flat starts at `first`
   Comm::Ticket last_ = 0;
   Comm& comm_;
   Ops& ops_;

@@ -6,25 +6,24 @@ namespace hgrn {
 
 void Optimizer::take(Arena& arena, const ParamTable& table, std::vector<FlatRange> ranges) {
   if (ranges.empty()) ranges.push_back({0, table.total()});
-  ranges_ = std::move(ranges);
   decayed_ = table.decayed();
-  int64_t size = 0;
-  for (const FlatRange& r : ranges_) size += r.end - r.begin;
-  m_ = arena.take("optimizer moments", {size}, ops_.master_dtype());
-  v_ = arena.take("optimizer moments", {size}, ops_.master_dtype());
+  for (RangedTensor* moment : {&m_, &v_}) {
+    moment->ranges = ranges;
+    moment->data = arena.take("optimizer moments", {total_size(ranges)}, ops_.master_dtype());
+  }
   numbers_.all = arena.take("loss and optimizer scalars", {6}, DType::f64);
 }
 
 void Optimizer::zero_state() {
-  ops_.zero(m_);
-  ops_.zero(v_);
+  ops_.zero(m_.data);
+  ops_.zero(v_.data);
 }
 
 void Optimizer::sum_squares(const Weights& w) {
   const Tensor sum = numbers_.square_sum();
   ops_.zero(sum);
-  for (const FlatRange& r : ranges_)
-    if (r.begin < r.end) ops_.square_sum(sum, w.grad.slice(r.begin, r.end - r.begin));
+  for (const FlatRange& r : m_.ranges)
+    if (r.begin < r.end) ops_.square_sum(sum, w.grad.slice(r.begin, r.size()));
 }
 
 void Optimizer::decide(double lr, int64_t t) {
@@ -34,17 +33,15 @@ void Optimizer::decide(double lr, int64_t t) {
 }
 
 void Optimizer::update(const Weights& w, FlatRange range) {
-  const auto part = [&](int64_t first, int64_t last, double weight_decay) {
-    const int64_t count = last - first;
-    if (count <= 0) return;
+  for (FlatRange part{range.begin, range.begin}; part.begin < range.end; part.begin = part.end) {
+    part.end = range.end;
+    for (const int64_t cut : {decayed_, w.master_first})
+      if (part.begin < cut) part.end = std::min(part.end, cut);
     AdamStep adam = adam_;
-    adam.weight_decay = weight_decay;
-    ops_.adamw(w.master.slice(first, count), w.compute.slice(first, count),
-               moment(m_, {first, last}), moment(v_, {first, last}), w.grad.slice(first, count),
-               adam, numbers_.control());
-  };
-  part(range.begin, std::min(range.end, decayed_), config_.weight_decay);
-  part(std::max(range.begin, decayed_), range.end, 0);
+    if (part.begin >= decayed_) adam.weight_decay = 0;
+    ops_.adamw(w.master_or_rest(part), w.compute.slice(part.begin, part.size()), m_.part(part),
+               v_.part(part), w.grad.slice(part.begin, part.size()), adam, numbers_.control());
+  }
 }
 
 StepVerdict Optimizer::verdict(int64_t later) const {
@@ -56,36 +53,21 @@ StepVerdict Optimizer::verdict(int64_t later) const {
 int64_t Optimizer::start_step(const Weights& w, double lr, int64_t t) {
   sum_squares(w);
   decide(lr, t);
-  for (const FlatRange& r : ranges_) update(w, r);
+  for (const FlatRange& r : m_.ranges) update(w, r);
   return numbers_later();
 }
 
 void Optimizer::set(const std::vector<float>& m, const std::vector<float>& v) {
-  check(int64_t(m.size()) == m_.numel() && v.size() == m.size(), "moments of another size");
-  ops_.upload(m_, m.data());
-  ops_.upload(v_, v.data());
+  check(int64_t(m.size()) == m_.data.numel() && v.size() == m.size(), "moments of another size");
+  ops_.upload(m_.data, m.data());
+  ops_.upload(v_.data, v.data());
 }
 
-// A part of a moment by its place in the flat buffers; it must lie in one of ranges_.
-Tensor Optimizer::moment(Tensor t, FlatRange range) const {
-  int64_t before = 0;
-  for (const FlatRange& r : ranges_) {
-    if (r.begin <= range.begin && range.end <= r.end)
-      return t.slice(before + range.begin - r.begin, range.end - range.begin);
-    before += r.end - r.begin;
-  }
-  fail(Exit::failed, "moments of [{}, {}) are not on this rank", range.begin, range.end);
-}
-
-std::vector<float> Optimizer::get(Tensor t, const std::vector<FlatRange>& ranges) const {
+std::vector<float> Optimizer::get(const RangedTensor& moment,
+                                  const std::vector<FlatRange>& ranges) const {
   std::vector<float> host;
-  if (ranges.empty()) {
-    host.resize(size_t(t.numel()));
-    ops_.download(host.data(), t);
-    return host;
-  }
-  for (const FlatRange& r : ranges) {
-    const Tensor part = moment(t, r);
+  for (const FlatRange& r : ranges.empty() ? moment.ranges : ranges) {
+    const Tensor part = moment.part(r);
     const size_t before = host.size();
     host.resize(before + size_t(part.numel()));
     if (part.numel() > 0) ops_.download(host.data() + before, part);

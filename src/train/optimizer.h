@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/flat_range.h"
 #include "model/config.h"
 #include "model/weights.h"
-#include "train/flat_range.h"
 
 namespace hgrn {
 
@@ -62,13 +62,11 @@ class Optimizer {
   void set(const std::vector<float>& m, const std::vector<float>& v);
 
  private:
-  std::vector<float> get(Tensor t, const std::vector<FlatRange>& ranges) const;
-  Tensor moment(Tensor t, FlatRange range) const;
+  std::vector<float> get(const RangedTensor& moment, const std::vector<FlatRange>& ranges) const;
   Ops& ops_;
   const OptimConfig config_;
-  std::vector<FlatRange> ranges_;
   int64_t decayed_ = 0;  // elements, before the others
-  Tensor m_ /*(sum of ranges)*/, v_ /*(sum of ranges)*/;
+  RangedTensor m_, v_;    // of what this rank updates
   StepNumbers numbers_;
   AdamStep adam_{};  // of this step
 };

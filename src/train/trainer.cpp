@@ -46,6 +46,7 @@ Exit Trainer::train() {
     if (const int signal = stop_signal(); signal != 0) {
       // Ranks that save must have begun the same collectives before.
       if (!ranks_->alone() && ahead_error_) std::rethrow_exception(std::exchange(ahead_error_, {}));
+      sync_->drop();  // the save may want the gradients' memory
       save(/*wait=*/true);
       if (ranks_->first())
         log_warn("stopped by signal {} after step {}; the same command{} goes on from there",
@@ -287,9 +288,10 @@ void Trainer::save(bool wait) {
   const double started = now_s();
   Snapshot s;
   s.table = &model_->params();
-  sync_->gather_master(weights_.weights());
   store_->wait();  // or the copies below would stand beside those of the save before
-  if (ranks_->first()) s.master = weights_.get(*ops_);
+  sync_->before_forward(INT32_MAX);  // all that the update gathered is there
+  s.master = weights_.get(
+      *ops_, [this](Tensor flat) { sync_->gather_whole(flat); }, /*wanted=*/ranks_->first());
   s.ranges = sync_->owned();
   s.m = optimizer_->get_m(s.ranges);
   s.v = optimizer_->get_v(s.ranges);

@@ -143,7 +143,7 @@ void Trainer::allocate() {
   Arena arena("weights and optimizer"), shared("weights and gradients that ranks exchange");
   auto layout = [&] {
     weights_.take(arena, *ops_, model_->params(), /*with_grad=*/true,
-                  ranks_->alone() ? nullptr : &shared);
+                  ranks_->alone() ? nullptr : &shared, sync_->updated());
     optimizer_->take(arena, model_->params(), sync_->updated());
     sync_->take(shared);
     monitor_->take(arena);

@@ -94,6 +94,19 @@ class Bench {
     ops_->upload(t, values.data());
     return t;
   }
+  // What lies in memory, 16 bits an element.
+  std::vector<uint16_t> halves(Tensor t) const {
+    REQUIRE(size_of(t.dtype) == 2);
+    std::vector<uint16_t> host(size_t(t.numel()));
+    ops_->download(host.data(), t);
+    return host;
+  }
+  std::vector<float> floats(Tensor t) const {
+    std::vector<float> host(size_t(t.numel()));
+    REQUIRE(t.dtype == DType::f32);
+    ops_->download(host.data(), t);
+    return host;
+  }
   Values read(Tensor t) const {
     Values out(static_cast<size_t>(t.numel()));
     if (t.dtype == DType::f64) {

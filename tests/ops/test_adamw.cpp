@@ -124,6 +124,70 @@ TEST_CASE("adamw: the compute copy follows, in its own type", "[ops]") {
   }
 }
 
+TEST_CASE("split: two halves are all bits of a weight, the upper one is the nearest bf16", "[ops]") {
+  // Every upper half with lower ones around the tie, and random ones.
+  std::vector<float> weights;
+  std::mt19937 random(5);
+  for (uint32_t upper = 0; upper < 0x10000; ++upper)
+    for (uint32_t lower : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu, uint32_t(random()) & 0xffffu})
+      weights.push_back(float_of(upper << 16 | lower));
+  for (size_t count : {weights.size(), size_t(4099)})  // whole packs, and a tail
+    for (const Backend& backend : backends()) {
+      INFO(backend.name);
+      Bench b(backend.open());
+      const auto n = int64_t(count);
+      const Tensor master = b.empty({n}, DType::f32), again = b.empty({n}, DType::f32);
+      const Tensor upper = b.empty({n}, DType::bf16), lower = b.empty({n}, DType::i16);
+      const Tensor alone = b.zeros({n}, DType::bf16);
+      b->upload(master, weights.data());
+      b->split(upper, lower, master);
+      b->split(alone, {}, master);
+      b->join(again, upper, lower);
+      CHECK(b.halves(alone) == b.halves(upper));
+      const std::vector<uint16_t> half = b.halves(upper);
+      const std::vector<float> joined = b.floats(again);
+      for (size_t i = 0; i < count; ++i) {
+        const float w = weights[i], u = bf16_to_float(half[i]);
+        CAPTURE(bits_of(w), half[i], bits_of(joined[i]));
+        if (std::isnan(w)) {
+          REQUIRE((std::isnan(u) && std::isnan(joined[i])));
+          continue;
+        }
+        REQUIRE(bits_of(joined[i]) == bits_of(w));
+        const bool tie = (bits_of(w) & 0xffffu) == 0x8000u;
+        REQUIRE(half[i] == (tie ? uint16_t((bits_of(w) >> 16) + 1) : float_to_bf16(w)));
+      }
+    }
+}
+
+TEST_CASE("adamw: weights in two halves are updated like whole ones", "[ops]") {
+  for (const Backend& backend : backends()) {
+    INFO(backend.name);
+    Bench b(backend.open());
+    for (int64_t n : {int64_t(40001), int64_t(40004)}) {  // one by one, and by packs
+      const size_t count = size_t(n);
+      const Tensor whole = b.real({n}, normals(count, 1), DType::f32);
+      const Tensor upper = b.empty({n}, DType::bf16), lower = b.empty({n}, DType::i16);
+      b->split(upper, lower, whole);
+      Tensor m[2], v[2];
+      for (int i = 0; i < 2; ++i) m[i] = b.zeros({n}, DType::f32), v[i] = b.zeros({n}, DType::f32);
+      const Tensor go = b.real({3}, {1.0, 0.25, 1.0}, DType::f64),
+                   stop = b.real({3}, {double(NAN), 1.0, 0.0}, DType::f64);
+      for (int t = 1; t <= 5; ++t) {
+        const Tensor g = b.real({n}, normals(count, unsigned(10 + t), 0, 0.1), DType::f32);
+        b->adamw(whole, {}, m[0], v[0], g, step_at(t), go);
+        b->adamw(lower, upper, m[1], v[1], g, step_at(t), go);
+        b->adamw(lower, upper, m[1], v[1], g, step_at(t), stop);
+      }
+      const Tensor joined = b.empty({n}, DType::f32);
+      b->join(joined, upper, lower);
+      CHECK(b.floats(joined) == b.floats(whole));
+      CHECK(b.floats(m[1]) == b.floats(m[0]));
+      CHECK(b.floats(v[1]) == b.floats(v[0]));
+    }
+  }
+}
+
 TEST_CASE("clip control: norm, factor and the verdict", "[ops]") {
   for (const Backend& backend : backends()) {
     INFO(backend.name);

@@ -75,7 +75,7 @@ class Steps {
     Arena arena("weights and optimizer"), shared("weights and gradients that ranks exchange");
     for (int pass = 0; pass < 2; ++pass) {
       weights_.take(arena, ops, model_.params(), /*with_grad=*/true,
-                    ranks.alone() ? nullptr : &shared);
+                    ranks.alone() ? nullptr : &shared, sync_.updated());
       optimizer_.take(arena, model_.params(), sync_.updated());
       sync_.take(shared);
       if (pass > 0) continue;

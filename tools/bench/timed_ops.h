@@ -82,6 +82,12 @@ class TimedOps final : public Ops {
   void clip_control(Tensor control, Tensor square_sum, Tensor nll_sum, double max_norm) override;
   void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad, const AdamStep& step,
              Tensor control) override;
+  void split(Tensor compute, Tensor rest, Tensor master) override {
+    ops_.split(compute, rest, master);
+  }
+  void join(Tensor master, Tensor compute, Tensor rest) override {
+    ops_.join(master, compute, rest);
+  }
   void sample(Tensor tokens, Tensor history, Tensor seen, Tensor step, Tensor logits, int64_t vocab,
               const Sampling& s) override {
     timed("sample", [&] { ops_.sample(tokens, history, seen, step, logits, vocab, s); });
