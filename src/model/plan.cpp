@@ -36,9 +36,11 @@ MemoryPlan count_memory(const Config& c, int64_t micro_batch, int64_t gpus, bool
   const auto ops = planning_ops(c, cpu);
   LanguageModel model(*ops, c.model, c.optim.decay == DecayKind::all);
   const size_t total = size_t(model.params().total());
+  const size_t shards = c.train.zero == 1 ? size_t(gpus) : 1;
   Arena state("state");
   WeightStore weights;
-  weights.take(state, *ops, model.params(), /*with_grad=*/true);
+  weights.take(state, *ops, model.params(), /*with_grad=*/true, nullptr,
+               {{0, int64_t(total / shards)}});
   Arena acts("activations");
   model.layout(
       acts, {.B = micro_batch, .T = c.data.seq_len, .train = true, .recompute = c.train.recompute});
@@ -49,7 +51,7 @@ MemoryPlan count_memory(const Config& c, int64_t micro_batch, int64_t gpus, bool
     m.rows.push_back({name, bytes});
     m.peak += bytes;
   };
-  const size_t shards = c.train.zero == 1 ? size_t(gpus) : 1, moments = 8 * total / shards;
+  const size_t moments = 8 * total / shards;
   add(shards > 1 ? fmt::format("optimizer moments (1/{} of them)", shards)
                  : std::string("optimizer moments"),
       moments);

@@ -11,8 +11,8 @@ constexpr Card kCards[] = {
 };
 
 constexpr double kChunk = 64;        // tokens between two saved states
-constexpr double kUpdateBytes = 34;  // a weight: gradient read twice (norm, AdamW), master and two
-                                     // moments read and written, the bf16 copy written
+constexpr double kUpdateBytes = 32;  // a weight: gradient read twice (norm, AdamW), master, of which
+                                     // a bf16 weight is half, and two moments read and written
 constexpr double kGradBytes = 8;     // a weight and micro-batch: fp32 gradient read and written
 
 }  // namespace

@@ -78,8 +78,8 @@ void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bo
     weights_.rest.data =
         arena.take("lower halves of master weights", {total_size(weights_.rest.ranges)}, DType::i16);
   }
-  weights_.master =
-      arena.take("master weights", {table.total() - weights_.master_first}, ops.master_dtype());
+  weights_.master = arena.take(narrow ? "weights read in fp32" : "master weights",
+                               {table.total() - weights_.master_first}, ops.master_dtype());
   Arena& moved = shared ? *shared : arena;
   weights_.compute =
       narrow ? moved.take("compute weights", {table.total()}, ops.act_dtype()) : weights_.master;
