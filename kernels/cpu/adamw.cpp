@@ -85,7 +85,7 @@ void CpuOps::split(Tensor compute, Tensor rest, Tensor master) {
   const int64_t n = master.numel();
   cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
     split_floats(upper_half(compute) + begin, rest ? rest.ptr<int16_t>() + begin : nullptr,
-                master.ptr<float>() + begin, end - begin);
+                 master.ptr<float>() + begin, end - begin);
   });
 }
 
@@ -94,7 +94,7 @@ void CpuOps::join(Tensor master, Tensor compute, Tensor rest) {
   const int64_t n = master.numel();
   cpu::parallel_blocks(n, kBlock, n, [&](int64_t begin, int64_t end) {
     join_floats(master.ptr<float>() + begin, upper_half(compute) + begin,
-               rest.ptr<int16_t>() + begin, end - begin);
+                rest.ptr<int16_t>() + begin, end - begin);
   });
 }
 

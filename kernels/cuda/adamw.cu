@@ -247,8 +247,8 @@ void CudaOps::halves(Tensor master, Tensor compute, Tensor rest) {
         kJoin ? "join" : "split", master.shape.str(), compute.shape.str(), rest.shape.str());
   if (n == 0) return;
   by_width(n, {master, compute, rest}, [&](auto width, unsigned blocks) {
-    halves_kernel<kJoin, decltype(width)::value><<<blocks, kThreads, 0, stream_>>>(
-        master.ptr<float>(), halves_of(compute, rest), n);
+    halves_kernel<kJoin, decltype(width)::value>
+        <<<blocks, kThreads, 0, stream_>>>(master.ptr<float>(), halves_of(compute, rest), n);
     CUDA_CHECK(cudaGetLastError());
   });
 }

@@ -81,10 +81,10 @@ inline uint16_t float_to_bf16(float f) {
   return uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-// An fp32 weight in two halves, which are all of its bits: the nearest bf16, a tie away from zero,
-// which is what operations read, and what that lacks, the difference of the bit patterns. Ties go
-// so that the difference fits 16 bits (to nearest even it needs 2^16 + 1 values). NaN stays NaN,
-// not its bits.
+// An fp32 weight in two halves of 16 bits:  bits of the weight = (bf16 << 16) + rest, rest in
+// [-2^15, 2^15).  bf16 is the nearest, so that operations may read it; a tie goes away from zero:
+// to the nearest even, rest would need 2^15 as well. 0x3f80c000 is 0x3f81 and -0x4000. NaN stays
+// NaN, not its bits.
 struct SplitWeight {
   uint16_t bf16;
   int16_t rest;

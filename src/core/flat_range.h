@@ -8,7 +8,7 @@
 
 namespace hgrn {
 
-// [begin, end), elements, padding included; end -1: to the end.
+// [begin, end), elements, padding included; end -1: to the end, where a function says so.
 struct FlatRange {
   int64_t begin = 0, end = -1;
   int64_t size() const { return end - begin; }

@@ -57,8 +57,9 @@ ParamId ParamTable::add(Param param) {
 ParamId ParamTable::pack(std::vector<ParamId> members) {
   for (size_t i = 1; i < members.size(); ++i) {
     check(members[i] == members[i - 1] + 1, "packed parameters must be added one after another");
-    check(params_[members[i]].decay == params_[members[0]].decay, "packed {} differ in decay",
-          params_[members[i]].name);
+    const Param &p = params_[members[i]], &first = params_[members[0]];
+    check(p.decay == first.decay && p.read_as == first.read_as,
+          "packed {} and {} differ in decay or in how they are read", first.name, p.name);
   }
   packs_.push_back({std::move(members)});
   return kFirstPack + ParamId(packs_.size()) - 1;

@@ -72,7 +72,7 @@ class ParamTable {
   int64_t total() const { return total_; }  // elements of a flat buffer, padding included
   int64_t decayed() const { return decayed_; }
   int64_t wide_first() const { return wide_first_; }  // total() where there are none
-  int64_t count() const;  // parameters of the model, without padding
+  int64_t count() const;                              // parameters of the model, without padding
   const std::vector<Param>& params() const { return params_; }
   ParamId find(std::string_view name) const;  // kNoParam if there is none
 
@@ -107,20 +107,23 @@ class GradLedger {
 };
 
 // A model's weights as operations and the optimizer see them. Where the activations are fp32,
-// `compute` and `master` are the same buffer. Where they are bf16, an fp32 master weight that no
-// operation reads as such is `compute` with what that lacks, `rest`; `master` has the others.
+// `compute` and `master` are the same buffer. Where they are bf16, masters are split
+// (core/dtype.h): before master_first an fp32 master weight is its upper half, `compute`, and its
+// lower, `rest`; from there on, where norm weights and Gamma lie, which operations read in fp32, it
+// is whole, in `master`. A bias that does not decay lies there, too, and has both.
 struct Weights {
   const ParamTable* table = nullptr;
   Tensor compute;  // (total) in the precision of the activations
   // fp32 (double in gradient checks), elements [master_first, total): 0, or table->wide_first()
   Tensor master;
   int64_t master_first = 0;
-  RangedTensor rest;             // i16, of [0, master_first) what this rank updates; in training
+  RangedTensor rest;             // i16; in training, of [0, master_first) what this rank updates
   Tensor grad;                   // (total) as master
   GradLedger* ledger = nullptr;  // absent: every gradient is added to
 
   Tensor w(ParamId id) const;
-  // Of a range that this rank updates and that has one of the two: master or rest.
+  bool split() const { return compute.dtype != master.dtype; }
+  // Of a range that this rank updates, on one side of master_first: master or rest.
   Tensor master_or_rest(FlatRange range) const;
   // For one operation, which writes it or adds to it: asking again means another contribution.
   Grad dw(ParamId id) const;

@@ -52,9 +52,10 @@ MemoryPlan count_memory(const Config& c, int64_t micro_batch, int64_t gpus, bool
     m.peak += bytes;
   };
   const size_t moments = 8 * total / shards;
-  add(shards > 1 ? fmt::format("optimizer moments (1/{} of them)", shards)
-                 : std::string("optimizer moments"),
-      moments);
+  const std::string share = shards > 1 ? fmt::format(" (1/{} of them)", shards) : "";
+  for (Arena::Row& row : m.rows)
+    if (row.name == kLowerHalves) row.name += share;
+  add("optimizer moments" + share, moments);
   if (gpus > 1 && c.train.reduce_dtype == ReduceDType::bf16)
     add("gradients on their way (bf16)", 2 * total);
   m.rows.insert(m.rows.end(), acts.rows().begin(), acts.rows().end());

@@ -10,10 +10,11 @@ constexpr Card kCards[] = {
     {"A100", 252e12, 1.83e12, 312e12, 79},
 };
 
-constexpr double kChunk = 64;        // tokens between two saved states
-constexpr double kUpdateBytes = 32;  // a weight: gradient read twice (norm, AdamW), master, of which
-                                     // a bf16 weight is half, and two moments read and written
-constexpr double kGradBytes = 8;     // a weight and micro-batch: fp32 gradient read and written
+constexpr double kChunk = 64;  // tokens between two saved states
+// A weight and step: gradient read twice (norm, AdamW), master weight and two moments read and
+// written.
+constexpr double kUpdateBytes = 2 * 4 + 3 * 8;
+constexpr double kGradBytes = 8;  // a weight and micro-batch: fp32 gradient read and written
 
 }  // namespace
 

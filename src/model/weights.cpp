@@ -75,8 +75,7 @@ void WeightStore::take(Arena& arena, const Ops& ops, const ParamTable& table, bo
       r.end = std::min(r.end, weights_.master_first);
       if (r.begin < r.end) weights_.rest.ranges.push_back(r);
     }
-    weights_.rest.data =
-        arena.take("lower halves of master weights", {total_size(weights_.rest.ranges)}, DType::i16);
+    weights_.rest.data = arena.take(kLowerHalves, {total_size(weights_.rest.ranges)}, DType::i16);
   }
   weights_.master = arena.take(narrow ? "weights read in fp32" : "master weights",
                                {table.total() - weights_.master_first}, ops.master_dtype());
@@ -91,7 +90,7 @@ void WeightStore::set(Ops& ops, const std::vector<float>& master) {
   const Tensor t = w.master;
   check(int64_t(master.size()) == w.table->total(), "{} weights were given, {} expected",
         master.size(), w.table->total());
-  if (w.compute.data == t.data) {
+  if (!w.split()) {
     if (t.dtype == DType::f64)
       ops.upload(t, std::vector<double>(master.begin(), master.end()).data());
     else
@@ -101,7 +100,8 @@ void WeightStore::set(Ops& ops, const std::vector<float>& master) {
     const int64_t first = w.master_first, count = w.table->total() - first;
     ops.split(w.compute.slice(0, first), {}, w.grad.slice(0, first));
     for (const FlatRange& r : w.rest.ranges)
-      ops.split(w.compute.slice(r.begin, r.size()), w.rest.part(r), w.grad.slice(r.begin, r.size()));
+      ops.split(w.compute.slice(r.begin, r.size()), w.rest.part(r),
+                w.grad.slice(r.begin, r.size()));
     ops.copy(t, w.grad.slice(first, count));
     ops.cast(w.compute.slice(first, count), t);
     ops.zero(w.grad);
@@ -118,8 +118,9 @@ void WeightStore::set(Ops& ops, const std::vector<float>& master) {
 }
 
 void WeightStore::set_zero(Ops& ops) {
+  check(!weights_.rest.data, "weights in training are set all at once");
   ops.zero(weights_.master);
-  if (weights_.compute.data != weights_.master.data) ops.zero(weights_.compute);
+  if (weights_.split()) ops.zero(weights_.compute);
 }
 
 void WeightStore::set(Ops& ops, ParamId id, const float* values) {
@@ -147,16 +148,14 @@ void WeightStore::set(Ops& ops, ParamId id, const float* values) {
       narrow[size_t(i)] = split ? split_weight(values[i]).bf16 : float_to_bf16(values[i]);
     ops.upload(t, narrow.get());
   };
-  if (!split)
-    put(weights_.master.slice(p.offset - weights_.master_first, n));
-  if (weights_.compute.data != weights_.master.data && p.read_as == ReadAs::compute)
-    put(weights_.compute.slice(p.offset, n));
+  if (!split) put(weights_.master.slice(p.offset - weights_.master_first, n));
+  if (weights_.split() && p.read_as == ReadAs::compute) put(weights_.compute.slice(p.offset, n));
 }
 
 std::vector<float> WeightStore::get(Ops& ops, const std::function<void(Tensor)>& gather,
-                                    bool wanted) const {
+                                    bool wanted) {
   const Weights& w = weights_;
-  const bool split = w.compute.data != w.master.data;
+  const bool split = w.split();
   check(!split || w.grad, "weights that are not trained have no master weights");
   if (split) {
     for (const FlatRange& r : w.rest.ranges)

@@ -1,8 +1,7 @@
-// The memory of a model's weights and gradients. Where activations are bf16, a master weight is
-// split: the upper half of its 32 bits is the weight that operations read, rounded to nearest, the
-// lower lies apart, on the rank that updates it alone, and without training nowhere. What
-// operations read in fp32, norm weights and Gamma, is kept so. core/params.h has the buffers.
-// (Megatron's optimizer calls the lower halves parameter remainders.)
+// The memory of a model's weights and gradients. Where activations are bf16, the master weights
+// that operations read as bf16 are split: the weight that is read is the upper half, the lower lies
+// apart, on the rank that updates it alone, and without training nowhere. core/params.h has the
+// buffers. (Megatron's optimizer calls the lower halves parameter remainders.)
 #pragma once
 #include <functional>
 #include <vector>
@@ -12,6 +11,9 @@
 #include "ops/ops.h"
 
 namespace hgrn {
+
+// Their row in a plan of memory.
+constexpr const char* kLowerHalves = "lower halves of master weights";
 
 class WeightStore {
  public:
@@ -28,10 +30,10 @@ class WeightStore {
   // gather: makes a flat buffer whole of which each rank has what it updates; for several ranks,
   // which all call get(). Those that want nothing get nothing.
   std::vector<float> get(Ops& ops, const std::function<void(Tensor)>& gather = {},
-                         bool wanted = true) const;
+                         bool wanted = true);
 
-  // The same a parameter at a time, so that no flat copy is needed: zero all, then give each one's
-  // values (its true shape, without padded rows).
+  // Without gradients, a parameter at a time, so that no flat copy is needed: zero all, then give
+  // each one's values (its true shape, without padded rows).
   void set_zero(Ops& ops);
   void set(Ops& ops, ParamId id, const float* values);
 

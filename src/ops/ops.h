@@ -202,8 +202,8 @@ class Ops {
   virtual void adamw(Tensor master, Tensor compute, Tensor m, Tensor v, Tensor grad,
                      const AdamStep& step, Tensor control) = 0;
 
-  // compute (n) bf16 and rest (n) i16 = master (n) f32, as core/dtype.h splits a weight; rest may be
-  // absent. join: the reverse.
+  // compute (n) bf16 and rest (n) i16 = master (n) f32, as core/dtype.h splits a weight; rest may
+  // be absent. join: the reverse.
   virtual void split(Tensor compute, Tensor rest, Tensor master) = 0;
   virtual void join(Tensor master, Tensor compute, Tensor rest) = 0;
 

@@ -29,10 +29,9 @@ std::vector<Bucket> pieces_of(const LanguageModel& model) {
     const int stage = model.stage_of(id);
     if (pieces.empty() || p.offset % kPartAlign == 0) {
       if (!pieces.empty()) pieces.back().end = p.offset;
-      pieces.push_back({p.offset, 0, stage, 0, false});
+      pieces.push_back({p.offset, 0, stage, 0});
     }
     pieces.back().stage = std::min(pieces.back().stage, stage);
-    pieces.back().master |= p.read_as == ReadAs::master;
   }
   if (!pieces.empty()) pieces.front().begin = 0, pieces.back().end = table.total();
   return pieces;
@@ -64,7 +63,8 @@ std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t 
   };
   for (auto p = pieces.rbegin(); p != pieces.rend(); ++p) {
     const bool open = !buckets.empty() && buckets.back().begin == p->end && p->end != decayed &&
-                      p->end != wide && !full(buckets.back(), p->stage) && p->stage <= buckets.back().stage &&
+                      p->end != wide && !full(buckets.back(), p->stage) &&
+                      p->stage <= buckets.back().stage &&
                       (p->stage >= 0 || buckets.back().stage < 0);
     if (p->stage >= 0) left -= p->end - p->begin;
     if (!open) {
@@ -74,7 +74,6 @@ std::vector<Bucket> make_buckets(const LanguageModel& model, int world, int64_t 
     Bucket& b = buckets.back();
     b.begin = p->begin;
     b.stage = p->stage;
-    b.master |= p->master;
   }
   std::stable_sort(buckets.begin(), buckets.end(),
                    [](const Bucket& a, const Bucket& b) { return a.stage > b.stage; });
@@ -160,12 +159,11 @@ void GradSync::gather(const Bucket& b, Tensor flat, int64_t first) {
 
 void GradSync::update_weights(const Weights& w, const std::function<void(FlatRange)>& update) {
   if (!sharded_) return update(all_[0]);
-  const bool two = w.compute.data != w.master.data;
   gathers_.clear();
   for (auto b = buckets_.rbegin(); b != buckets_.rend(); ++b) {  // forward's order
     update(b->owned(comm_.rank(), comm_.world()));
     gather(*b, w.compute);
-    if (two && b->master) gather(*b, w.master, w.master_first);
+    if (w.split() && b->begin >= w.master_first) gather(*b, w.master, w.master_first);
     gathers_.push_back({b->stage, last_});
   }
 }

@@ -23,7 +23,6 @@ struct Bucket {
   int64_t begin = 0, end = 0;  // elements of the flat buffers
   int stage = -1;              // of LanguageModel::Hooks: complete after its backward
   int64_t part = 0;            // elements of one rank's equal part
-  bool master = false;         // some operation reads its fp32 weights; all of Weights::master
   FlatRange owned(int rank, int world) const;
 };
 

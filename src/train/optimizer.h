@@ -1,7 +1,7 @@
-// AdamW over the flat buffers of a WeightStore: decayed weights first, then the others; two calls
-// whatever the model, or one a bucket where each rank updates its own part (ZeRO-1). The verdict on
-// a step (finite or not, clip factor) is taken on the device before anything is written, from the
-// same numbers on all ranks.
+// AdamW over the flat buffers of a WeightStore, cut where decay ends and where whole masters begin:
+// two calls whatever the model, or one a bucket where each rank updates its own part (ZeRO-1). The
+// verdict on a step (finite or not, clip factor) is taken on the device before anything is written,
+// from the same numbers on all ranks.
 #pragma once
 #include <vector>
 
@@ -66,7 +66,7 @@ class Optimizer {
   Ops& ops_;
   const OptimConfig config_;
   int64_t decayed_ = 0;  // elements, before the others
-  RangedTensor m_, v_;    // of what this rank updates
+  RangedTensor m_, v_;   // of what this rank updates
   StepNumbers numbers_;
   AdamStep adam_{};  // of this step
 };

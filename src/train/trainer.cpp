@@ -95,7 +95,8 @@ void Trainer::forward_backward(int64_t step) {
 }
 
 // The same for the step after this one, while the device still works on this one. Not where
-// something comes in between that reads gradients or waits for the device. Several ranks decide
+// something comes in between that reads gradients, wants their memory (a save), or waits for the
+// device. Several ranks decide
 // alike, since gradients leave for their sum here: by the step alone, not by a signal of one's own.
 void Trainer::run_ahead(int64_t step) {
   const TrainConfig& t = config_.train;
@@ -289,7 +290,7 @@ void Trainer::save(bool wait) {
   Snapshot s;
   s.table = &model_->params();
   store_->wait();  // or the copies below would stand beside those of the save before
-  sync_->before_forward(INT32_MAX);  // all that the update gathered is there
+  sync_->before_forward(INT32_MAX);  // whole masters are gathered by the update
   s.master = weights_.get(
       *ops_, [this](Tensor flat) { sync_->gather_whole(flat); }, /*wanted=*/ranks_->first());
   s.ranges = sync_->owned();

@@ -72,8 +72,8 @@ struct Rank {
 };
 
 inline void each_rank(const Engine& e, int world, const std::function<void(Rank&, int)>& body,
-               const std::function<void(std::vector<Rank>&)>& look, double timeout_s = 60,
-               const std::function<bool()>& lost = {}) {
+                      const std::function<void(std::vector<Rank>&)>& look, double timeout_s = 60,
+                      const std::function<bool()>& lost = {}) {
   MemoryStore store;
   std::vector<Rank> ranks(static_cast<size_t>(world));
   std::vector<std::thread> threads;

@@ -124,12 +124,14 @@ TEST_CASE("adamw: the compute copy follows, in its own type", "[ops]") {
   }
 }
 
-TEST_CASE("split: two halves are all bits of a weight, the upper one is the nearest bf16", "[ops]") {
+TEST_CASE("split: two halves are all bits of a weight, the upper one is the nearest bf16",
+          "[ops]") {
   // Every upper half with lower ones around the tie, and random ones.
   std::vector<float> weights;
   std::mt19937 random(5);
   for (uint32_t upper = 0; upper < 0x10000; ++upper)
-    for (uint32_t lower : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu, uint32_t(random()) & 0xffffu})
+    for (uint32_t lower :
+         {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu, uint32_t(random()) & 0xffffu})
       weights.push_back(float_of(upper << 16 | lower));
   for (size_t count : {weights.size(), size_t(4099)})  // whole packs, and a tail
     for (const Backend& backend : backends()) {
