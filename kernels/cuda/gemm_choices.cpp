@@ -38,7 +38,7 @@ constexpr auto k64x256 = CUBLASLT_MATMUL_TILE_64x256, k144x128 = CUBLASLT_MATMUL
                k128x160 = CUBLASLT_MATMUL_TILE_128x160, k176x128 = CUBLASLT_MATMUL_TILE_176x128,
                k128x256 = CUBLASLT_MATMUL_TILE_128x256, k256x128 = CUBLASLT_MATMUL_TILE_256x128;
 constexpr auto k2x1 = CUBLASLT_CLUSTER_SHAPE_2x1x1, k1x2 = CUBLASLT_CLUSTER_SHAPE_1x2x1,
-               k2x4 = CUBLASLT_CLUSTER_SHAPE_2x4x1;
+               k2x4 = CUBLASLT_CLUSTER_SHAPE_2x4x1, k4x2 = CUBLASLT_CLUSTER_SHAPE_4x2x1;
 constexpr Line kLines[] = {
     // 44M: D = 512, F = 1365 stored as 1408
     forward_choice(1536, 512, k128x160, k2x1),
@@ -87,6 +87,10 @@ constexpr Line kLines[] = {
     weight_gradient_choice(11264, 2048, k344x128, k1x2, 0),
     weight_gradient_choice(11264, 2048, k256x128, k2x4),
     weight_gradient_choice(2048, 5632, k176x256, k1x2, 1),
+    // 2.9B: D = 2560, F = 6912
+    forward_choice(7680, 2560, k128x256, k2x1),
+    forward_choice(50304, 2560, k176x128, k1x2),
+    weight_gradient_choice(7680, 2560, k128x160, k4x2),
 };
 
 bool fits(const Line& line, int major, const GemmCall& g) {
