@@ -96,8 +96,8 @@ void Trainer::forward_backward(int64_t step) {
 
 // The same for the step after this one, while the device still works on this one. Not where
 // something comes in between that reads gradients, wants their memory (a save), or waits for the
-// device. Several ranks decide
-// alike, since gradients leave for their sum here: by the step alone, not by a signal of one's own.
+// device. Several ranks decide alike, since gradients leave for their sum here: by the step alone,
+// not by a signal of one's own.
 void Trainer::run_ahead(int64_t step) {
   const TrainConfig& t = config_.train;
   const auto due = [&](int64_t every) { return every > 0 && (step - 1) % every == 0; };

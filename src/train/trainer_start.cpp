@@ -271,9 +271,8 @@ void Trainer::start() {
 }
 
 void Trainer::load_state(const std::string& dir) {
-  const size_t total = size_t(model_->params().total());
-  size_t owned = 0;
-  for (const FlatRange& r : sync_->updated()) owned += size_t(r.end - r.begin);
+  const size_t total = size_t(model_->params().total()),
+               owned = size_t(total_size(sync_->updated()));
   std::vector<float> master(total), m(owned), v(owned);
   TrainerState state;
   load_checkpoint(dir, model_->params(), master.data(), m.data(), v.data(), &state,

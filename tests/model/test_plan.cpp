@@ -4,6 +4,7 @@
 #include "catch.h"
 #include "model/lm.h"
 #include "model/plan.h"
+#include "model/weights.h"
 #include "ops/plan_ops.h"
 #include "temp_folder.h"
 
@@ -31,6 +32,22 @@ TEST_CASE("plan: the roofline's products are the model's", "[model]") {
     const double recurrence = 3.0 * double(c.model.num_hidden_layers) * 4 *
                               double(c.model.hidden_size * c.model.expand_ratio);
     CHECK(flops == Approx(model.flops_per_token() - recurrence).epsilon(1e-9));
+  }
+}
+
+TEST_CASE("plan: a bf16 weight takes 16 bytes, with ZeRO-1 six and its share of ten", "[model]") {
+  const Config c = config_of("hgrn2_1b.json");
+  for (int64_t gpus : {1, 8}) {
+    const Plan p = make_plan(c, {.gpus = gpus});
+    double shared = 0, whole = 0;
+    for (const auto& [name, bytes] : p.memory.rows) {
+      const auto is = [&, row = name](const char* start) { return row.rfind(start, 0) == 0; };
+      if (is(kLowerHalves) || is("optimizer moments")) shared += double(bytes);
+      if (is("compute weights") || is("gradients") || is("weights read in fp32"))
+        whole += double(bytes);
+    }
+    CHECK(shared == Approx(10.0 * double(p.total_parameters) / double(gpus)).epsilon(2e-3));
+    CHECK(whole == Approx(6.0 * double(p.total_parameters)).epsilon(2e-3));
   }
 }
 
